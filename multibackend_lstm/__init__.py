@@ -1,0 +1,65 @@
+"""Recurrent models on (batch, time, channels, features) tensors, alike on every Keras backend.
+
+The public names are loaded on first use (PEP 562): importing this package imports neither
+keras nor a backend, so `KERAS_BACKEND` may still be set afterwards.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from wrapt import register_post_import_hook
+
+if TYPE_CHECKING:
+    from multibackend_lstm.data import (
+        flatten_features,
+        load_basic_motions,
+        unflatten_features,
+    )
+    from multibackend_lstm.layers import (
+        Channelwise,
+        FlattenFeatures,
+        TimeDistributed,
+        TimeDistributedConv,
+    )
+    from multibackend_lstm.models import SOLUTIONS, build_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SOLUTIONS",
+    "Channelwise",
+    "FlattenFeatures",
+    "TimeDistributed",
+    "TimeDistributedConv",
+    "build_model",
+    "flatten_features",
+    "load_basic_motions",
+    "unflatten_features",
+]
+
+_MODULE_OF = {
+    "SOLUTIONS": "models",
+    "Channelwise": "layers",
+    "FlattenFeatures": "layers",
+    "TimeDistributed": "layers",
+    "TimeDistributedConv": "layers",
+    "build_model": "models",
+    "flatten_features": "data",
+    "load_basic_motions": "data",
+    "unflatten_features": "data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# A saved model names its layers as "multibackend_lstm>..."; Keras finds them once the module
+# that registers them is imported, so that follows the import of keras, whichever comes first.
+register_post_import_hook(lambda _: import_module(f"{__name__}.layers"), "keras")

@@ -1,0 +1,41 @@
+"""The TensorFlow backend."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from keras import tree
+
+from multibackend_lstm.backends import numpy
+
+
+def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
+    """As in `backends/numpy.py`; where a graph does not know `time`, in a `tf.while_loop`."""
+    if isinstance(time, int):
+        return numpy.concatenate_steps(call_steps, time, size)
+
+    def swap_batch_and_time(x: tf.Tensor) -> tf.Tensor:
+        return tf.transpose(x, (1, 0, *range(2, x.shape.rank)))
+
+    # The first call gives the structure and dtypes that the loop has to know beforehand.
+    # A TensorArray concatenates along its first axis, so its parts have time first.
+    first = call_steps(0, tf.minimum(size, time))
+    parts = [swap_batch_and_time(x) for x in tree.flatten(first)]
+    calls = tf.maximum((time + size - 1) // size, 1)
+    arrays = [
+        tf.TensorArray(
+            part.dtype, calls, infer_shape=False, element_shape=(None, *part.shape[1:])
+        ).write(0, part)
+        for part in parts
+    ]
+
+    def body(call: tf.Tensor, arrays: list[tf.TensorArray]) -> Any:
+        start = call * size
+        outputs = tree.flatten(call_steps(start, tf.minimum(start + size, time)))
+        return call + 1, [
+            array.write(call, swap_batch_and_time(x))
+            for array, x in zip(arrays, outputs, strict=True)
+        ]
+
+    _, arrays = tf.while_loop(lambda call, _: call < calls, body, (1, arrays))
+    return tree.pack_sequence_as(first, [swap_batch_and_time(array.concat()) for array in arrays])

@@ -1,0 +1,5 @@
+"""The PyTorch backend."""
+
+from multibackend_lstm.backends.numpy import concatenate_steps
+
+__all__ = ["concatenate_steps"]

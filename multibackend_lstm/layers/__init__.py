@@ -1,0 +1,8 @@
+"""Keras layers, written only against the public API of keras."""
+
+from multibackend_lstm.layers.channelwise import Channelwise
+from multibackend_lstm.layers.conv_features import TimeDistributedConv
+from multibackend_lstm.layers.flatten_features import FlattenFeatures
+from multibackend_lstm.layers.time_distributed import TimeDistributed
+
+__all__ = ["Channelwise", "FlattenFeatures", "TimeDistributed", "TimeDistributedConv"]

@@ -1,0 +1,219 @@
+"""TimeDistributed: one call of a layer for all time steps."""
+
+import inspect
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from multibackend_lstm import backends
+from multibackend_lstm.layers.folding import TracedFunction, call_for_masks, fold, unfold
+from multibackend_lstm.layers.validation import (
+    Shape,
+    check_mask,
+    check_positive,
+    check_rank,
+    describe_shape,
+    reduce_mask,
+)
+
+
+# Models and recurrent layers take a mask of their own time axis.
+_TAKES_SEQUENCES = (keras.Model, keras.layers.RNN, keras.layers.Bidirectional)
+
+
+def sublayers(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """The layer itself and, for models and wrappers, the layers in it."""
+    yield layer
+    for inner in [*getattr(layer, "layers", []), getattr(layer, "layer", None)]:
+        if isinstance(inner, keras.layers.Layer):
+            yield from sublayers(inner)
+
+
+def accepts(layer: keras.layers.Layer, argument: str) -> bool:
+    """Whether `layer.call` takes `argument`."""
+    return argument in inspect.signature(layer.call).parameters
+
+
+@keras.saving.register_keras_serializable(package="multibackend_lstm")
+class TimeDistributed(keras.layers.Wrapper):
+    """Applies a layer to every time step: `(batch, time, *axes)` to `(batch, time, *out_axes)`.
+
+    Takes the place of `keras.layers.TimeDistributed`, with its constructor, weights and values,
+    and loads its saved weights. Keras calls the layer once a step, in a Python loop; here time
+    is folded into the batch, `(batch * time, *axes)`, and the layer is called once. The result
+    is the same for every layer that treats the samples of a batch independently of each other.
+
+    Three kinds of layer do not:
+
+    - `BatchNormalization` in training takes its statistics over batch and time together, and
+      updates its moving statistics once a call. (The loop takes them over the batch at each
+      step, and updates once a step.)
+    - Dropout draws one mask over batch and time, where the loop draws a mask at each step: the
+      distribution is the same, the numbers differ.
+    - A recurrent layer with `stateful=True` would carry its state from step to step in a loop.
+      It is refused.
+
+    Example:
+        >>> frames = keras.Input((None, 64, 64, 3))        # (batch, time, height, width, colours)
+        >>> TimeDistributed(keras.layers.Conv2D(8, 3))(frames).shape
+        (None, None, 62, 62, 8)
+
+    Args:
+        layer: a `keras.layers.Layer`, or a whole model. It may take and return nested
+            structures (lists, tuples, dicts) of tensors that share batch and time.
+        steps_per_call: `None` folds all steps at once. An integer bounds the memory that a
+            call on a long sequence needs: it folds that many steps at a time.
+        **kwargs: the arguments of every `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: tensor of shape `(batch, time, *axes)`, of rank 3 or more, or a nested structure
+            of such tensors. Batch and time may be unknown. Each layer inside casts its input
+            by its own dtype policy; the wrapper casts nothing.
+        training: passed to the layer.
+        mask: boolean tensor of shape `(batch, time)` or `(batch, time, ...)` (nested as the
+            inputs are). A layer whose `call` takes a mask gets it folded: one with axes after
+            time as `(batch * time, ...)`, a mask of the layer's own input; a `(batch, time)`
+            mask as one boolean a sample, as in Keras, except for models and recurrent layers:
+            those expect a mask of their own time axis, of which it says nothing.
+            The output carries the mask that the layer computes where it computes one
+            (an `Embedding` with `mask_zero`), else the `(batch, time)` mask.
+
+    Raises:
+        ValueError: for an input of rank 2 or less, inputs that differ in batch or time, a mask
+            whose shape does not begin its input's, a `stateful` layer.
+    """
+
+    def __init__(
+        self, layer: keras.layers.Layer, steps_per_call: int | None = None, **kwargs: Any
+    ) -> None:
+        if not isinstance(layer, keras.layers.Layer):
+            raise ValueError(
+                "TimeDistributed: `layer` must be a `keras.layers.Layer` instance. "
+                f"Received {layer!r} of type {type(layer).__name__}."
+            )
+        for inner in sublayers(layer):
+            if getattr(inner, "stateful", False):
+                raise ValueError(
+                    f"TimeDistributed: layer '{inner.name}' has `stateful=True`, and its state "
+                    "would have to pass from one time step to the next, which a single call "
+                    "for all steps cannot do. Use `stateful=False`, or "
+                    "`keras.layers.TimeDistributed`."
+                )
+        if steps_per_call is not None:
+            check_positive("TimeDistributed", "steps_per_call", steps_per_call)
+        super().__init__(layer, autocast=False, **kwargs)
+        self.steps_per_call = steps_per_call
+        self.supports_masking = True
+
+    def build(self, input_shape: Any) -> None:
+        """Build the layer for one time step."""
+        super().build(tree.map_shape_structure(self._step_shape, input_shape))
+        shapes: list[Shape] = []
+        tree.map_shape_structure(shapes.append, input_shape)
+        if self.steps_per_call is not None and shapes[0][1] is None:
+            # XLA has no loop over steps of unknown number whose last turn is a shorter one.
+            self.supports_jit = False
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The layer's output shape, with time put after batch."""
+        shapes: list[Shape] = []
+        step_shape = tree.map_shape_structure(
+            lambda shape: shapes.append(shape) or self._step_shape(shape), input_shape
+        )
+        return tree.map_shape_structure(
+            lambda shape: (shape[0], shapes[0][1], *shape[1:]),
+            self.layer.compute_output_shape(step_shape),
+        )
+
+    def compute_output_spec(
+        self, inputs: Any, training: bool | None = None, mask: Any = None
+    ) -> Any:
+        """Traced, since the layer inside decides the dtypes; for all steps at once."""
+        function = TracedFunction(lambda x, m: self._call_layer(x, training, m, None))
+        return function.compute_output_spec(inputs, mask)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Fold time into batch, call the layer, unfold."""
+        return self._call_layer(inputs, training, mask, self.steps_per_call)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        """The mask that the layer computes for its output, or the `(batch, time)` mask."""
+        self._check(inputs, previous_mask)
+        return call_for_masks(self._output_mask, inputs, previous_mask)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {**super().get_config(), "steps_per_call": self.steps_per_call}
+
+    def _call_layer(
+        self, inputs: Any, training: bool | None, mask: Any, steps_per_call: int | None
+    ) -> Any:
+        self._check(inputs, mask)
+        layer_mask = self._mask_for_layer(mask)
+        arguments: dict[str, Any] = {}
+        if training is not None and accepts(self.layer, "training"):
+            arguments["training"] = training
+        batch, time = ops.shape(tree.flatten(inputs)[0])[:2]
+
+        def call_steps(start: Any, stop: Any) -> Any:
+            def fold_steps(x: Any) -> Any:
+                return None if x is None else fold(x[:, start:stop])
+
+            if layer_mask is not None:
+                arguments["mask"] = tree.map_structure(fold_steps, layer_mask)
+            outputs = self.layer(tree.map_structure(fold_steps, inputs), **arguments)
+            return tree.map_structure(lambda x: unfold(x, (batch, stop - start)), outputs)
+
+        if steps_per_call is None:
+            return call_steps(0, time)
+        return backends.active().concatenate_steps(call_steps, time, steps_per_call)
+
+    def _output_mask(self, inputs: Any, mask: Any) -> Any:
+        sizes = ops.shape(tree.flatten(inputs)[0])[:2]
+        time_masks = [reduce_mask(m) for m in tree.flatten(mask) if m is not None]
+        # With several inputs a step is valid where it is in each of them.
+        time_mask = reduce(ops.logical_and, time_masks) if time_masks else None
+        layer_mask = tree.map_structure(
+            lambda m: None if m is None else fold(m), self._mask_for_layer(mask)
+        )
+        computed = None
+        if self.layer.supports_masking:
+            computed = self.layer.compute_mask(tree.map_structure(fold, inputs), layer_mask)
+
+        def output_mask(m: Any) -> Any:
+            # A mask without axes after time is the time mask itself, come through the layer.
+            return time_mask if m is None or len(m.shape) < 2 else unfold(m, sizes)
+
+        return tree.map_structure(output_mask, computed)
+
+    def _mask_for_layer(self, mask: Any) -> Any:
+        """The part of the mask that goes to the layer, with batch and time still apart."""
+        if not accepts(self.layer, "mask"):
+            return None
+        if isinstance(self.layer, _TAKES_SEQUENCES):
+            mask = tree.map_structure(
+                lambda m: None if m is None or len(m.shape) == 2 else m, mask
+            )
+        return mask if any(m is not None for m in tree.flatten(mask)) else None
+
+    def _step_shape(self, shape: Shape) -> Shape:
+        check_rank(self.name, shape, minimum=3)
+        return (shape[0], *shape[2:])
+
+    def _check(self, inputs: Any, mask: Any) -> None:
+        shapes = [tuple(x.shape) for x in tree.flatten(inputs)]
+        for shape in shapes:
+            check_rank(self.name, shape, minimum=3)
+        for axis in (0, 1):
+            if len({shape[axis] for shape in shapes} - {None}) > 1:
+                raise ValueError(
+                    f"{self.name}: all inputs must share batch and time. Received "
+                    + ", ".join(map(describe_shape, shapes))
+                )
+        masks = [None] * len(shapes) if mask is None else tree.flatten(mask)
+        for m, shape in zip(masks, shapes, strict=True):
+            if m is not None:
+                check_mask(self.name, m.shape, shape, max_rank=len(shape))

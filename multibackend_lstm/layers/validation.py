@@ -1,0 +1,119 @@
+"""Checks of shapes and masks, with errors that name the axes."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from keras import KerasTensor, ops
+
+Shape = Sequence[int | None]
+MaskReduction = Literal["any", "all"]
+
+
+def axis_names(rank: int) -> list[str]:
+    """Names of the axes of a tensor of `rank` axes, batch and time first, features last."""
+    if rank == 3:
+        return ["batch", "time", "features"]
+    if rank == 4:
+        return ["batch", "time", "channels", "features"]
+    if rank < 3:
+        return ["batch", "features"][:rank]
+    return ["batch", "time", *(f"axis_{axis}" for axis in range(2, rank - 1)), "features"]
+
+
+def describe_shape(shape: Shape) -> str:
+    """A shape with its axes named, such as `(batch=None, time=10, channels=3, features=5)`."""
+    named = zip(axis_names(len(shape)), shape, strict=True)
+    return "(" + ", ".join(f"{name}={size}" for name, size in named) + ")"
+
+
+def check_rank(owner: str, shape: Shape, minimum: int, maximum: int | None = None) -> None:
+    """Raise a ValueError unless `minimum <= len(shape) <= maximum`."""
+    rank = len(shape)
+    if rank >= minimum and (maximum is None or rank <= maximum):
+        return
+    if maximum is None:
+        rule = f"at least {minimum} axes, {describe_axes(minimum)}"
+    elif maximum == minimum:
+        rule = f"{minimum} axes, {describe_axes(minimum)}"
+    else:
+        rule = f"{minimum} to {maximum} axes, {describe_axes(minimum)} or longer"
+    remedy = {
+        2: "A single time step or an unbatched series lacks an axis: add it, "
+        "for instance with `x[:, None]` or `x[None]`.",
+        3: "Data whose channels and features are already merged needs no such layer: "
+        "pass it to the recurrent layer, or split its last axis with "
+        "`multibackend_lstm.unflatten_features`.",
+    }.get(rank, "Merge or split axes until the input has that form.")
+    raise ValueError(
+        f"{owner}: the input must have {rule}. "
+        f"Received {rank} axes: {describe_shape(shape)}. {remedy}"
+    )
+
+
+def describe_axes(rank: int) -> str:
+    """The form `(batch, time, ..., features)` of a tensor of `rank` axes."""
+    return "(" + ", ".join(axis_names(rank)) + ")"
+
+
+def check_known(owner: str, shape: Shape, axes: Sequence[int]) -> None:
+    """Raise a ValueError if one of `axes` has an unknown size."""
+    unknown = [axis for axis in axes if shape[axis] is None]
+    if unknown:
+        names = axis_names(len(shape))
+        listed = " and ".join(f"axis {axis} ({names[axis]})" for axis in unknown)
+        raise ValueError(
+            f"{owner}: only batch and time may be unknown, and the size of {listed} is. "
+            f"Received {describe_shape(shape)}. Give that size in `keras.Input(shape=...)`."
+        )
+
+
+def check_mask(owner: str, mask_shape: Shape, input_shape: Shape, max_rank: int) -> None:
+    """Raise a ValueError unless the mask's shape begins the input's shape.
+
+    Args:
+        owner: name of the layer for the message.
+        mask_shape: from `(batch, time)` up to `max_rank` axes.
+        input_shape: shape of the masked input.
+        max_rank: the largest number of axes the mask may have.
+    """
+    rank = len(mask_shape)
+    fits = 2 <= rank <= max_rank and all(
+        mask_size is None or input_size is None or mask_size == input_size
+        for mask_size, input_size in zip(mask_shape, input_shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{owner}: the mask must have the first axes of the input, (batch, time) at least "
+            f"and {max_rank} axes at most. Received a mask of shape {tuple(mask_shape)} for an "
+            f"input of shape {describe_shape(input_shape)}. A mask holds one boolean a time "
+            "step, True where the step is valid."
+        )
+
+
+def check_choice(owner: str, argument: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise a ValueError that lists `choices` unless `value` is one of them."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{owner}: `{argument}` must be one of {listed}. Received {value!r}.")
+
+
+def check_positive(owner: str, argument: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"{owner}: `{argument}` must be an integer of at least 1. Received {value!r}."
+        )
+
+
+def reduce_mask(mask: KerasTensor, reduction: MaskReduction = "any") -> KerasTensor:
+    """Reduce a mask of shape `(batch, time, *axes)` to a boolean `(batch, time)`.
+
+    Args:
+        mask: boolean (or zero and non-zero) tensor.
+        reduction: `"any"`, a step is valid where any of its entries is; `"all"`, where all are.
+    """
+    mask = ops.cast(mask, "bool")
+    axes = tuple(range(2, len(mask.shape)))
+    if not axes:
+        return mask
+    return ops.any(mask, axis=axes) if reduction == "any" else ops.all(mask, axis=axes)
