@@ -7,6 +7,9 @@ import tensorflow as tf
 from keras import tree
 
 from multibackend_lstm.backends import numpy
+from multibackend_lstm.backends.numpy import convolve
+
+__all__ = ["concatenate_steps", "convolve"]
 
 
 def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:

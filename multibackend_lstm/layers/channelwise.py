@@ -6,8 +6,7 @@ from typing import Any, Literal
 import keras
 from keras import KerasTensor, ops, tree
 
-from multibackend_lstm.layers.folding import call_for_masks, fold, unfold
-from multibackend_lstm.layers.time_distributed import accepts
+from multibackend_lstm.layers.folding import fold, unfold
 from multibackend_lstm.layers.validation import (
     Shape,
     check_choice,
@@ -16,6 +15,7 @@ from multibackend_lstm.layers.validation import (
     check_rank,
     reduce_mask,
 )
+from multibackend_lstm.layers.wrapping import accepts, passes_mask
 
 Merge = Literal["concat", "sum", "average", "max", "stack"]
 MERGES = ("concat", "sum", "average", "max", "stack")
@@ -83,7 +83,10 @@ class Channelwise(keras.layers.Wrapper):
 
     def build(self, input_shape: Shape) -> None:
         """Build the layer for the series of one channel."""
-        super().build(self._series_shape(input_shape))
+        series_shape = self._series_shape(input_shape)
+        super().build(series_shape)
+        series_output = self.layer.compute_output_spec(KerasTensor(series_shape))
+        self._output_ranks = tree.map_structure(lambda x: len(x.shape), series_output)
 
     def compute_output_shape(self, input_shape: Shape) -> Any:
         """Shape of the joined results."""
@@ -115,34 +118,19 @@ class Channelwise(keras.layers.Wrapper):
         return tree.map_structure(lambda x: self._join(x, batch, axes), outputs)
 
     def compute_mask(self, inputs: KerasTensor, previous_mask: Any = None) -> Any:
-        """The mask of sequences that the layer returns, with channels joined."""
-        if previous_mask is None:
+        """The mask of sequences that the layer returns, `None` for vectors."""
+        if previous_mask is None or not passes_mask(self.layer):
             return None
         self._check(inputs, previous_mask)
-        return call_for_masks(self._output_mask, inputs, previous_mask)
+        if self.merge == "stack":
+            mask = ops.cast(previous_mask, "bool")
+        else:
+            mask = reduce_mask(previous_mask, "any")
+        return tree.map_structure(lambda rank: mask if rank == 3 else None, self._output_ranks)
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
         return {**super().get_config(), "merge": self.merge}
-
-    def _output_mask(self, inputs: KerasTensor, mask: KerasTensor) -> Any:
-        if not self.layer.supports_masking:
-            return None
-        batch, axes = ops.shape(inputs)[0], tuple(inputs.shape[2:-1])
-        by_channel = self.merge == "stack" and len(mask.shape) > 2
-
-        def join(folded: Any) -> Any:
-            if folded is None:
-                return None
-            channels = unfold(folded, (batch, math.prod(axes)))
-            joined = ops.moveaxis(channels, 1, 2)
-            if not by_channel:
-                return reduce_mask(joined)
-            return ops.reshape(joined, (*ops.shape(joined)[:2], *axes))
-
-        folded_mask = self._fold_mask(mask, inputs)
-        computed = self.layer.compute_mask(self._fold_channels(inputs), folded_mask)
-        return tree.map_structure(join, computed)
 
     def _fold_channels(self, x: KerasTensor) -> KerasTensor:
         """`(batch, time, *axes, features)` to `(batch * channels, time, features)`."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import keras
 from keras import KerasTensor, ops
 
+from multibackend_lstm import backends
 from multibackend_lstm.layers.folding import fold, unfold
 from multibackend_lstm.layers.validation import (
     MaskReduction,
@@ -114,7 +115,7 @@ class TimeDistributedConv(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         owner = type(self).__name__
-        self.filters = (filters,) if isinstance(filters, int) else tuple(filters)
+        self.filters = tuple(filters) if isinstance(filters, Sequence) else (filters,)
         if not self.filters:
             raise ValueError(f"{owner}: `filters` must name at least one block. Received ().")
         for count in self.filters:
@@ -183,6 +184,8 @@ class TimeDistributedConv(keras.layers.Layer):
                 x = layer(x, training=training, mask=self._position_mask(mask, inputs, x))
             elif isinstance(layer, keras.layers.Dropout):
                 x = layer(x, training=training)
+            elif isinstance(layer, tuple(_CONVOLUTIONS.values())):
+                x = backends.active().convolve(layer, x)
             else:
                 x = layer(x)
         axes = tuple(range(1, len(x.shape) - 1))

@@ -1,7 +1,5 @@
 """TimeDistributed: one call of a layer for all time steps."""
 
-import inspect
-from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
@@ -18,23 +16,7 @@ from multibackend_lstm.layers.validation import (
     describe_shape,
     reduce_mask,
 )
-
-
-# Models and recurrent layers take a mask of their own time axis.
-_TAKES_SEQUENCES = (keras.Model, keras.layers.RNN, keras.layers.Bidirectional)
-
-
-def sublayers(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """The layer itself and, for models and wrappers, the layers in it."""
-    yield layer
-    for inner in [*getattr(layer, "layers", []), getattr(layer, "layer", None)]:
-        if isinstance(inner, keras.layers.Layer):
-            yield from sublayers(inner)
-
-
-def accepts(layer: keras.layers.Layer, argument: str) -> bool:
-    """Whether `layer.call` takes `argument`."""
-    return argument in inspect.signature(layer.call).parameters
+from multibackend_lstm.layers.wrapping import accepts, passes_mask, sublayers, takes_sequences
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
@@ -180,7 +162,7 @@ class TimeDistributed(keras.layers.Wrapper):
             lambda m: None if m is None else fold(m), self._mask_for_layer(mask)
         )
         computed = None
-        if self.layer.supports_masking:
+        if passes_mask(self.layer):
             computed = self.layer.compute_mask(tree.map_structure(fold, inputs), layer_mask)
 
         def output_mask(m: Any) -> Any:
@@ -193,10 +175,8 @@ class TimeDistributed(keras.layers.Wrapper):
         """The part of the mask that goes to the layer, with batch and time still apart."""
         if not accepts(self.layer, "mask"):
             return None
-        if isinstance(self.layer, _TAKES_SEQUENCES):
-            mask = tree.map_structure(
-                lambda m: None if m is None or len(m.shape) == 2 else m, mask
-            )
+        if takes_sequences(self.layer):
+            mask = tree.map_structure(lambda m: None if m is None or len(m.shape) == 2 else m, mask)
         return mask if any(m is not None for m in tree.flatten(mask)) else None
 
     def _step_shape(self, shape: Shape) -> Shape:

@@ -1,6 +1,7 @@
 """Checks of shapes and masks, with errors that name the axes."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 from keras import KerasTensor, ops
@@ -99,7 +100,7 @@ def check_choice(owner: str, argument: str, value: Any, choices: Sequence[Any]) 
 
 def check_positive(owner: str, argument: str, value: Any) -> None:
     """Raise a ValueError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(
             f"{owner}: `{argument}` must be an integer of at least 1. Received {value!r}."
         )

@@ -1,0 +1,1 @@
+"""Does one model give the same numbers on every backend?"""
