@@ -11,8 +11,8 @@ from multibackend_lstm.layers import Channelwise, FlattenFeatures, TimeDistribut
 from multibackend_lstm.layers.channelwise import Merge
 from multibackend_lstm.layers.validation import (
     check_choice,
-    check_known,
     check_positive,
+    known_sizes,
 )
 
 Solution = Literal["reshape", "pre_reshape", "conv", "channelwise", "conv_lstm"]
@@ -166,11 +166,11 @@ def _model_input_shape(shape: tuple[int | None, ...], solution: str) -> tuple[in
             f"build_model: `input_shape` must be {rule} for solution={solution!r}. "
             f"Received {shape}. {remedy}"
         )
-    check_known("build_model", (None, *shape), range(2, len(shape) + 1))
-    for size in shape[1:]:
+    sizes = known_sizes("build_model", (None, *shape), range(2, len(shape) + 1))
+    for size in sizes:
         check_positive("build_model", "input_shape", size)
     if solution == "pre_reshape":
-        return (shape[0], math.prod(shape[1:]))  # type: ignore[arg-type]
+        return (shape[0], math.prod(sizes))
     return shape
 
 

@@ -10,9 +10,9 @@ from multibackend_lstm.layers.folding import fold, unfold
 from multibackend_lstm.layers.validation import (
     Shape,
     check_choice,
-    check_known,
     check_mask,
     check_rank,
+    known_sizes,
     reduce_mask,
 )
 from multibackend_lstm.layers.wrapping import accepts, passes_mask
@@ -90,7 +90,7 @@ class Channelwise(keras.layers.Wrapper):
 
     def compute_output_shape(self, input_shape: Shape) -> Any:
         """Shape of the joined results."""
-        axes = tuple(input_shape[2:-1])
+        axes = known_sizes(self.name, input_shape, range(2, len(input_shape) - 1))
 
         def join(shape: Shape) -> tuple[int | None, ...]:
             *time, units = shape[1:]
@@ -162,8 +162,8 @@ class Channelwise(keras.layers.Wrapper):
 
     def _series_shape(self, shape: Shape) -> Shape:
         check_rank(self.name, shape, minimum=4)
-        check_known(self.name, shape, range(2, len(shape) - 1))
-        batch = None if shape[0] is None else shape[0] * math.prod(shape[2:-1])
+        axes = known_sizes(self.name, shape, range(2, len(shape) - 1))
+        batch = None if shape[0] is None else shape[0] * math.prod(axes)
         return (batch, shape[1], shape[-1])
 
     def _check(self, inputs: KerasTensor, mask: Any) -> None:
