@@ -1,8 +1,7 @@
 """build_model: a whole recurrent model for 4D (or N-D) input, in one of five ways."""
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
@@ -14,20 +13,9 @@ from multibackend_lstm.layers.validation import (
     check_positive,
     known_sizes,
 )
+from multibackend_lstm.solutions import SOLUTIONS, Solution
 
-Solution = Literal["reshape", "pre_reshape", "conv", "channelwise", "conv_lstm"]
 Task = Literal["regression", "binary", "multiclass"]
-
-#: The solutions and when to choose each.
-SOLUTIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "reshape": "independent measurements: merge channels and features inside the model",
-        "pre_reshape": "the same, for data that is already flattened to (batch, time, features)",
-        "conv": "neighbouring positions: convolve across the channels inside every time step",
-        "channelwise": "the same kind of sensor many times: one shared LSTM on each channel",
-        "conv_lstm": "images and maps: convolutions inside the recurrence (ConvLSTM1D to 3D)",
-    }
-)
 
 _ACTIVATIONS = {"regression": None, "binary": "sigmoid", "multiclass": "softmax"}
 _CONV_LSTMS = {
