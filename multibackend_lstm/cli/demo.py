@@ -167,12 +167,15 @@ def _run(
 def _table(results: list[Result], backend: str, others: list[str]) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"BasicMotions, trained on {backend}")
+    table = Table(
+        title=f"BasicMotions, trained on {backend}",
+        caption="on ...: largest difference of a predicted probability" if others else None,
+    )
     table.add_column("solution")
     for heading in ("parameters", "training s", "test accuracy"):
         table.add_column(heading, justify="right")
     for other in others:
-        table.add_column(f"largest difference\non {other}", justify="right")
+        table.add_column(f"on {other}", justify="right")
     for result in results:
         table.add_row(
             result.solution,

@@ -185,7 +185,8 @@ class TimeDistributedConv(keras.layers.Layer):
         x = fold(inputs)
         for layer in self.step_layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                x = layer(x, training=training, mask=self._position_mask(mask, inputs, x))
+                # `call` alone: the mask is for the statistics, not for the layers behind.
+                x = layer.call(x, training=training, mask=self._position_mask(mask, inputs, x))
             elif isinstance(layer, keras.layers.Dropout):
                 x = layer(x, training=training)
             elif isinstance(layer, tuple(_CONVOLUTIONS.values())):
