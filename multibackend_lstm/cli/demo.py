@@ -69,7 +69,12 @@ def demo(
     others = [name for name in environment.installed_backends() if name != chosen]
     for name in BACKENDS:
         if name != chosen and name not in others:
-            console.print(environment.missing_backend_message(name), style="yellow", markup=False)
+            console.print(
+                environment.missing_backend_message(name),
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
 
     names = solutions or tuple(SOLUTIONS)
     results, failures = _run(console, chosen, others, names, epochs, seed, out)
@@ -88,7 +93,7 @@ def demo(
         temporary.write_text(json.dumps(document, indent=1))
     written = [*(result.model for result in results), "results.json"]
     if message := _write_report(document, results, out / "report.html"):
-        console.print(message, style="yellow", markup=False)
+        console.print(message, style="yellow", markup=False, soft_wrap=True)
     else:
         written.append("report.html")
 
@@ -96,10 +101,15 @@ def demo(
         click.echo(json.dumps(document, indent=1))
     else:
         console.print(_table(results, chosen, others))
-        console.print(f"Written to {out}/: {', '.join(written)}", markup=False, highlight=False)
+        console.print(
+            f"Written to {out}/: {', '.join(written)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     messages = [*failures.values(), *(m for r in results for m in r.errors.values())]
     for message in messages:
-        console.print(message, style="red", markup=False)
+        console.print(message, style="red", markup=False, soft_wrap=True)
     if messages or not all(runs.agrees(result) for result in results):
         console.print(f"The backends do not agree within {runs.TOLERANCE:g}.", style="bold red")
         raise SystemExit(1)
