@@ -1,0 +1,30 @@
+"""Settings of the unit tests, which run once a backend: `KERAS_BACKEND=jax pytest tests/unit`."""
+
+import os
+import random
+
+import keras
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Every new shape is compiled anew on JAX, so examples are few and their time is not judged.
+settings.register_profile(
+    "local", max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def backend():
+    """Name of the backend that Keras runs on."""
+    return keras.backend.backend()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_keras():
+    """Every test starts from the same seed and ends with the float32 policy."""
+    # Keras draws its default seeds from `random`; its set_random_seed imports TensorFlow.
+    random.seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
