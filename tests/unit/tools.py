@@ -103,7 +103,8 @@ def gradients(layer, inputs, **arguments):
             )
             return loss(outputs)
 
-        found = jax.grad(stateless, argnums=(0, 1))(
+        # Compiled, since an operation at a time compiles every step of a loop anew.
+        found = jax.jit(jax.grad(stateless, argnums=(0, 1)))(
             xs, [w.value for w in layer.trainable_weights]
         )
     assert all(g is not None for g in tree.flatten(found))
@@ -122,6 +123,13 @@ def randomise_weights(layer, seed=0):
     """Give every trainable weight (biases too) values that are neither zero nor one."""
     for position, weight in enumerate(layer.trainable_weights):
         weight.assign(0.5 * normal(*weight.shape, seed=1000 * seed + position))
+
+
+def plain(config):
+    """A configuration as it stands in a file, without the shapes a built layer adds."""
+    if isinstance(config, dict):
+        return {k: plain(v) for k, v in config.items() if k != "build_config"}
+    return [plain(v) for v in config] if isinstance(config, (list, tuple)) else config
 
 
 def save_and_load(model, folder):

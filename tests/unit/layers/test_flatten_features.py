@@ -42,12 +42,6 @@ def flattened(x):
     return x.reshape(*x.shape[:2], -1)
 
 
-def masked_lstm(x, mask):
-    """An LSTM with fixed weights: the values that follow from a mask."""
-    lstm = keras.layers.LSTM(3, kernel_initializer="ones", recurrent_initializer="ones")
-    return lstm(x, mask=mask)
-
-
 @pytest.mark.parametrize("axes", AXES)
 def test_values_by_rank(axes):
     x = normal(2, 4, *axes)
@@ -165,12 +159,8 @@ def test_masking_on_4d_input_reaches_the_lstm(reduction):
     zeroed = np.where(missing[..., None], 0, x).astype("float32")
     expected = lstm(flattened(zeroed), mask=ops.convert_to_tensor(step_is_valid))
     assert_close(model.predict(x, verbose=0), expected)
-    unmasked = to_numpy_unmasked(lstm, zeroed)
+    unmasked = ops.convert_to_numpy(lstm(flattened(zeroed)))
     assert np.abs(unmasked - model.predict(x, verbose=0)).max() > 1e-3
-
-
-def to_numpy_unmasked(lstm, x):
-    return ops.convert_to_numpy(lstm(flattened(x)))
 
 
 def test_mask_argument_of_the_call_reaches_the_next_layer():
@@ -180,6 +170,20 @@ def test_mask_argument_of_the_call_reaches_the_next_layer():
     model = keras.Model([inputs, mask_input], lstm(FlattenFeatures()(inputs, mask=mask_input)))
     expected = lstm(flattened(x), mask=ops.convert_to_tensor(mask.any(-1)))
     assert_close(model.predict([x, mask], verbose=0), expected)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays carry no mask")
+@pytest.mark.parametrize("further", [(), (4,)])
+def test_rank_3_input_keeps_its_own_mask(further):
+    """The output of rank 3 has the values of its input, and a mask of its own."""
+    x = ops.convert_to_tensor(normal(2, 5, 4))
+    mask = random_mask(2, 5, *further, seed=1)
+    output = FlattenFeatures()(x, mask=ops.convert_to_tensor(mask))
+    assert_equal(output, x)
+    lstm = keras.layers.LSTM(3)
+    assert_close(lstm(x), lstm(np.array(x)))
+    step_is_valid = mask.any(-1) if further else mask
+    assert_close(lstm(output), lstm(np.array(x), mask=ops.convert_to_tensor(step_is_valid)))
 
 
 @needs_gradients

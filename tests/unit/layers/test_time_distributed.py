@@ -20,6 +20,7 @@ from unit.tools import (
     needs_jit,
     normal,
     only_tensorflow,
+    plain,
     random_mask,
     randomise_weights,
     run_python,
@@ -69,6 +70,10 @@ def pair(inner, shape, **arguments):
 class MaskUser(layers.Layer):
     """Features of valid samples, negated features of masked ones, and zero without a mask."""
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
     def call(self, inputs, mask=None):
         if mask is None:
             return ops.zeros_like(inputs)
@@ -77,14 +82,17 @@ class MaskUser(layers.Layer):
 
 
 class TwoInTwoOut(layers.Layer):
-    """Nested inputs and outputs: `{"a", "b"}` to `(scaled sum, {"difference": ...})`."""
+    """Nested inputs and outputs: `{"a", "b"}` to `(scaled sum, {"difference": ...})`.
+
+    It has no `compute_output_shape`, as many a custom layer.
+    """
 
     def build(self, shapes):
         self.scale = self.add_weight(shape=(shapes["a"][-1],), initializer="ones")
 
     def call(self, inputs):
         a, b = inputs["a"], inputs["b"]
-        return (a + ops.mean(b, axis=-1)) * self.scale, {"difference": b - a[..., None]}
+        return (a + ops.sum(b, axis=-1)) * self.scale, {"difference": b - a[..., None]}
 
 
 # Values, weights, gradients ------------------------------------------------------------------
@@ -185,7 +193,7 @@ def test_weights_file_loads_in_the_other(tmp_path, name, saved_by):
 def test_config_round_trip(name):
     layer = TimeDistributed(INNER[name][0](), steps_per_call=3, name="steps")
     copy = TimeDistributed.from_config(layer.get_config())
-    assert copy.get_config() == layer.get_config()
+    assert plain(copy.get_config()) == plain(layer.get_config())
     assert copy.steps_per_call == 3
     assert type(copy.layer) is type(layer.layer)
 
@@ -198,7 +206,7 @@ def test_saved_model_round_trip(tmp_path, name, steps_per_call):
     model = keras.Sequential([keras.Input((None, *shape)), layer])
     randomise_weights(model)
     loaded = save_and_load(model, tmp_path)
-    assert loaded.layers[-1].get_config() == layer.get_config()
+    assert plain(loaded.layers[-1].get_config()) == plain(layer.get_config())
     x = normal(3, 5, *shape)
     assert_close(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-7)
 
@@ -214,8 +222,10 @@ def test_nested_inputs_and_outputs(steps_per_call):
     actual = layer(x)
     randomise_weights(layer)
     assert_close(layer(x), loop_over_time(inner, x))
-    shapes = layer.compute_output_shape(tree.map_structure(np.shape, x))
-    assert tree.map_structure(lambda v: tuple(v.shape), actual) == shapes
+    specs = layer(tree.map_structure(lambda v: keras.Input((None, *v.shape[2:])), x))
+    assert specs[0].shape == (None, None, 3)
+    assert specs[1]["difference"].shape == (None, None, 3, 4)
+    assert actual[0].shape == (2, 5, 3)
 
 
 @pytest.mark.parametrize("container", [list, tuple])
@@ -228,7 +238,7 @@ def test_lists_and_tuples(container):
 
 def test_nested_in_a_functional_model(tmp_path):
     a, b = keras.Input((None, 3), name="a"), keras.Input((None, 3, 4), name="b")
-    frames, features = keras.Input((3, 4)), keras.Input((3,))
+    frames, features = keras.Input((3, 4), name="frames"), keras.Input((3,), name="features")
     joined = layers.Concatenate()([layers.Flatten()(frames), features])
     inner = keras.Model(
         {"frames": frames, "features": features},
@@ -291,9 +301,9 @@ def test_time_mask_is_none_of_a_sequence_layers_business(name):
 
 @pytest.mark.parametrize("name", ["dense", "dense_nd", "flatten", "conv1d", "layer_normalization"])
 def test_output_carries_the_time_mask(name):
-    x = ops.convert_to_tensor(normal(2, 5, *INNER[name][1]))
-    mask = random_mask(2, 5)
-    layer, stock = pair(name, x.shape)
+    shape = (2, 5, *INNER[name][1])
+    x, mask = ops.convert_to_tensor(normal(*shape)), random_mask(2, 5)
+    layer, stock = pair(name, shape)
     computed = layer.compute_mask(x, ops.convert_to_tensor(mask))
     assert_equal(computed, mask)
     assert_equal(computed, stock.compute_mask(x, ops.convert_to_tensor(mask)))
@@ -333,14 +343,8 @@ def test_nested_masks():
     masks = [ops.convert_to_tensor(random_mask(2, 5, seed=seed)) for seed in (2, 3)]
     layer = TimeDistributed(layers.Subtract())
     computed = layer.compute_mask([ops.convert_to_tensor(a), ops.convert_to_tensor(b)], masks)
-    # Keras' merging layers call a step of two inputs valid where it is valid in either.
-    reference = layers.Subtract().compute_mask(
-        [ops.convert_to_tensor(x.reshape(10, 3)) for x in (a, b)],
-        [ops.reshape(m, (10,)) for m in masks],
-    )
-    assert computed is not None
-    assert computed.shape == (2, 5)
-    del reference
+    # Subtract takes no mask to reduce: a step is valid where it is valid in both inputs.
+    assert_equal(computed, np.logical_and(*to_numpy(masks)))
 
 
 def test_masks_of_several_outputs():
@@ -436,7 +440,8 @@ def test_fit_equals_keras(steps_per_call):
 
 
 @pytest.mark.parametrize(("batch", "time"), [(2, 1), (2, 0), (0, 3), (0, 0)])
-@pytest.mark.parametrize("name", ["dense", "conv1d", "flatten", "functional"])
+# Not Conv1D: TensorFlow's own returns an empty input in its old shape, and adds its bias to that.
+@pytest.mark.parametrize("name", ["dense", "conv2d", "flatten", "sequential"])
 @pytest.mark.parametrize("steps_per_call", [None, 2])
 def test_empty_and_single(name, batch, time, steps_per_call):
     x = normal(batch, time, *INNER[name][1])
@@ -608,10 +613,10 @@ def test_export(tmp_path, steps_per_call):
     layer = TimeDistributed(layers.Conv1D(2, 2), steps_per_call=steps_per_call)
     model = keras.Sequential([keras.Input((None, 5, 3)), layer])
     model.export(tmp_path / "saved", format="tf_saved_model", verbose=False)
-    served = tf.saved_model.load(tmp_path / "saved").serve
+    saved = tf.saved_model.load(tmp_path / "saved")
     for time in (7, 4):
         x = normal(2, time, 5, 3)
-        assert_close(served(x), layer(x))
+        assert_close(saved.serve(x), layer(x))
 
 
 @pytest.mark.slow
