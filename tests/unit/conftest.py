@@ -3,6 +3,9 @@
 import os
 import random
 
+# Before JAX starts: the tests compile thousands of tiny programs, each of which runs once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import keras
 import pytest
 from hypothesis import HealthCheck, settings
