@@ -181,7 +181,8 @@ class TimeDistributedConv(keras.layers.Layer):
         x = fold(inputs)
         for layer in self.step_layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                x = layer(x, training=training, mask=self._position_mask(mask, inputs, x))
+                # Not `layer(...)`, which leaves the mask on its output: the next layer then warns.
+                x = layer.call(x, training=training, mask=self._position_mask(mask, inputs, x))
             elif isinstance(layer, keras.layers.Dropout):
                 x = layer(x, training=training)
             elif isinstance(layer, tuple(_CONVOLUTIONS.values())):
