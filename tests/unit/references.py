@@ -66,8 +66,10 @@ def merge(channels, how, axes=None):
         return np.concatenate(channels, axis=-1)
     stacked = np.stack(channels, axis=-2)
     if how == "stack":
-        return stacked if axes is None else stacked.reshape(
-            (*stacked.shape[:-2], *axes, stacked.shape[-1])
+        return (
+            stacked
+            if axes is None
+            else stacked.reshape((*stacked.shape[:-2], *axes, stacked.shape[-1]))
         )
     return {"sum": np.sum, "average": np.mean, "max": np.max}[how](stacked, axis=-2)
 
@@ -78,4 +80,6 @@ def loop_over_time(function, x):
 
     time = tree.flatten(x)[0].shape[1]
     steps = [function(tree.map_structure(lambda v, t=t: v[:, t], x)) for t in range(time)]
-    return tree.map_structure(lambda *xs: np.stack([ops.convert_to_numpy(v) for v in xs], 1), *steps)
+    return tree.map_structure(
+        lambda *xs: np.stack([ops.convert_to_numpy(v) for v in xs], 1), *steps
+    )

@@ -117,7 +117,7 @@ def test_masks_of_rank_5(further):
     data=st.data(),
 )
 def test_property_lstm_equals_numpy(sizes, merge, data):
-    batch, time, channels, features = sizes
+    channels = sizes[2]
     x = normal(*sizes)
     seed = data.draw(st.integers(0, 100))
     # A series without a valid step is left to the layer inside.

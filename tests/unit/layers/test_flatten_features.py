@@ -124,7 +124,9 @@ def test_mask(reduction, further):
     mask[0, 1], mask[0, 2] = True, False
     axes = tuple(range(2, mask.ndim))
     expected = getattr(np, reduction)(mask, axis=axes) if axes else mask
-    assert_equal(layer.compute_mask(ops.convert_to_tensor(x), ops.convert_to_tensor(mask)), expected)
+    assert_equal(
+        layer.compute_mask(ops.convert_to_tensor(x), ops.convert_to_tensor(mask)), expected
+    )
 
 
 @given(
@@ -254,5 +256,7 @@ def test_wrong_mask_reduction():
 @pytest.mark.parametrize("mask_shape", [(2,), (2, 5), (3, 4), (2, 4, 5), (2, 4, 3, 5, 1)])
 def test_wrong_mask_shape(mask_shape):
     mask = ops.ones(mask_shape, "bool")
-    with pytest.raises(ValueError, match=r"flat: the mask must have the first axes .*Received a mask"):
+    with pytest.raises(
+        ValueError, match=r"flat: the mask must have the first axes .*Received a mask"
+    ):
         FlattenFeatures(name="flat")(normal(2, 4, 3, 5), mask=mask)

@@ -23,7 +23,6 @@ from unit.tools import (
     plain,
     random_mask,
     randomise_weights,
-    run_python,
     save_and_load,
     to_numpy,
 )
@@ -95,7 +94,7 @@ class TwoInTwoOut(layers.Layer):
         return (a + ops.sum(b, axis=-1)) * self.scale, {"difference": b - a[..., None]}
 
 
-# Values, weights, gradients ------------------------------------------------------------------
+# --- Values, weights, gradients ---
 
 
 @pytest.mark.parametrize("name", INNER)
@@ -155,13 +154,15 @@ def test_mixes_neither_samples_nor_steps():
     assert not difference.any()
 
 
-# Constructor and saving -------------------------------------------------------------------------
+# --- Constructor and saving ---
 
 
 def test_constructor_takes_what_keras_takes():
-    ours, stock = (inspect.signature(c).parameters for c in (TimeDistributed, layers.TimeDistributed))
+    ours, stock = (
+        inspect.signature(c).parameters for c in (TimeDistributed, layers.TimeDistributed)
+    )
     assert [p for p in stock if p != "kwargs"] == ["layer"]
-    assert list(ours)[0] == "layer"
+    assert next(iter(ours)) == "layer"
     layer = TimeDistributed(layers.Dense(2), name="steps", trainable=False, dtype="float32")
     layer.build((None, None, 3))
     assert layer.name == "steps"
@@ -211,7 +212,7 @@ def test_saved_model_round_trip(tmp_path, name, steps_per_call):
     assert_close(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-7)
 
 
-# Nested structures --------------------------------------------------------------------------------
+# --- Nested structures ---
 
 
 @pytest.mark.parametrize("steps_per_call", [None, 2])
@@ -266,7 +267,7 @@ def test_gradients_of_nested_inputs():
     assert grad_scale.shape == (3,)
 
 
-# Masks -------------------------------------------------------------------------------------------
+# --- Masks ---
 
 
 @pytest.mark.parametrize("steps_per_call", [None, 2])
@@ -366,7 +367,7 @@ def test_masks_of_several_outputs():
     assert_close(model.predict([x, mask], verbose=0), expected)
 
 
-# Training ------------------------------------------------------------------------------------------
+# --- Training ---
 
 
 @pytest.mark.parametrize("inner", [layers.Dropout(0.5), keras.Sequential([layers.Dropout(0.5)])])
@@ -436,7 +437,7 @@ def test_fit_equals_keras(steps_per_call):
         assert_close(a, e, atol=1e-5)
 
 
-# Sizes of batch and time -----------------------------------------------------------------------------
+# --- Sizes of batch and time ---
 
 
 @pytest.mark.parametrize(("batch", "time"), [(2, 1), (2, 0), (0, 3), (0, 0)])
@@ -482,7 +483,7 @@ def test_unknown_sizes_in_a_tf_function(name, steps_per_call):
     assert tuple(call(normal(2, 0, *shape)).shape[:2]) == (2, 0)
 
 
-# steps_per_call ------------------------------------------------------------------------------------
+# --- steps_per_call ---
 
 
 @pytest.mark.parametrize("time", [1, 5, 6])
@@ -561,7 +562,7 @@ def test_steps_per_call_in_a_model(length):
         assert_close(model.predict(x, verbose=0), loop_over_time(layer.layer, x))
 
 
-# Compilation, precision, export --------------------------------------------------------------------
+# --- Compilation, precision, export ---
 
 
 @needs_jit
@@ -631,7 +632,7 @@ def test_ours_is_right_where_keras_loops_over_the_batch():
         assert_close(model.predict(x[:, :time], verbose=0), layer.layer(x[:, :time]))
 
 
-# Errors --------------------------------------------------------------------------------------------
+# --- Errors ---
 
 
 @pytest.mark.parametrize("value", [None, "dense", 3, lambda x: x])
@@ -652,7 +653,9 @@ def test_wrong_steps_per_call(value):
         lambda: layers.LSTM(2, stateful=True),
         lambda: layers.Bidirectional(layers.GRU(2, stateful=True)),
         lambda: keras.Sequential([layers.LSTM(2, stateful=True)]),
-        lambda: TimeDistributed(keras.Sequential([keras.Sequential([layers.GRU(2, stateful=True)])])),
+        lambda: TimeDistributed(
+            keras.Sequential([keras.Sequential([layers.GRU(2, stateful=True)])])
+        ),
     ],
 )
 def test_stateful_is_refused(make):
@@ -689,18 +692,3 @@ def test_jax_export_with_symbolic_time_is_refused():
 
     with pytest.raises(ValueError, match=r"`steps_per_call=2` needs to know .*time=t"):
         jax.concatenate_steps(lambda start, stop: None, "t", 2)
-
-
-def test_saved_by_ours_loads_in_a_process_of_keras_alone(tmp_path):
-    """The weights file asks nothing of this package."""
-    model = keras.Sequential([keras.Input((5, 3)), TimeDistributed(layers.Dense(2))])
-    model.save_weights(tmp_path / "w.weights.h5")
-    code = (
-        "import sys, keras\n"
-        "from keras import layers\n"
-        "m = keras.Sequential([keras.Input((5, 3)), layers.TimeDistributed(layers.Dense(2))])\n"
-        f"m.load_weights({str(tmp_path / 'w.weights.h5')!r})\n"
-        "assert 'multibackend_lstm' not in sys.modules\n"
-        "print(float(m.get_weights()[0].sum()))"
-    )
-    assert float(run_python(code)) == pytest.approx(float(model.get_weights()[0].sum()))

@@ -38,7 +38,12 @@ def test_check_rank_accepts(rank):
 @pytest.mark.parametrize(
     ("rank", "minimum", "maximum", "match"),
     [
-        (2, 3, None, r"layer: .*at least 3 axes, \(batch, time, features\).*Received 2.*x\[:, None"),
+        (
+            2,
+            3,
+            None,
+            r"layer: .*at least 3 axes, \(batch, time, features\).*Received 2.*x\[:, None",
+        ),
         (3, 4, None, r"at least 4 axes.*Received 3 axes.*unflatten_features"),
         (4, 3, 3, r"must have 3 axes, .*Received 4 axes"),
         (7, 4, 6, r"4 to 6 axes.*or longer.*Received 7 axes.*Merge or split"),
@@ -103,7 +108,9 @@ def test_check_positive_refuses(value):
 
 
 @given(
-    mask=hnp.arrays("int32", hnp.array_shapes(min_dims=2, max_dims=5, max_side=3), elements=st.integers(-1, 1)),
+    mask=hnp.arrays(
+        "int32", hnp.array_shapes(min_dims=2, max_dims=5, max_side=3), elements=st.integers(-1, 1)
+    ),
     reduction=st.sampled_from(["any", "all"]),
 )
 def test_property_reduce_mask(mask, reduction):
