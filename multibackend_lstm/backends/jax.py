@@ -44,7 +44,9 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
         x[:, start : start + (positions - 1) * stride + 1 : stride]
         for start in range(0, span, rate)
     ]
-    x = ops.reshape(ops.concatenate(slices, axis=-1), (batch * positions, height, width, -1))
+    x = ops.reshape(
+        ops.concatenate(slices, axis=-1), (batch * positions, height, width, size * features)
+    )
     kernel = ops.transpose(ops.convert_to_tensor(layer.kernel), (1, 2, 0, 3, 4))
     x = ops.conv(
         x,

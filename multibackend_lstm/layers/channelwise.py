@@ -15,7 +15,7 @@ from multibackend_lstm.layers.validation import (
     known_sizes,
     reduce_mask,
 )
-from multibackend_lstm.layers.wrapping import accepts, passes_mask
+from multibackend_lstm.layers.wrapping import accepts, output_spec, passes_mask
 
 Merge = Literal["concat", "sum", "average", "max", "stack"]
 MERGES = ("concat", "sum", "average", "max", "stack")
@@ -85,25 +85,28 @@ class Channelwise(keras.layers.Wrapper):
         """Build the layer for the series of one channel."""
         series_shape = self._series_shape(input_shape)
         super().build(series_shape)
-        series_output = self.layer.compute_output_spec(KerasTensor(series_shape))
+        series_output = output_spec(self.layer, KerasTensor(series_shape))
         self._output_ranks = tree.map_structure(lambda x: len(x.shape), series_output)
 
     def compute_output_shape(self, input_shape: Shape) -> Any:
         """Shape of the joined results."""
-        axes = known_sizes(self.name, input_shape, range(2, len(input_shape) - 1))
+        return tree.map_shape_structure(
+            lambda shape: self._joined_shape(shape, input_shape),
+            self.layer.compute_output_shape(self._series_shape(input_shape)),
+        )
 
-        def join(shape: Shape) -> tuple[int | None, ...]:
-            *time, units = shape[1:]
-            if self.merge == "concat" and units is not None:
-                units *= math.prod(axes)
-            return (input_shape[0], *time, *(axes if self.merge == "stack" else ()), units)
+    def compute_output_spec(
+        self, inputs: KerasTensor, training: bool | None = None, mask: Any = None
+    ) -> Any:
+        """Shapes and dtypes of the joined results."""
+        self._check(inputs, mask)
 
-        series_output = self.layer.compute_output_shape(self._series_shape(input_shape))
-        return tree.map_shape_structure(join, series_output)
+        def join(x: KerasTensor) -> KerasTensor:
+            dtype = ops.mean(x, axis=0).dtype if self.merge == "average" else x.dtype
+            return KerasTensor(self._joined_shape(x.shape, inputs.shape), dtype=dtype)
 
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """Traced from `call`, since the layer inside decides the dtypes."""
-        return keras.Operation.compute_output_spec(self, *args, **kwargs)
+        series = KerasTensor(self._series_shape(inputs.shape), dtype=inputs.dtype)
+        return tree.map_structure(join, output_spec(self.layer, series))
 
     def call(self, inputs: KerasTensor, training: bool | None = None, mask: Any = None) -> Any:
         """Fold channels into batch, call the layer, join."""
@@ -159,6 +162,14 @@ class Channelwise(keras.layers.Wrapper):
         if self.merge == "stack":
             return ops.reshape(joined, (*leading, *axes, units))
         return ops.reshape(joined, (*leading, math.prod(axes) * units))
+
+    def _joined_shape(self, shape: Shape, input_shape: Shape) -> tuple[int | None, ...]:
+        """Output shape from `(batch * channels, ..., units)`."""
+        axes = known_sizes(self.name, input_shape, range(2, len(input_shape) - 1))
+        *time, units = shape[1:]
+        if self.merge == "concat" and units is not None:
+            units *= math.prod(axes)
+        return (input_shape[0], *time, *(axes if self.merge == "stack" else ()), units)
 
     def _series_shape(self, shape: Shape) -> Shape:
         check_rank(self.name, shape, minimum=4)

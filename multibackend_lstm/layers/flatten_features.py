@@ -73,7 +73,8 @@ class FlattenFeatures(keras.layers.Layer):
         """Reshape; `compute_mask` carries the mask."""
         features = self.compute_output_shape(inputs.shape)[2]
         if len(inputs.shape) == 3:
-            return inputs
+            # Keras attaches the reduced mask to what is returned, so not to the input itself.
+            return inputs if mask is None else ops.copy(inputs)
         # Both sizes are spelled out, since -1 is ambiguous in a tensor without elements.
         batch, time = ops.shape(inputs)[:2]
         return ops.reshape(inputs, (batch, time, features))

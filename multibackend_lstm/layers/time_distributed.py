@@ -4,10 +4,10 @@ from functools import reduce
 from typing import Any
 
 import keras
-from keras import ops, tree
+from keras import KerasTensor, ops, tree
 
 from multibackend_lstm import backends
-from multibackend_lstm.layers.folding import TracedFunction, call_for_masks, fold, unfold
+from multibackend_lstm.layers.folding import call_for_masks, fold, unfold
 from multibackend_lstm.layers.validation import (
     Shape,
     check_mask,
@@ -17,7 +17,13 @@ from multibackend_lstm.layers.validation import (
     flatten_shapes,
     reduce_mask,
 )
-from multibackend_lstm.layers.wrapping import accepts, passes_mask, sublayers, takes_sequences
+from multibackend_lstm.layers.wrapping import (
+    accepts,
+    output_spec,
+    passes_mask,
+    sublayers,
+    takes_sequences,
+)
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
@@ -90,6 +96,7 @@ class TimeDistributed(keras.layers.Wrapper):
         super().__init__(layer, autocast=False, **kwargs)
         self.steps_per_call = steps_per_call
         self.supports_masking = True
+        self._output_count = 1
 
     def build(self, input_shape: Any) -> None:
         """Build the layer for one time step."""
@@ -110,9 +117,18 @@ class TimeDistributed(keras.layers.Wrapper):
     def compute_output_spec(
         self, inputs: Any, training: bool | None = None, mask: Any = None
     ) -> Any:
-        """Traced, since the layer inside decides the dtypes; for all steps at once."""
-        function = TracedFunction(lambda x, m: self._call_layer(x, training, m, None))
-        return function.compute_output_spec(inputs, mask)
+        """The layer's output for one step, with time put after batch."""
+        self._check(inputs, mask)
+
+        time = tree.flatten(inputs)[0].shape[1]
+        steps = tree.map_structure(
+            lambda x: KerasTensor(self._step_shape(x.shape), dtype=x.dtype), inputs
+        )
+        outputs = output_spec(self.layer, steps)
+        self._output_count = len(tree.flatten(outputs))
+        return tree.map_structure(
+            lambda x: KerasTensor((x.shape[0], time, *x.shape[1:]), dtype=x.dtype), outputs
+        )
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Fold time into batch, call the layer, unfold."""
@@ -144,6 +160,7 @@ class TimeDistributed(keras.layers.Wrapper):
             if layer_mask is not None:
                 arguments["mask"] = tree.map_structure(fold_steps, layer_mask)
             outputs = self.layer(tree.map_structure(fold_steps, inputs), **arguments)
+            self._output_count = len(tree.flatten(outputs))
             return tree.map_structure(lambda x: unfold(x, (batch, stop - start)), outputs)
 
         if steps_per_call is None:
@@ -161,6 +178,8 @@ class TimeDistributed(keras.layers.Wrapper):
         computed = None
         if passes_mask(self.layer):
             computed = self.layer.compute_mask(tree.map_structure(fold, inputs), layer_mask)
+        if computed is None and self._output_count > 1:
+            computed = [None] * self._output_count  # Keras gives masks to outputs one by one
 
         def output_mask(m: Any) -> Any:
             # A mask without axes after time is the time mask itself, come through the layer.

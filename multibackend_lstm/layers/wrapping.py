@@ -2,8 +2,12 @@
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import keras
+from keras import KerasTensor, tree
+
+from multibackend_lstm.layers.folding import TracedFunction
 
 _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 
@@ -32,3 +36,19 @@ def passes_mask(layer: keras.layers.Layer) -> bool:
     Recurrent layers do, though Keras 3.16 no longer says so of them (keras#23235).
     """
     return layer.supports_masking or isinstance(layer, _RECURRENT)
+
+
+def output_spec(layer: keras.layers.Layer, inputs: Any) -> Any:
+    """What a built layer returns for symbolic inputs, shapes and dtypes."""
+
+    def cast(x: KerasTensor) -> KerasTensor:
+        if layer.autocast and keras.backend.is_float_dtype(x.dtype):
+            return KerasTensor(x.shape, dtype=layer.compute_dtype)
+        return x
+
+    try:
+        layer.compute_output_shape(tree.map_structure(lambda x: tuple(x.shape), inputs))
+    except NotImplementedError:
+        return TracedFunction(layer).compute_output_spec(inputs)
+    # Not traced: a trace on PyTorch takes mixed-precision weights for float32 (Keras 3.15).
+    return layer.compute_output_spec(tree.map_structure(cast, inputs))

@@ -1,0 +1,48 @@
+"""Settings of the unit tests, which run once a backend: `KERAS_BACKEND=jax pytest tests/unit`."""
+
+import collections
+import os
+import random
+
+# Before JAX starts: the tests compile thousands of tiny programs, each of which runs once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import keras
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Every new shape is compiled anew on JAX, so examples are few there and time is not judged.
+EXAMPLES = 5 if keras.backend.backend() == "jax" else 15
+settings.register_profile(
+    "local", max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items):
+    """On JAX, mark all but every fifth case of a test marked `thin_on_jax` as slow."""
+    if keras.backend.backend() != "jax":
+        return
+    seen = collections.Counter()
+    for item in items:
+        if item.get_closest_marker("thin_on_jax"):
+            test = (item.path, item.originalname)
+            if seen[test] % 5:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1
+
+
+@pytest.fixture
+def backend():
+    """Name of the backend that Keras runs on."""
+    return keras.backend.backend()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_keras():
+    """Every test starts from the same seed and ends with the float32 policy."""
+    # Keras draws its default seeds from `random`; its set_random_seed imports TensorFlow.
+    random.seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
