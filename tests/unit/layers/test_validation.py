@@ -55,10 +55,10 @@ def test_check_rank_refuses(rank, minimum, maximum, match):
         validation.check_rank("layer", (2,) * rank, minimum, maximum)
 
 
-def test_check_known():
-    validation.check_known("layer", (None, None, 3, 5), (2, 3))
+def test_known_sizes():
+    validation.known_sizes("layer", (None, None, 3, 5), (2, 3))
     with pytest.raises(ValueError, match=r"layer: .*axis 2 \(channels\) is\. Received .*Give that"):
-        validation.check_known("layer", (None, None, None, 5), (2, 3))
+        validation.known_sizes("layer", (None, None, None, 5), (2, 3))
 
 
 @given(
