@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         TimeDistributed,
         TimeDistributedConv,
     )
-    from multibackend_lstm.models import SOLUTIONS, build_model
+    from multibackend_lstm.models import build_model
+    from multibackend_lstm.solutions import SOLUTIONS
 
 __version__ = "0.1.0"
 
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "SOLUTIONS": "models",
+    "SOLUTIONS": "solutions",
     "Channelwise": "layers",
     "FlattenFeatures": "layers",
     "TimeDistributed": "layers",

@@ -14,7 +14,8 @@ from multibackend_lstm.agreement.predict import predict_on
 from multibackend_lstm.data import flatten_features, load_basic_motions
 from multibackend_lstm.data.basic_motions import BasicMotions
 from multibackend_lstm.files import replacing
-from multibackend_lstm.models import Solution, build_model
+from multibackend_lstm.models import build_model
+from multibackend_lstm.solutions import Solution
 
 #: Predictions are probabilities; backends may differ by this much.
 TOLERANCE = 1e-5

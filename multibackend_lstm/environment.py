@@ -1,12 +1,21 @@
 """Which backends are installed, which one to use, and how to run Python on another."""
 
+import json
 import os
+import platform
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from importlib.resources import files
 from importlib.util import find_spec
 from types import MappingProxyType
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from multibackend_lstm import __version__
 
 #: Backends by name, in the order of preference, with the module each needs. The extra that
 #: brings a backend has its name: `pip install 'multibackend-lstm[jax]'`.
@@ -15,6 +24,9 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
 )
 # Wheels that provide a module under another name than its own.
 _DISTRIBUTIONS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
+
+# Keras imports TensorFlow where it is installed, and its start-up messages would hide others.
+_QUIET_TENSORFLOW = ("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 class BackendError(Exception):
@@ -79,18 +91,14 @@ def set_backend(name: str) -> None:
                 f"and cannot change to {name}: start a new process."
             )
     os.environ["KERAS_BACKEND"] = name
+    os.environ.setdefault(*_QUIET_TENSORFLOW)
 
 
 def run_module(
     backend: str, module: str, arguments: Sequence[str]
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m module arguments` on a backend, in a process of its own."""
-    variables = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        # TensorFlow's start-up messages would hide an error among them.
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
-    }
+    variables = dict([_QUIET_TENSORFLOW]) | os.environ | {"KERAS_BACKEND": backend}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         env=variables,
@@ -98,3 +106,49 @@ def run_module(
         text=True,
         check=False,
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package, Keras, NumPy and the installed backends."""
+    found = {package: version_of(package) for package in ("keras", "numpy", *BACKENDS)}
+    return {
+        "python": platform.python_version(),
+        "multibackend_lstm": __version__,
+        **{package: version for package, version in found.items() if version is not None},
+    }
+
+
+def probe(backend: str) -> dict[str, Any]:
+    """Devices and precision settings of a backend, or the error it starts with.
+
+    Returns:
+        `{"devices": [...], "precision": {...}}` or `{"error": message}`.
+    """
+    process = run_module(backend, "multibackend_lstm.backends.probe", [])
+    if process.returncode != 0:
+        last_line = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"error": f"{backend} does not start: {last_line}"}
+    report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return report
+
+
+def known_problems() -> list[dict[str, Any]]:
+    """Known upstream problems of the installed versions and backends.
+
+    Returns:
+        The entries of `known_problems.toml` that apply, each with its `reference`, such as
+        `keras#20902`.
+    """
+    problems = tomllib.loads((files("multibackend_lstm") / "known_problems.toml").read_text())
+    installed = set(installed_backends())
+    applying = []
+    for problem in problems["problem"]:
+        version = version_of(problem["package"])
+        if (
+            version is not None
+            and SpecifierSet(problem["versions"]).contains(version, prereleases=True)
+            and installed & set(problem["backends"])
+        ):
+            *_, repository, _, number = problem["upstream"].split("/")
+            applying.append({**problem, "reference": f"{repository}#{number}"})
+    return applying

@@ -1,8 +1,7 @@
 """build_model: a whole recurrent model for 4D (or N-D) input, in one of five ways."""
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
@@ -11,23 +10,12 @@ from multibackend_lstm.layers import Channelwise, FlattenFeatures, TimeDistribut
 from multibackend_lstm.layers.channelwise import Merge
 from multibackend_lstm.layers.validation import (
     check_choice,
-    check_known,
     check_positive,
+    known_sizes,
 )
+from multibackend_lstm.solutions import SOLUTIONS, Solution
 
-Solution = Literal["reshape", "pre_reshape", "conv", "channelwise", "conv_lstm"]
 Task = Literal["regression", "binary", "multiclass"]
-
-#: The solutions and when to choose each.
-SOLUTIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "reshape": "independent measurements: merge channels and features inside the model",
-        "pre_reshape": "the same, for data that is already flattened to (batch, time, features)",
-        "conv": "neighbouring positions: convolve across the channels inside every time step",
-        "channelwise": "the same kind of sensor many times: one shared LSTM on each channel",
-        "conv_lstm": "images and maps: convolutions inside the recurrence (ConvLSTM1D to 3D)",
-    }
-)
 
 _ACTIVATIONS = {"regression": None, "binary": "sigmoid", "multiclass": "softmax"}
 _CONV_LSTMS = {
@@ -166,11 +154,11 @@ def _model_input_shape(shape: tuple[int | None, ...], solution: str) -> tuple[in
             f"build_model: `input_shape` must be {rule} for solution={solution!r}. "
             f"Received {shape}. {remedy}"
         )
-    check_known("build_model", (None, *shape), range(2, len(shape) + 1))
-    for size in shape[1:]:
+    sizes = known_sizes("build_model", (None, *shape), range(2, len(shape) + 1))
+    for size in sizes:
         check_positive("build_model", "input_shape", size)
     if solution == "pre_reshape":
-        return (shape[0], math.prod(shape[1:]))  # type: ignore[arg-type]
+        return (shape[0], math.prod(sizes))
     return shape
 
 

@@ -1,6 +1,6 @@
 """Convert the BasicMotions data set from its .ts files to the .npz that the package ships.
 
-    python tools/convert_basic_motions.py FOLDER
+    python tools/convert_basic_motions.py FOLDER [TARGET]
 
 FOLDER holds BasicMotions_TRAIN.ts and BasicMotions_TEST.ts of the UEA multivariate time series
 archive (Bagnall et al. 2018, arXiv:1811.00075), as the aeon package (BSD-3-Clause) ships them.
@@ -31,14 +31,14 @@ def read_ts(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.ascontiguousarray(x), np.array(labels, dtype=np.int32), class_names
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, target: Path = TARGET) -> None:
     """Write the .npz."""
     x_train, y_train, class_names = read_ts(folder / "BasicMotions_TRAIN.ts")
     x_test, y_test, test_class_names = read_ts(folder / "BasicMotions_TEST.ts")
     if class_names != test_class_names:
         raise ValueError(f"the files differ in their classes: {class_names}, {test_class_names}")
     np.savez_compressed(
-        TARGET,
+        target,
         x_train=x_train,
         y_train=y_train,
         x_test=x_test,
@@ -52,4 +52,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

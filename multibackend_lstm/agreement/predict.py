@@ -77,7 +77,8 @@ def main(inputs_path: str, outputs_path: str, *models: str) -> None:
             except Exception as exception:  # whatever a foreign file brings up is its report
                 error = f"{path} cannot be used: {type(exception).__name__}: {exception}"
             reports.append({"error": error, "seconds": time.perf_counter() - start})
-    np.savez(outputs_path, reports=np.array(json.dumps(reports)), **arrays)
+    arrays["reports"] = np.array(json.dumps(reports))
+    np.savez(outputs_path, allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":

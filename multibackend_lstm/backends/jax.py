@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import keras
 from keras import KerasTensor, ops
 
@@ -57,3 +58,16 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
     )
     x = ops.reshape(x, (batch, positions, *ops.shape(x)[1:]))
     return ops.add(x, layer.bias) if layer.use_bias else x
+
+
+def devices() -> list[str]:
+    """Names of the devices the backend sees."""
+    return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
+
+
+def precision() -> dict[str, str]:
+    """Settings that decide how exactly float32 is computed."""
+    return {
+        "float32 matmul": str(jax.config.jax_default_matmul_precision or "default"),
+        "64-bit types": str(jax.config.jax_enable_x64),
+    }

@@ -36,3 +36,13 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
         `(batch, *new_axes, filters)`.
     """
     return layer(x)
+
+
+def devices() -> list[str]:
+    """Names of the devices the backend sees."""
+    return ["CPU"]
+
+
+def precision() -> dict[str, str]:
+    """Settings that decide how exactly float32 is computed."""
+    return {}

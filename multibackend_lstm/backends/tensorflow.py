@@ -1,5 +1,6 @@
 """The TensorFlow backend."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from keras import tree
 from multibackend_lstm.backends import numpy
 from multibackend_lstm.backends.numpy import convolve
 
-__all__ = ["concatenate_steps", "convolve"]
+__all__ = ["concatenate_steps", "convolve", "devices", "precision"]
 
 
 def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
@@ -42,3 +43,19 @@ def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: in
 
     _, arrays = tf.while_loop(lambda call, _: call < calls, body, (1, arrays))
     return tree.pack_sequence_as(first, [swap_batch_and_time(array.concat()) for array in arrays])
+
+
+def devices() -> list[str]:
+    """Names of the devices the backend sees."""
+    return [
+        device.name.removeprefix("/physical_device:")
+        for device in tf.config.list_physical_devices()
+    ]
+
+
+def precision() -> dict[str, str]:
+    """Settings that decide how exactly float32 is computed."""
+    return {
+        "TF32 on GPU": str(tf.config.experimental.tensor_float_32_execution_enabled()),
+        "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+    }

@@ -1,12 +1,13 @@
 """The PyTorch backend."""
 
 import keras
+import torch
 from keras import KerasTensor, ops
 
 from multibackend_lstm.backends import numpy
 from multibackend_lstm.backends.numpy import concatenate_steps
 
-__all__ = ["concatenate_steps", "convolve"]
+__all__ = ["concatenate_steps", "convolve", "devices", "precision"]
 
 
 def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
@@ -29,3 +30,24 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
     )
     x = ops.squeeze(ops.transpose(x, (0, 2, 3, 1)), 1)
     return ops.add(x, layer.bias) if layer.use_bias else x
+
+
+def devices() -> list[str]:
+    """Names of the devices the backend sees."""
+    names = ["CPU"]
+    names += [
+        f"cuda:{index} {torch.cuda.get_device_name(index)}"
+        for index in range(torch.cuda.device_count())
+    ]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def precision() -> dict[str, str]:
+    """Settings that decide how exactly float32 is computed."""
+    return {
+        "float32 matmul": torch.get_float32_matmul_precision(),
+        "TF32 in CUDA matmul": str(torch.backends.cuda.matmul.allow_tf32),
+        "TF32 in cuDNN": str(torch.backends.cudnn.allow_tf32),
+    }

@@ -38,6 +38,9 @@ def load_basic_motions() -> BasicMotions:
     path = files("multibackend_lstm.data") / "basic_motions.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return BasicMotions(
-            *(arrays[name] for name in BasicMotions._fields[:-1]),
+            x_train=arrays["x_train"],
+            y_train=arrays["y_train"],
+            x_test=arrays["x_test"],
+            y_test=arrays["y_test"],
             class_names=tuple(str(name) for name in arrays["class_names"]),
         )

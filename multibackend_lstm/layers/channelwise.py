@@ -10,9 +10,9 @@ from multibackend_lstm.layers.folding import fold, unfold
 from multibackend_lstm.layers.validation import (
     Shape,
     check_choice,
-    check_known,
     check_mask,
     check_rank,
+    known_sizes,
     reduce_mask,
 )
 from multibackend_lstm.layers.wrapping import accepts, output_spec, passes_mask
@@ -165,7 +165,7 @@ class Channelwise(keras.layers.Wrapper):
 
     def _joined_shape(self, shape: Shape, input_shape: Shape) -> tuple[int | None, ...]:
         """Output shape from `(batch * channels, ..., units)`."""
-        axes = tuple(input_shape[2:-1])
+        axes = known_sizes(self.name, input_shape, range(2, len(input_shape) - 1))
         *time, units = shape[1:]
         if self.merge == "concat" and units is not None:
             units *= math.prod(axes)
@@ -173,8 +173,8 @@ class Channelwise(keras.layers.Wrapper):
 
     def _series_shape(self, shape: Shape) -> Shape:
         check_rank(self.name, shape, minimum=4)
-        check_known(self.name, shape, range(2, len(shape) - 1))
-        batch = None if shape[0] is None else shape[0] * math.prod(shape[2:-1])
+        axes = known_sizes(self.name, shape, range(2, len(shape) - 1))
+        batch = None if shape[0] is None else shape[0] * math.prod(axes)
         return (batch, shape[1], shape[-1])
 
     def _check(self, inputs: KerasTensor, mask: Any) -> None:

@@ -13,10 +13,10 @@ from multibackend_lstm.layers.validation import (
     MaskReduction,
     Shape,
     check_choice,
-    check_known,
     check_mask,
     check_positive,
     check_rank,
+    known_sizes,
     reduce_mask,
 )
 
@@ -164,7 +164,11 @@ class TimeDistributedConv(keras.layers.Layer):
         for layer in self._make_step_layers(rank=len(shape) - 2):
             self._check_window(layer, shape)
             shape = layer.compute_output_shape(shape)
-        units = math.prod(shape[1:]) if self.reduce == "flatten" else shape[-1]
+        units = (
+            math.prod(known_sizes(self.name, shape, range(1, len(shape))))
+            if self.reduce == "flatten"
+            else shape[-1]
+        )
         return (*input_shape[:2], units)
 
     def compute_output_spec(
@@ -181,7 +185,7 @@ class TimeDistributedConv(keras.layers.Layer):
         x = fold(inputs)
         for layer in self.step_layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                # Not `layer(...)`, which leaves the mask on its output: the next layer then warns.
+                # `call` alone: the mask is for the statistics, not for the layers behind.
                 x = layer.call(x, training=training, mask=self._position_mask(mask, inputs, x))
             elif isinstance(layer, keras.layers.Dropout):
                 x = layer(x, training=training)
@@ -266,10 +270,9 @@ class TimeDistributedConv(keras.layers.Layer):
                 layers.append(keras.layers.Dropout(self.dropout, dtype=self.dtype_policy))
         return layers
 
-    def _step_shape(self, shape: Shape) -> Shape:
+    def _step_shape(self, shape: Shape) -> tuple[int | None, ...]:
         check_rank(self.name, shape, minimum=4, maximum=6)
-        check_known(self.name, shape, range(2, len(shape)))
-        return (None, *shape[2:])
+        return (None, *known_sizes(self.name, shape, range(2, len(shape))))
 
     def _check_window(self, layer: keras.layers.Layer, shape: Shape) -> None:
         """Raise a ValueError if the layer's kernel or window is larger than an axis."""

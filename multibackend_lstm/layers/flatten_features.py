@@ -10,9 +10,9 @@ from multibackend_lstm.layers.validation import (
     MaskReduction,
     Shape,
     check_choice,
-    check_known,
     check_mask,
     check_rank,
+    known_sizes,
     reduce_mask,
 )
 
@@ -62,8 +62,8 @@ class FlattenFeatures(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Shape) -> tuple[int | None, ...]:
         """Shape `(batch, time, prod(axes))`."""
         check_rank(self.name, input_shape, minimum=3)
-        check_known(self.name, input_shape, range(2, len(input_shape)))
-        return (*input_shape[:2], math.prod(input_shape[2:]))
+        sizes = known_sizes(self.name, input_shape, range(2, len(input_shape)))
+        return (*input_shape[:2], math.prod(sizes))
 
     def compute_output_spec(self, inputs: KerasTensor, mask: Any = None) -> KerasTensor:
         """Shape of the output and dtype of the input."""

@@ -14,6 +14,7 @@ from multibackend_lstm.layers.validation import (
     check_positive,
     check_rank,
     describe_shape,
+    flatten_shapes,
     reduce_mask,
 )
 from multibackend_lstm.layers.wrapping import (
@@ -100,20 +101,16 @@ class TimeDistributed(keras.layers.Wrapper):
     def build(self, input_shape: Any) -> None:
         """Build the layer for one time step."""
         super().build(tree.map_shape_structure(self._step_shape, input_shape))
-        shapes: list[Shape] = []
-        tree.map_shape_structure(shapes.append, input_shape)
-        if self.steps_per_call is not None and shapes[0][1] is None:
+        if self.steps_per_call is not None and flatten_shapes(input_shape)[0][1] is None:
             # XLA has no loop over steps of unknown number whose last turn is a shorter one.
             self.supports_jit = False
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The layer's output shape, with time put after batch."""
-        shapes: list[Shape] = []
-        step_shape = tree.map_shape_structure(
-            lambda shape: shapes.append(shape) or self._step_shape(shape), input_shape
-        )
+        time = flatten_shapes(input_shape)[0][1]
+        step_shape = tree.map_shape_structure(self._step_shape, input_shape)
         return tree.map_shape_structure(
-            lambda shape: (shape[0], shapes[0][1], *shape[1:]),
+            lambda shape: (shape[0], time, *shape[1:]),
             self.layer.compute_output_shape(step_shape),
         )
 

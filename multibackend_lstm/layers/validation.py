@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal
 
-from keras import KerasTensor, ops
+from keras import KerasTensor, ops, tree
 
 Shape = Sequence[int | None]
 MaskReduction = Literal["any", "all"]
@@ -56,8 +56,8 @@ def describe_axes(rank: int) -> str:
     return "(" + ", ".join(axis_names(rank)) + ")"
 
 
-def check_known(owner: str, shape: Shape, axes: Sequence[int]) -> None:
-    """Raise a ValueError if one of `axes` has an unknown size."""
+def known_sizes(owner: str, shape: Shape, axes: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of `axes`; a ValueError if one of them is unknown."""
     unknown = [axis for axis in axes if shape[axis] is None]
     if unknown:
         names = axis_names(len(shape))
@@ -66,6 +66,14 @@ def check_known(owner: str, shape: Shape, axes: Sequence[int]) -> None:
             f"{owner}: only batch and time may be unknown, and the size of {listed} is. "
             f"Received {describe_shape(shape)}. Give that size in `keras.Input(shape=...)`."
         )
+    return tuple(size for axis in axes if (size := shape[axis]) is not None)
+
+
+def flatten_shapes(structure: Any) -> list[Shape]:
+    """The shapes in a nested structure of shapes, as `build` receives it for nested inputs."""
+    shapes: list[Shape] = []
+    tree.map_shape_structure(shapes.append, structure)
+    return shapes
 
 
 def check_mask(owner: str, mask_shape: Shape, input_shape: Shape, max_rank: int) -> None:

@@ -1,0 +1,16 @@
+"""Print the active backend's devices and precision settings as JSON, for `doctor`."""
+
+import json
+
+import keras
+
+from multibackend_lstm import backends
+
+if __name__ == "__main__":
+    backend = backends.active()
+    precision = {
+        "floatx": keras.config.floatx(),
+        "dtype policy": keras.config.dtype_policy().name,
+        **backend.precision(),
+    }
+    print(json.dumps({"devices": backend.devices(), "precision": precision}))

@@ -1,0 +1,21 @@
+"""The command line: one file a command.
+
+The modules of the commands import keras, NumPy and rich inside their functions, so that `--help`
+answers at once and the command can still choose the backend.
+"""
+
+import click
+
+from multibackend_lstm import __version__
+from multibackend_lstm.cli.demo import demo
+from multibackend_lstm.cli.doctor import doctor
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="multibackend-lstm")
+def main() -> None:
+    """Recurrent models on 4D sensor tensors, alike on TensorFlow, PyTorch and JAX."""
+
+
+main.add_command(demo)
+main.add_command(doctor)

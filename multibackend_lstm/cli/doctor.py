@@ -1,0 +1,80 @@
+"""`multibackend-lstm doctor`: what is installed, and what is known to go wrong with it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def doctor(as_json: bool) -> None:
+    """Print versions, backends, devices, precision and known problems.
+
+    Each installed backend is started in a process of its own. Ends with status 1 if one of them
+    does not start.
+    """
+    from rich.console import Console
+
+    from multibackend_lstm import environment
+
+    console = Console(stderr=as_json)
+    backends: dict[str, Any] = {}
+    with console.status("starting the backends"):
+        for name in environment.BACKENDS:
+            if name in environment.installed_backends():
+                backends[name] = environment.probe(name)
+            else:
+                backends[name] = {"error": environment.missing_backend_message(name)}
+    document = {
+        "versions": environment.versions(),
+        "backends": backends,
+        "known_problems": environment.known_problems(),
+    }
+    if as_json:
+        click.echo(json.dumps(document, indent=1))
+    else:
+        _print(console, document)
+    installed = environment.installed_backends()
+    if not installed or any("error" in backends[name] for name in installed):
+        raise SystemExit(1)
+
+
+def _print(console: Console, document: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="Versions", show_header=False)
+    for name, version in document["versions"].items():
+        table.add_row(name, version)
+    console.print(table)
+
+    table = Table(title="Backends", show_lines=True)
+    for heading in ("backend", "devices", "precision"):
+        table.add_column(heading)
+    for name, report in document["backends"].items():
+        if "error" in report:
+            table.add_row(name, escape(report["error"]), "")
+        else:
+            settings = "\n".join(f"{key}: {value}" for key, value in report["precision"].items())
+            table.add_row(name, escape("\n".join(report["devices"])), escape(settings))
+    console.print(table)
+
+    problems = document["known_problems"]
+    table = Table(
+        title=f"Known problems of the installed versions ({len(problems)})", show_lines=True
+    )
+    table.add_column("problem and remedy", ratio=1)
+    table.add_column("upstream")
+    for problem in problems:
+        table.add_row(
+            f"{escape(problem['title'])} [dim]({', '.join(problem['backends'])})[/dim]\n"
+            f"[green]{escape(problem['remedy'])}[/green]",
+            f"[link={problem['upstream']}]{problem['reference']}[/link]",
+        )
+    console.print(table)

@@ -1,0 +1,206 @@
+"""The command line, run as people run it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from multibackend_lstm import build_model, environment, load_basic_motions
+from multibackend_lstm.agreement.predict import predict_on
+from multibackend_lstm.cli import main
+from multibackend_lstm.demo import standardise
+from multibackend_lstm.environment import BACKENDS, BackendError
+from multibackend_lstm.files import check_writable, replacing
+
+BACKEND = keras.backend.backend()
+if BACKEND not in BACKENDS:
+    pytest.skip("the command line runs on the training backends", allow_module_level=True)
+
+
+def run(*arguments, **variables):
+    return subprocess.run(
+        [sys.executable, "-m", "multibackend_lstm", *map(str, arguments)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_imports_neither_keras_nor_numpy_nor_rich():
+    code = (
+        "import sys; from click.testing import CliRunner; from multibackend_lstm.cli import main;"
+        "result = CliRunner().invoke(main, ['demo', '--help']); assert result.exit_code == 0;"
+        "print([m for m in ('keras', 'numpy', 'rich', 'matplotlib') if m in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.strip() == "[]", process.stderr
+
+
+def test_demo_writes_models_and_results(tmp_path):
+    out = tmp_path / "deep" / "demo"
+    process = run(
+        "demo", "--solution", "reshape", "--solution", "pre_reshape", "--epochs", 1,
+        "--seed", 3, "--out", out, "--json", "--backend", BACKEND,
+    )  # fmt: skip
+    document = json.loads(process.stdout)
+    assert document == json.loads((out / "results.json").read_text())
+    assert document["backend"] == BACKEND
+    assert document["seed"] == 3
+    assert document["versions"]["keras"] == keras.__version__
+    assert [s["solution"] for s in document["solutions"]] == ["reshape", "pre_reshape"]
+    data = standardise(load_basic_motions())
+    for solution in document["solutions"]:
+        assert np.sum(solution["confusion"]) == 40
+        assert np.trace(solution["confusion"]) / 40 == solution["test_accuracy"]
+        assert len(solution["history"]["loss"]) == 1
+        others = set(environment.installed_backends()) - {BACKEND}
+        assert set(solution["largest_difference"]) == others
+        assert all(d <= 1e-5 for d in solution["largest_difference"].values())
+        model = keras.saving.load_model(out / solution["model"], safe_mode=True)
+        x = data.x_test.reshape(model.input_shape and (40, *model.input_shape[1:]))
+        predicted = model.predict(x, verbose=0).argmax(axis=1)
+        assert (predicted == data.y_test).mean() == solution["test_accuracy"]
+    assert process.returncode == 0, process.stderr
+    for name in set(BACKENDS) - set(environment.installed_backends()):
+        assert f"pip install 'multibackend-lstm[{name}]'" in process.stderr.replace("\n", "")
+    files = {path.name for path in out.iterdir()}
+    assert files - {"report.html"} == {"reshape.keras", "pre_reshape.keras", "results.json"}
+    report = (out / "report.html").read_text()
+    assert "<svg" in report
+    assert "src=" not in report  # opens offline
+    assert "Badminton" in report
+
+
+def test_demo_refuses_a_folder_it_cannot_write(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    process = run("demo", "--out", tmp_path / "file" / "demo")
+    assert process.returncode == 1
+    assert "cannot write to the folder" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_demo_names_an_unknown_backend():
+    process = run("demo", KERAS_BACKEND="theano")
+    assert process.returncode == 1
+    assert "KERAS_BACKEND must be one of jax, torch, tensorflow" in process.stderr
+
+
+def test_doctor(tmp_path):
+    process = run("doctor", "--json")
+    assert process.returncode == 0, process.stderr
+    document = json.loads(process.stdout)
+    assert document["versions"]["keras"] == keras.__version__
+    for name, report in document["backends"].items():
+        if name in environment.installed_backends():
+            assert report["devices"]
+            assert report["precision"]["floatx"] == "float32"
+        else:
+            assert f"multibackend-lstm[{name}]" in report["error"]
+    for problem in document["known_problems"]:
+        assert problem["upstream"].startswith("https://github.com/")
+        assert problem["reference"].partition("#")[2].isdigit()
+
+
+def test_doctor_prints_tables_and_fails_if_a_backend_does_not_start(monkeypatch):
+    reports = {"jax": {"devices": ["cpu:0"], "precision": {"floatx": "float32"}}}
+    monkeypatch.setattr(environment, "installed_backends", lambda: ["jax", "torch"])
+    monkeypatch.setattr(
+        environment, "probe", lambda name: reports.get(name, {"error": "torch does not start: x"})
+    )
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 1
+    for words in ("cpu:0", "torch does not start: x", "keras#", "multibackend_lstm"):
+        assert words in result.output
+
+
+def test_known_problems_are_those_of_the_installed_version(monkeypatch):
+    monkeypatch.setattr(environment, "version_of", lambda package: "3.15.1")
+    at_3_15 = {problem["id"] for problem in environment.known_problems()}
+    monkeypatch.setattr(environment, "version_of", lambda package: "3.16.0")
+    at_3_16 = {problem["id"] for problem in environment.known_problems()}
+    monkeypatch.setattr(environment, "version_of", lambda package: None)
+    assert environment.known_problems() == []
+    assert at_3_16 < at_3_15
+
+
+def test_backend_is_chosen_by_option_then_variable_then_default(monkeypatch):
+    monkeypatch.setattr(environment, "installed_backends", lambda: ["jax", "torch", "tensorflow"])
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    assert environment.choose_backend("torch") == "torch"
+    assert environment.choose_backend() == "tensorflow"
+    monkeypatch.delenv("KERAS_BACKEND")
+    assert environment.choose_backend() == "jax"
+    monkeypatch.setattr(environment, "installed_backends", lambda: ["torch"])
+    assert environment.choose_backend() == "torch"
+    with pytest.raises(BackendError, match=r"jax is not installed.*multibackend-lstm\[jax\]"):
+        environment.choose_backend("jax")
+    monkeypatch.setattr(environment, "installed_backends", list)
+    with pytest.raises(BackendError, match="no backend is installed"):
+        environment.choose_backend()
+
+
+def test_keras_cannot_change_its_backend():
+    other = next(name for name in BACKENDS if name != BACKEND)
+    with pytest.raises(BackendError, match=f"already runs on {BACKEND}"):
+        environment.set_backend(other)
+
+
+def test_a_corrupted_or_foreign_file_is_reported_beside_the_good_one(tmp_path):
+    model = build_model((4, 2, 3), units=2)
+    good, truncated, foreign = (tmp_path / f"{n}.keras" for n in ("good", "truncated", "foreign"))
+    model.save(good)
+    truncated.write_bytes(good.read_bytes()[:-200])
+    foreign.write_text("not a model")
+    x = np.ones((5, 4, 2, 3), "float32")
+    missing = tmp_path / "missing.keras"
+    predictions = predict_on(BACKEND, [truncated, good, foreign, missing], [x, x, x, x])
+    np.testing.assert_allclose(predictions[1].values, model.predict(x, verbose=0), atol=1e-6)
+    assert predictions[1].error is None
+    for index, path in ((0, truncated), (2, foreign), (3, missing)):
+        assert predictions[index].values is None
+        assert f"{path} cannot be used" in predictions[index].error
+
+
+def test_a_lambda_in_a_file_is_not_run(tmp_path):
+    inputs = keras.Input((4, 3))
+    model = keras.Model(inputs, keras.layers.Lambda(lambda t: t * 2)(inputs))
+    model.save(tmp_path / "lambda.keras")
+    (prediction,) = predict_on(BACKEND, [tmp_path / "lambda.keras"], [np.ones((1, 4, 3))])
+    assert "safe_mode" in prediction.error or "unsafe" in prediction.error.lower()
+
+
+def test_a_process_that_dies_is_reported_with_its_last_lines(tmp_path):
+    with pytest.raises(RuntimeError, match=r"theano process ended with status 1"):
+        predict_on("theano", [tmp_path / "model.keras"], [np.ones((1, 2))])
+
+
+def test_nothing_half_written_stands_under_a_final_name(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+
+    def interrupted():
+        with replacing(path) as temporary:
+            temporary.write_text("hal")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path) as temporary:
+        assert temporary.suffix == ".json"
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_check_writable_leaves_no_trace(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
