@@ -444,7 +444,7 @@ def test_jit_compile(rank):
 @pytest.mark.thin_on_jax
 def test_mixed_precision(rank, policy):
     x = normal(2, 3, *AXES[rank], 2)
-    arguments = {"filters": (4, 3), "kernel_size": 2, "normalization": "layer"}
+    arguments = {"filters": (4, 3), "kernel_size": 2, "activation": "tanh"}
     exact = TimeDistributedConv(**arguments)
     exact.build(x.shape)
     keras.config.set_dtype_policy(policy)
@@ -456,7 +456,7 @@ def test_mixed_precision(rank, policy):
     assert keras.backend.standardize_dtype(output.dtype) == compute_dtype
     assert mixed(keras.Input(x.shape[1:])).dtype == compute_dtype
     assert {w.dtype for w in mixed.weights} == {"float32"}
-    assert_close(output, exact(x), atol=2e-2 if compute_dtype == "float16" else 0.2)
+    assert_close(output, exact(x), atol=5e-3 if compute_dtype == "float16" else 0.05)
 
 
 @pytest.mark.slow
