@@ -4,13 +4,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
-from keras import tree
+from keras import KerasTensor, ops, tree
 
 from multibackend_lstm.backends import numpy
-from multibackend_lstm.backends.numpy import convolve
-
-__all__ = ["concatenate_steps", "convolve", "devices", "precision"]
 
 
 def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
@@ -43,6 +41,17 @@ def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: in
 
     _, arrays = tf.while_loop(lambda call, _: call < calls, body, (1, arrays))
     return tree.pack_sequence_as(first, [swap_batch_and_time(array.concat()) for array in arrays])
+
+
+def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
+    """As in `backends/numpy.py`; of nothing, nothing.
+
+    TensorFlow's own convolution of an empty batch keeps the number of features it came with
+    (TensorFlow 2.21, outside XLA).
+    """
+    if x.shape[0] == 0:
+        return ops.zeros((0, *layer.compute_output_shape(x.shape)[1:]), layer.compute_dtype)
+    return numpy.convolve(layer, x)
 
 
 def devices() -> list[str]:

@@ -356,10 +356,6 @@ def test_unknown_batch_and_time(rank, batch, time):
         assert_close(model.predict(x, verbose=0), layer(x), atol=1e-5)
 
 
-@pytest.mark.skipif(
-    BACKEND == "tensorflow",
-    reason="Keras' convolutions on TensorFlow return an empty input in its old shape",
-)
 @pytest.mark.parametrize("rank", AXES)
 @pytest.mark.parametrize(("batch", "time"), [(0, 3), (2, 0), (0, 0)])
 def test_empty(rank, batch, time):
