@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         unflatten_features,
     )
     from multibackend_lstm.layers import (
+        GRU,
+        LSTM,
         Channelwise,
         FlattenFeatures,
         TimeDistributed,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "SOLUTIONS",
     "Channelwise",
     "FlattenFeatures",
@@ -38,6 +42,8 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "GRU": "layers",
+    "LSTM": "layers",
     "SOLUTIONS": "models",
     "Channelwise": "layers",
     "FlattenFeatures": "layers",

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from multibackend_lstm.backends import numpy
+from multibackend_lstm.backends import Options, Weights, numpy, recurrence
 
 
 def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
@@ -39,3 +40,116 @@ def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: in
 
     _, arrays = tf.while_loop(lambda call, _: call < calls, body, (1, arrays))
     return tree.pack_sequence_as(first, [swap_batch_and_time(array.concat()) for array in arrays])
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """As in `backends/numpy.py`."""
+    return None if tf.is_symbolic_tensor(x) else np.asarray(x)
+
+
+def scan(
+    step: Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]],
+    states: list[Any],
+    xs: list[Any],
+    reverse: bool = False,
+) -> tuple[list[Any], list[Any]]:
+    """As in `backends/numpy.py`; where a graph does not know the number of steps, it may be 0."""
+    xs = [tf.convert_to_tensor(x) for x in xs]
+    states = [tf.convert_to_tensor(state) for state in states]
+    static_time = xs[0].shape[0]
+    time = tf.shape(xs[0])[0] if static_time is None else static_time
+    inputs = [
+        tf.TensorArray(x.dtype, time, element_shape=x.shape[1:]).unstack(x) for x in xs
+    ]
+    # An array without elements can only be stacked if it knows their shape to the last axis, so
+    # there is one element of zeros more where no step may be taken.
+    spare = 1 if static_time is None else 0
+    shapes = [tf.shape(x)[1:] for x in xs]
+    first = [tf.zeros(shape, x.dtype) for shape, x in zip(shapes, xs, strict=True)]
+    outputs = [
+        tf.TensorArray(y.dtype, time + spare, element_shape=y.shape) for y in step(states, first)[1]
+    ]
+    if spare:
+        outputs = [
+            array.write(time, tf.zeros_like(y))
+            for array, y in zip(outputs, step(states, first)[1], strict=True)
+        ]
+
+    def body(count: Any, states: list[Any], outputs: list[Any]) -> Any:
+        index = time - 1 - count if reverse else count
+        states, ys = step(states, [array.read(index) for array in inputs])
+        written = [array.write(index, y) for array, y in zip(outputs, ys, strict=True)]
+        return count + 1, states, written
+
+    _, states, outputs = tf.while_loop(
+        lambda count, *_: count < time,
+        body,
+        (tf.constant(0), states, outputs),
+        shape_invariants=(
+            tf.TensorShape([]),
+            [tf.TensorShape([None, *state.shape[1:]]) for state in states],
+            [tf.TensorShape(None) for _ in outputs],
+        ),
+        maximum_iterations=time,
+    )
+    ys = [array.stack() for array in outputs]
+    return states, [y[:time] for y in ys] if spare else ys
+
+
+def _valid_steps(lengths: Any, time: Any) -> Any:
+    """Boolean `(time, batch, 1)`, or None without lengths."""
+    return None if lengths is None else (tf.range(time)[:, None] < lengths)[..., None]
+
+
+def _time_first(x: Any) -> Any:
+    return tf.transpose(x, (1, 0, 2))
+
+
+def lstm(
+    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+) -> tuple[Any, Any, list[Any], str]:
+    """See `backends/__init__.py`: `tf.while_loop` with a backward pass of its own."""
+    kernel, recurrent_kernel = map(tf.convert_to_tensor, weights[:2])
+    z = tf.matmul(_time_first(inputs), kernel)
+    if weights.bias is not None:
+        z = z + weights.bias
+    valid = _valid_steps(lengths, tf.shape(inputs)[1])
+
+    @tf.custom_gradient
+    def run(z: Any, h: Any, c: Any, kernel: Any) -> Any:
+        results, saved = recurrence.lstm_forward(scan, z, h, c, kernel, valid)
+
+        def gradient(*gradients: Any) -> Any:
+            everything = (h, c, kernel, valid, results[0], *saved)
+            return recurrence.lstm_backward(scan, everything, gradients)
+
+        return results, gradient
+
+    hs, h, c = run(z, *states, recurrent_kernel)
+    return _time_first(hs), h, [h, c], "tf.while_loop"
+
+
+def gru(
+    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+) -> tuple[Any, Any, list[Any], str]:
+    """See `backends/__init__.py`: `tf.while_loop` with a backward pass of its own."""
+    kernel, recurrent_kernel = map(tf.convert_to_tensor, weights[:2])
+    input_bias = recurrent_bias = tf.zeros(kernel.shape[1], kernel.dtype)
+    if weights.bias is not None:
+        input_bias, recurrent_bias = tf.unstack(tf.convert_to_tensor(weights.bias))
+    z = tf.matmul(_time_first(inputs), kernel) + input_bias
+    valid = _valid_steps(lengths, tf.shape(inputs)[1])
+
+    @tf.custom_gradient
+    def run(z: Any, h: Any, kernel: Any, bias: Any) -> Any:
+        results, saved = recurrence.gru_forward(scan, z, h, kernel, bias, valid)
+
+        def gradient(*gradients: Any) -> Any:
+            return recurrence.gru_backward(
+                scan, (h, kernel, valid, results[0], *saved), gradients
+            )
+
+        return results, gradient
+
+    hs, h = run(z, *states, recurrent_kernel, recurrent_bias)
+    return _time_first(hs), h, [h], "tf.while_loop"

@@ -1,5 +1,115 @@
 """The PyTorch backend."""
 
-from multibackend_lstm.backends.numpy import concatenate_steps
+from typing import Any
 
-__all__ = ["concatenate_steps"]
+import numpy as np
+import torch
+
+from multibackend_lstm.backends import Options, Weights
+from multibackend_lstm.backends.numpy import concatenate_steps, scan
+
+__all__ = ["concatenate_steps", "concrete", "gru", "lstm", "scan"]
+
+# In a gate's sigmoid this is exactly 1, or with a minus sign 0, in every floating dtype, and it
+# is finite in float16.
+_SATURATED = 1e4
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """As in `backends/numpy.py`."""
+    if torch.compiler.is_compiling() or x.device.type == "meta":
+        return None
+    values: np.ndarray = x.detach().cpu().numpy()
+    return values
+
+
+def _padded_steps(lengths: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """`(batch, time, 1)`: 1 on the steps past a sample's length, 0 on its valid ones."""
+    steps = torch.arange(inputs.shape[1], device=inputs.device)
+    return (steps >= lengths[:, None]).to(inputs.dtype)[..., None]
+
+
+def _with_indicator(
+    inputs: torch.Tensor, kernel: torch.Tensor, lengths: torch.Tensor, row: list[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the input column that is 1 on padded steps, with the weight `row[gate]` for a gate."""
+    weight = torch.tensor(row, dtype=kernel.dtype, device=kernel.device)
+    weight = weight.repeat_interleave(kernel.shape[1] // len(row))[None]
+    return (
+        torch.cat([inputs, _padded_steps(lengths, inputs)], dim=2),
+        torch.cat([kernel, weight], dim=0),
+    )
+
+
+def _for_kernel(
+    inputs: torch.Tensor, states: list[Any], weights: list[Any]
+) -> tuple[torch.Tensor, list[Any], list[Any]]:
+    """Tensors in the dtype and layout that the ATen kernels run on."""
+    dtype = inputs.dtype
+    if inputs.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32  # the processor has no faster half precision, and this is exact
+    inputs = inputs.to(dtype)
+    states = [state.to(dtype).contiguous()[None] for state in states]
+    weights = [weight.to(dtype) for weight in weights]
+    if inputs.device.type == "cuda":
+        # cuDNN wants all weights in one block of memory, or it copies them and warns.
+        flat = torch.cat([weight.reshape(-1) for weight in weights])
+        parts = flat.split([weight.numel() for weight in weights])
+        weights = [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
+    return inputs, states, weights
+
+
+def _at_length(sequence: torch.Tensor, lengths: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """The step before each sample's length; the initial state where that is 0."""
+    index = (lengths.long() - 1).clamp(min=0)[:, None, None].expand(-1, 1, sequence.shape[2])
+    return torch.where(lengths[:, None] > 0, sequence.gather(1, index)[:, 0], h.to(sequence.dtype))
+
+
+def lstm(
+    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+) -> tuple[Any, Any, list[Any], str]:
+    """See `backends/__init__.py`: the ATen kernel that `torch.nn.LSTM` calls."""
+    kernel, recurrent_kernel, bias = weights
+    dtype = inputs.dtype
+    if lengths is not None and options.states:
+        # A closed input gate and an open forget gate keep the cell state through the padding.
+        inputs, kernel = _with_indicator(
+            inputs, kernel, lengths, [-_SATURATED, _SATURATED, 0.0, 0.0]
+        )
+    biases = [] if bias is None else [bias, torch.zeros_like(bias)]
+    inputs, (h, c), parameters = _for_kernel(
+        inputs, states, [kernel.t(), recurrent_kernel.t(), *biases]
+    )
+    # (input, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
+    sequence, last, c = torch._VF.lstm(
+        inputs, (h, c), parameters, bool(biases), 1, 0.0, torch.is_grad_enabled(), False, True
+    )
+    last, c = last[0], c[0]
+    if lengths is not None:
+        last = _at_length(sequence, lengths, h[0])
+    return sequence.to(dtype), last.to(dtype), [last, c], "torch.lstm"
+
+
+def gru(
+    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+) -> tuple[Any, Any, list[Any], str]:
+    """See `backends/__init__.py`: the ATen kernel that `torch.nn.GRU` calls."""
+    kernel, recurrent_kernel, bias = weights
+    dtype = inputs.dtype
+
+    def reordered(x: torch.Tensor) -> torch.Tensor:
+        """Gates z, r, h as PyTorch's r, z, n."""
+        z, r, n = x.chunk(3, dim=-1)
+        return torch.cat([r, z, n], dim=-1)
+
+    if lengths is not None:
+        # An open update gate keeps the state through the padding.
+        inputs, kernel = _with_indicator(inputs, kernel, lengths, [_SATURATED, 0.0, 0.0])
+    biases = [] if bias is None else list(reordered(bias))
+    inputs, (h,), parameters = _for_kernel(
+        inputs, states, [reordered(kernel).t(), reordered(recurrent_kernel).t(), *biases]
+    )
+    sequence, last = torch._VF.gru(
+        inputs, h, parameters, bool(biases), 1, 0.0, torch.is_grad_enabled(), False, True
+    )
+    return sequence.to(dtype), last[0].to(dtype), [last[0]], "torch.gru"
