@@ -5,6 +5,7 @@
 | `concatenate_steps` | calls a function on some time steps at a time |
 | `concrete` | the values of a tensor, where they are known now |
 | `scan` | a loop over time |
+| `supports_jit` | whether Keras may compile a model with such a layer by itself |
 | `lstm`, `gru` | a whole recurrent layer in the backend's fastest way, or `Refused` |
 
 `lstm` and `gru` share one signature:

@@ -33,37 +33,42 @@ def scan(step: Any, states: Any, xs: Any, reverse: bool = False) -> Any:
 
 
 @jax.custom_vjp
-def _lstm(z: Any, h: Any, c: Any, kernel: Any, valid: Any) -> Any:
-    return recurrence.lstm_forward(scan, z, h, c, kernel, valid)[0]
+def _lstm(*arguments: Any) -> Any:
+    return recurrence.lstm(scan, *arguments)[:3]
 
 
-def _lstm_forward(z: Any, h: Any, c: Any, kernel: Any, valid: Any) -> Any:
-    results, saved = recurrence.lstm_forward(scan, z, h, c, kernel, valid)
-    return results, (h, c, kernel, valid, results[0], *saved)
+def _lstm_forward(*arguments: Any) -> Any:
+    hs, h, c, cs = recurrence.lstm(scan, *arguments)
+    return (hs, h, c), (arguments, hs, cs)
 
 
 def _lstm_backward(saved: Any, gradients: Any) -> Any:
-    return (*recurrence.lstm_backward(scan, saved, gradients), None)
+    return (*recurrence.lstm_gradient(scan, *saved, gradients), None)  # None for `valid`
 
 
 _lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
 @jax.custom_vjp
-def _gru(z: Any, h: Any, kernel: Any, bias: Any, valid: Any) -> Any:
-    return recurrence.gru_forward(scan, z, h, kernel, bias, valid)[0]
+def _gru(*arguments: Any) -> Any:
+    return recurrence.gru(scan, *arguments)
 
 
-def _gru_forward(z: Any, h: Any, kernel: Any, bias: Any, valid: Any) -> Any:
-    results, saved = recurrence.gru_forward(scan, z, h, kernel, bias, valid)
-    return results, (h, kernel, valid, results[0], *saved)
+def _gru_forward(*arguments: Any) -> Any:
+    hs, h = recurrence.gru(scan, *arguments)
+    return (hs, h), (arguments, hs)
 
 
 def _gru_backward(saved: Any, gradients: Any) -> Any:
-    return (*recurrence.gru_backward(scan, saved, gradients), None)
+    return (*recurrence.gru_gradient(scan, *saved, gradients), None)
 
 
 _gru.defvjp(_gru_forward, _gru_backward)
+
+
+def supports_jit(time: int | None) -> bool:
+    """Whether `compile(jit_compile="auto")` may compile a recurrent layer: JAX always does."""
+    return True
 
 
 def _valid_steps(lengths: Any, time: int) -> Any:
@@ -76,10 +81,9 @@ def lstm(
 ) -> tuple[Any, Any, list[Any], str]:
     """See `backends/__init__.py`: `lax.scan` with a backward pass of its own."""
     kernel, recurrent_kernel, bias = weights
-    z = jnp.matmul(jnp.swapaxes(inputs, 0, 1), kernel)
-    if bias is not None:
-        z = z + bias
-    hs, h, c = _lstm(z, *states, recurrent_kernel, _valid_steps(lengths, inputs.shape[1]))
+    bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
+    valid = _valid_steps(lengths, inputs.shape[1])
+    hs, h, c = _lstm(jnp.swapaxes(inputs, 0, 1), *states, kernel, recurrent_kernel, bias, valid)
     return jnp.swapaxes(hs, 0, 1), h, [h, c], "lax.scan"
 
 
@@ -88,10 +92,7 @@ def gru(
 ) -> tuple[Any, Any, list[Any], str]:
     """See `backends/__init__.py`: `lax.scan` with a backward pass of its own."""
     kernel, recurrent_kernel, bias = weights
-    input_bias, recurrent_bias = jnp.zeros((2, kernel.shape[1]), kernel.dtype)
-    if bias is not None:
-        input_bias, recurrent_bias = bias
-    z = jnp.matmul(jnp.swapaxes(inputs, 0, 1), kernel) + input_bias
+    biases = jnp.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias
     valid = _valid_steps(lengths, inputs.shape[1])
-    hs, h = _gru(z, *states, recurrent_kernel, recurrent_bias, valid)
+    hs, h = _gru(jnp.swapaxes(inputs, 0, 1), *states, kernel, recurrent_kernel, *biases, valid)
     return jnp.swapaxes(hs, 0, 1), h, [h], "lax.scan"

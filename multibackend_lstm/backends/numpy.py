@@ -57,6 +57,11 @@ def scan(
     return states, [ops.stack(y, axis=0) for y in zip(*ys, strict=True)]
 
 
+def supports_jit(time: int | None) -> bool:
+    """Whether `compile(jit_compile="auto")` may compile a recurrent layer."""
+    return True
+
+
 def lstm(inputs: Any, states: Any, lengths: Any, weights: Any, *, options: Any) -> NoReturn:
     """Refused: there is no LSTM in NumPy."""
     raise Refused("this backend has no LSTM kernel")

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from multibackend_lstm.backends import Options, Weights
-from multibackend_lstm.backends.numpy import concatenate_steps, scan
+from multibackend_lstm.backends.numpy import concatenate_steps, scan, supports_jit
 
-__all__ = ["concatenate_steps", "concrete", "gru", "lstm", "scan"]
+__all__ = ["concatenate_steps", "concrete", "gru", "lstm", "scan", "supports_jit"]
 
 # In a gate's sigmoid this is exactly 1, or with a minus sign 0, in every floating dtype, and it
 # is finite in float16.

@@ -114,6 +114,7 @@ class Recurrent:
             super().build(self._flat_shape(sequences_shape))  # type: ignore[misc]
         finally:
             self.cell.recurrent_initializer = initializer
+        self.supports_jit = backends.active().supports_jit(sequences_shape[1])
 
     @property
     def variables(self) -> list[Any]:
@@ -295,9 +296,7 @@ class Recurrent:
         lengths = count[:, -1]
         to_front = ops.argsort(_positions(ones) + ops.where(valid, 0, time), axis=1)
         inputs = _take_steps(inputs, to_front)
-        outputs, last, states = self._recur(
-            inputs, states, lengths, dropout_masks, recurrent_masks
-        )
+        outputs, last, states = self._recur(inputs, states, lengths, dropout_masks, recurrent_masks)
 
         # The output holds through masked steps, and is 0 before the first valid one.
         has_output = valid if self.zero_output_for_mask else count > 0
@@ -441,8 +440,7 @@ class Recurrent:
             new_states = self._step(ops.cast(x[0], dtype), states, weights, recurrent_masks)
             if lengths is not None:
                 new_states = [
-                    ops.where(x[1], new, old)
-                    for new, old in zip(new_states, states, strict=True)
+                    ops.where(x[1], new, old) for new, old in zip(new_states, states, strict=True)
                 ]
             return new_states, new_states[:1]
 
