@@ -112,6 +112,17 @@ def _time_first(x: Any) -> Any:
     return tf.transpose(x, (1, 0, 2))
 
 
+def _compiled(run: Callable[..., Any], inputs: Any) -> tuple[Callable[..., Any], str]:
+    """The function for XLA where that pays, and the path's name.
+
+    In a graph with a known number of steps it does; elsewhere every length would be compiled
+    anew.
+    """
+    if tf.executing_eagerly() or not supports_jit(inputs.shape[1]):
+        return run, "tf.while_loop"
+    return tf.function(run, jit_compile=True, autograph=False), "tf.while_loop, XLA"
+
+
 def lstm(
     inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
@@ -129,8 +140,9 @@ def lstm(
 
         return (hs, h, c), gradient
 
+    run, path = _compiled(run, inputs)
     hs, h, c = run(_time_first(inputs), *states, kernel, recurrent_kernel, bias)
-    return _time_first(hs), h, [h, c], "tf.while_loop"
+    return _time_first(hs), h, [h, c], path
 
 
 def gru(
@@ -150,5 +162,6 @@ def gru(
 
         return (hs, h), gradient
 
+    run, path = _compiled(run, inputs)
     hs, h = run(_time_first(inputs), *states, kernel, recurrent_kernel, *biases)
-    return _time_first(hs), h, [h], "tf.while_loop"
+    return _time_first(hs), h, [h], path
