@@ -6,20 +6,21 @@
 | `concrete` | the values of a tensor, where they are known now |
 | `scan` | a loop over time |
 | `supports_jit` | whether Keras may compile a model with such a layer by itself |
+| `valid_steps_first` | whether `lstm` and `gru` need the valid steps first |
 | `lstm`, `gru` | a whole recurrent layer in the backend's fastest way, or `Refused` |
 
 `lstm` and `gru` share one signature:
 
-    lstm(inputs, states, lengths, weights, *, options) -> sequence, last, states, path
+    lstm(inputs, states, valid, weights, *, options) -> sequence, last, states, path
 
     inputs:   (batch, time, features)
     states:   h, c for LSTM, h for GRU: each (batch, units), float32 at least
-    lengths:  (batch,) integers, the number of valid steps of each sample, or None for all.
-              The valid steps come first; the values of the others are zeros.
+    valid:    boolean (batch, time), False for masked steps, whose inputs are zeros; or None.
+              Where `valid_steps_first()` says so, each sample's valid steps come first.
     weights:  `Weights`
     options:  `Options`
-    sequence: (batch, time, units), the hidden state after each step; steps past a sample's
-              length hold unspecified finite values
+    sequence: (batch, time, units), the hidden state after each step; after a masked step that
+              of the step before, or with `valid_steps_first()` any finite value
     last:     (batch, units), the hidden state after each sample's last valid step; its initial
               one where it has none
     states:   the states after each sample's last valid step

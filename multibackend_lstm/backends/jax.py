@@ -66,33 +66,44 @@ def _gru_backward(saved: Any, gradients: Any) -> Any:
 _gru.defvjp(_gru_forward, _gru_backward)
 
 
+def valid_steps_first() -> bool:
+    """Whether `lstm` and `gru` need each sample's valid steps first: the loop takes any mask."""
+    return False
+
+
 def supports_jit(time: int | None) -> bool:
     """Whether `compile(jit_compile="auto")` may compile a recurrent layer: JAX always does."""
     return True
 
 
-def _valid_steps(lengths: Any, time: int) -> Any:
-    """Boolean `(time, batch, 1)`, or None without lengths."""
-    return None if lengths is None else (jnp.arange(time)[:, None] < lengths)[..., None]
+def _time_first(x: Any) -> Any:
+    return jnp.swapaxes(x, 0, 1)
+
+
+def _mask_steps(valid: Any) -> Any:
+    """Boolean `(time, batch, 1)`, or None."""
+    return None if valid is None else valid.T[..., None]
 
 
 def lstm(
-    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
     """See `backends/__init__.py`: `lax.scan` with a backward pass of its own."""
     kernel, recurrent_kernel, bias = weights
     bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
-    valid = _valid_steps(lengths, inputs.shape[1])
-    hs, h, c = _lstm(jnp.swapaxes(inputs, 0, 1), *states, kernel, recurrent_kernel, bias, valid)
-    return jnp.swapaxes(hs, 0, 1), h, [h, c], "lax.scan"
+    hs, h, c = _lstm(
+        _time_first(inputs), *states, kernel, recurrent_kernel, bias, _mask_steps(valid)
+    )
+    return _time_first(hs), h, [h, c], "lax.scan"
 
 
 def gru(
-    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
     """See `backends/__init__.py`: `lax.scan` with a backward pass of its own."""
     kernel, recurrent_kernel, bias = weights
     biases = jnp.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias
-    valid = _valid_steps(lengths, inputs.shape[1])
-    hs, h = _gru(jnp.swapaxes(inputs, 0, 1), *states, kernel, recurrent_kernel, *biases, valid)
-    return jnp.swapaxes(hs, 0, 1), h, [h], "lax.scan"
+    hs, h = _gru(
+        _time_first(inputs), *states, kernel, recurrent_kernel, *biases, _mask_steps(valid)
+    )
+    return _time_first(hs), h, [h], "lax.scan"

@@ -57,16 +57,21 @@ def scan(
     return states, [ops.stack(y, axis=0) for y in zip(*ys, strict=True)]
 
 
+def valid_steps_first() -> bool:
+    """Whether `lstm` and `gru` need each sample's valid steps first: there are no kernels."""
+    return False
+
+
 def supports_jit(time: int | None) -> bool:
     """Whether `compile(jit_compile="auto")` may compile a recurrent layer."""
     return True
 
 
-def lstm(inputs: Any, states: Any, lengths: Any, weights: Any, *, options: Any) -> NoReturn:
+def lstm(inputs: Any, states: Any, valid: Any, weights: Any, *, options: Any) -> NoReturn:
     """Refused: there is no LSTM in NumPy."""
     raise Refused("this backend has no LSTM kernel")
 
 
-def gru(inputs: Any, states: Any, lengths: Any, weights: Any, *, options: Any) -> NoReturn:
+def gru(inputs: Any, states: Any, valid: Any, weights: Any, *, options: Any) -> NoReturn:
     """Refused: there is no GRU in NumPy."""
     raise Refused("this backend has no GRU kernel")

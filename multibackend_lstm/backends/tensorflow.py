@@ -94,6 +94,11 @@ def scan(
     return states, [y[:time] for y in ys] if spare else ys
 
 
+def valid_steps_first() -> bool:
+    """Whether `lstm` and `gru` need each sample's valid steps first: the loop takes any mask."""
+    return False
+
+
 def supports_jit(time: int | None) -> bool:
     """Whether `compile(jit_compile="auto")` may compile a recurrent layer with XLA.
 
@@ -103,9 +108,9 @@ def supports_jit(time: int | None) -> bool:
     return time is not None and not tf.config.list_logical_devices("GPU")
 
 
-def _valid_steps(lengths: Any, time: Any) -> Any:
-    """Boolean `(time, batch, 1)`, or None without lengths."""
-    return None if lengths is None else (tf.range(time)[:, None] < lengths)[..., None]
+def _mask_steps(valid: Any) -> Any:
+    """Boolean `(time, batch, 1)`, or None."""
+    return None if valid is None else tf.transpose(valid)[..., None]
 
 
 def _time_first(x: Any) -> Any:
@@ -124,12 +129,12 @@ def _compiled(run: Callable[..., Any], inputs: Any) -> tuple[Callable[..., Any],
 
 
 def lstm(
-    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
     """See `backends/__init__.py`: `tf.while_loop` with a backward pass of its own."""
     kernel, recurrent_kernel, bias = weights
     bias = tf.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
-    valid = _valid_steps(lengths, tf.shape(inputs)[1])
+    valid = _mask_steps(valid)
 
     @tf.custom_gradient
     def run(*arguments: Any) -> Any:
@@ -146,12 +151,12 @@ def lstm(
 
 
 def gru(
-    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
     """See `backends/__init__.py`: `tf.while_loop` with a backward pass of its own."""
     kernel, recurrent_kernel, bias = weights
     biases = tf.unstack(tf.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias)
-    valid = _valid_steps(lengths, tf.shape(inputs)[1])
+    valid = _mask_steps(valid)
 
     @tf.custom_gradient
     def run(*arguments: Any) -> Any:

@@ -8,7 +8,15 @@ import torch
 from multibackend_lstm.backends import Options, Weights
 from multibackend_lstm.backends.numpy import concatenate_steps, scan, supports_jit
 
-__all__ = ["concatenate_steps", "concrete", "gru", "lstm", "scan", "supports_jit"]
+__all__ = [
+    "concatenate_steps",
+    "concrete",
+    "gru",
+    "lstm",
+    "scan",
+    "supports_jit",
+    "valid_steps_first",
+]
 
 # In a gate's sigmoid this is exactly 1, or with a minus sign 0, in every floating dtype, and it
 # is finite in float16.
@@ -23,20 +31,19 @@ def concrete(x: Any) -> np.ndarray | None:
     return values
 
 
-def _padded_steps(lengths: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """`(batch, time, 1)`: 1 on the steps past a sample's length, 0 on its valid ones."""
-    steps = torch.arange(inputs.shape[1], device=inputs.device)
-    return (steps >= lengths[:, None]).to(inputs.dtype)[..., None]
+def valid_steps_first() -> bool:
+    """Whether `lstm` and `gru` need each sample's valid steps first: ATen kernels know no masks."""
+    return True
 
 
 def _with_indicator(
-    inputs: torch.Tensor, kernel: torch.Tensor, lengths: torch.Tensor, row: list[float]
+    inputs: torch.Tensor, kernel: torch.Tensor, valid: torch.Tensor, row: list[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the input column that is 1 on padded steps, with the weight `row[gate]` for a gate."""
+    """Add the input column that is 1 on masked steps, with the weight `row[gate]` for a gate."""
     weight = torch.tensor(row, dtype=kernel.dtype, device=kernel.device)
     weight = weight.repeat_interleave(kernel.shape[1] // len(row))[None]
     return (
-        torch.cat([inputs, _padded_steps(lengths, inputs)], dim=2),
+        torch.cat([inputs, (~valid)[..., None].to(inputs.dtype)], dim=2),
         torch.cat([kernel, weight], dim=0),
     )
 
@@ -61,21 +68,19 @@ def _for_kernel(
 
 def _at_length(sequence: torch.Tensor, lengths: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     """The step before each sample's length; the initial state where that is 0."""
-    index = (lengths.long() - 1).clamp(min=0)[:, None, None].expand(-1, 1, sequence.shape[2])
+    index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, sequence.shape[2])
     return torch.where(lengths[:, None] > 0, sequence.gather(1, index)[:, 0], h.to(sequence.dtype))
 
 
 def lstm(
-    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
     """See `backends/__init__.py`: the ATen kernel that `torch.nn.LSTM` calls."""
     kernel, recurrent_kernel, bias = weights
     dtype = inputs.dtype
-    if lengths is not None and options.states:
+    if valid is not None and options.states:
         # A closed input gate and an open forget gate keep the cell state through the padding.
-        inputs, kernel = _with_indicator(
-            inputs, kernel, lengths, [-_SATURATED, _SATURATED, 0.0, 0.0]
-        )
+        inputs, kernel = _with_indicator(inputs, kernel, valid, [-_SATURATED, _SATURATED, 0.0, 0.0])
     biases = [] if bias is None else [bias, torch.zeros_like(bias)]
     inputs, (h, c), parameters = _for_kernel(
         inputs, states, [kernel.t(), recurrent_kernel.t(), *biases]
@@ -85,13 +90,13 @@ def lstm(
         inputs, (h, c), parameters, bool(biases), 1, 0.0, torch.is_grad_enabled(), False, True
     )
     last, c = last[0], c[0]
-    if lengths is not None:
-        last = _at_length(sequence, lengths, h[0])
+    if valid is not None:
+        last = _at_length(sequence, valid.sum(1), h[0])
     return sequence.to(dtype), last.to(dtype), [last, c], "torch.lstm"
 
 
 def gru(
-    inputs: Any, states: list[Any], lengths: Any, weights: Weights, *, options: Options
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
     """See `backends/__init__.py`: the ATen kernel that `torch.nn.GRU` calls."""
     kernel, recurrent_kernel, bias = weights
@@ -102,9 +107,9 @@ def gru(
         z, r, n = x.chunk(3, dim=-1)
         return torch.cat([r, z, n], dim=-1)
 
-    if lengths is not None:
+    if valid is not None:
         # An open update gate keeps the state through the padding.
-        inputs, kernel = _with_indicator(inputs, kernel, lengths, [_SATURATED, 0.0, 0.0])
+        inputs, kernel = _with_indicator(inputs, kernel, valid, [_SATURATED, 0.0, 0.0])
     biases = [] if bias is None else list(reordered(bias))
     inputs, (h,), parameters = _for_kernel(
         inputs, states, [reordered(kernel).t(), reordered(recurrent_kernel).t(), *biases]

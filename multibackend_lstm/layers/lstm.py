@@ -41,7 +41,8 @@ class LSTM(Recurrent, keras.layers.LSTM):
 
     Call arguments:
         sequences: `(batch, time, *axes)`, of rank 3 or more; batch and time may be unknown.
-        initial_state: list of the hidden and the cell state, `h` and `c`, each `(batch, units)`; zeros by default.
+        initial_state: list of the hidden and the cell state, `h` and `c`, each `(batch, units)`;
+            zeros by default.
         mask: boolean (or integer) `(batch, time)` or `(batch, time, ...)` tensor, False for
             masked steps; with axes after time a step is valid where any entry is.
         training: whether dropout is applied.

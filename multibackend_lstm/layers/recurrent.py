@@ -60,9 +60,9 @@ class Recurrent:
     `_state_names`, `_kernel_refusal`, `_input_bias` and `_step`. All else is here. One call is
 
     1. flatten the input, reduce the mask, reverse time for `go_backwards`;
-    2. move the valid steps of each sample to the front, so that any mask becomes a length;
-    3. the backend's kernel, or `_recurrence`, which takes lengths;
-    4. give each step the output of the last valid step up to it, which undoes 2.
+    2. the backend's kernel, or `_recurrence`. For a kernel that takes no mask but lengths the
+       valid steps of each sample are moved to the front, and its outputs back;
+    3. zeros where there is no output to hold.
     """
 
     # What the Keras classes provide.
@@ -278,30 +278,24 @@ class Recurrent:
         self, inputs: KerasTensor, valid: Any, states: list[Any], training: bool
     ) -> tuple[Any, Any, list[Any]]:
         """Outputs of all steps, output of the last one, and final states."""
-        batch, time = ops.shape(inputs)[:2]
         dropout_masks, recurrent_masks = self._dropout_masks(inputs, training)
         if inputs.shape[1] == 0:
             self._note("ops", "no steps", None)
-            dtype = inputs.dtype
-            units = self.cell.units
+            batch, units, dtype = ops.shape(inputs)[0], self.cell.units, inputs.dtype
             return ops.zeros((batch, 0, units), dtype), ops.zeros((batch, units), dtype), states
 
+        if valid is not None:
+            # Selected, not multiplied by 0: a masked NaN must not reach any arithmetic.
+            inputs = ops.where(valid[..., None], inputs, ops.zeros_like(inputs))
+        outputs, last, states = self._recur(inputs, states, valid, dropout_masks, recurrent_masks)
         if valid is None:
-            return self._recur(inputs, states, None, dropout_masks, recurrent_masks)
-
-        # Selected, not multiplied by 0: a masked NaN must not reach any arithmetic.
-        inputs = ops.where(valid[..., None], inputs, ops.zeros_like(inputs))
-        ones = ops.cast(valid, "int32")
-        count = ops.cumsum(ones, axis=1)  # of valid steps up to each step
-        lengths = count[:, -1]
-        to_front = ops.argsort(_positions(ones) + ops.where(valid, 0, time), axis=1)
-        inputs = _take_steps(inputs, to_front)
-        outputs, last, states = self._recur(inputs, states, lengths, dropout_masks, recurrent_masks)
+            return outputs, last, states
 
         # The output holds through masked steps, and is 0 before the first valid one.
-        has_output = valid if self.zero_output_for_mask else count > 0
+        has_output = valid
+        if not self.zero_output_for_mask:
+            has_output = ops.cumsum(ops.cast(valid, "int32"), axis=1) > 0
         if self.return_sequences:
-            outputs = _take_steps(outputs, ops.maximum(count - 1, 0))
             outputs = ops.where(has_output[..., None], outputs, ops.zeros_like(outputs))
         last = ops.where(has_output[:, -1:], last, ops.zeros_like(last))
         return outputs, last, states
@@ -310,42 +304,61 @@ class Recurrent:
         self,
         inputs: KerasTensor,
         states: list[Any],
-        lengths: Any,
+        valid: Any,
         dropout_masks: list[Any],
         recurrent_masks: list[Any],
     ) -> Any:
-        """Sequence, last output and states as `backends/` documents them, by one of them or by the own recurrence."""
+        """Sequence, last output and states, by the backend's kernel or the own recurrence.
+
+        The sequence holds the last state in masked steps.
+        """
         weights = backends.Weights(
             *(
                 None if weight is None else ops.cast(ops.convert_to_tensor(weight), inputs.dtype)
                 for weight in (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)
             )
         )
-        options = backends.Options(
-            sequence=self.return_sequences,
-            states=self.return_state or self.stateful,
-            cudnn=self._cudnn,
-        )
+        dropped = self._drop(inputs, dropout_masks)
         refused = None
         if self.implementation != "ops":
             try:
                 self._check_kernel_fits(recurrent_masks, dropout_masks)
-                kernel = getattr(backends.active(), self._kernel)
-                dropped = self._drop(inputs, dropout_masks)[0]
-                *result, path = kernel(dropped, states, lengths, weights, options=options)
+                return self._run_kernel(dropped[0], states, valid, weights)
             except backends.Refused as reason:
                 refused = str(reason)
-            else:
-                self._note("native", path, None)
-                return result
             if self.implementation == "native":
                 raise ValueError(
                     f'{self.name}: `implementation="native"` cannot be had: {refused}. Change '
                     'that, or set `implementation="auto"`.'
                 )
         self._note("ops", "keras.ops, unrolled" if self.unroll else "keras.ops", refused)
-        projected = self._project(self._drop(inputs, dropout_masks), weights)
-        return self._recurrence(projected, states, lengths, weights, recurrent_masks)
+        projected = self._project(dropped, weights)
+        return self._recurrence(projected, states, valid, weights, recurrent_masks)
+
+    def _run_kernel(self, inputs: Any, states: list[Any], valid: Any, weights: Any) -> Any:
+        """As `_recur`; Refused is raised through."""
+        backend = backends.active()
+        options = backends.Options(
+            sequence=self.return_sequences,
+            states=self.return_state or self.stateful,
+            cudnn=self._cudnn,
+        )
+        to_front = valid is not None and backend.valid_steps_first()
+        if to_front:
+            # A mask with holes is the same as its valid steps moved together, so that a kernel
+            # which knows lengths alone can serve it.
+            ones = ops.cast(valid, "int32")
+            count = ops.cumsum(ones, axis=1)  # of valid steps up to each step
+            order = _positions(ones) + ops.where(valid, 0, ops.shape(inputs)[1])
+            inputs = _take_steps(inputs, ops.argsort(order, axis=1))
+            valid = _positions(ones) < count[:, -1:]
+        kernel = getattr(backend, self._kernel)
+        sequence, last, states, path = kernel(inputs, states, valid, weights, options=options)
+        if to_front and self.return_sequences:
+            # Each step gets the output of the last valid step up to it.
+            sequence = _take_steps(sequence, ops.maximum(count - 1, 0))
+        self._note("native", path, None)
+        return sequence, last, states
 
     def _check_kernel_fits(self, recurrent_masks: list[Any], dropout_masks: list[Any]) -> None:
         """Raise Refused for options of the layer that no kernel has."""
@@ -425,20 +438,19 @@ class Recurrent:
         self,
         projected: KerasTensor,
         states: list[Any],
-        lengths: Any,
+        valid: Any,
         weights: Any,
         recurrent_masks: list[Any],
     ) -> Any:
         """The portable reference: a loop of `_step`, written in `keras.ops`."""
         dtype = states[0].dtype
         xs = [ops.transpose(projected, (1, 0, 2))]
-        if lengths is not None:
-            steps = _positions(projected[..., 0])
-            xs.append(ops.transpose(steps < lengths[:, None])[..., None])
+        if valid is not None:
+            xs.append(ops.transpose(valid)[..., None])
 
         def step(states: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
             new_states = self._step(ops.cast(x[0], dtype), states, weights, recurrent_masks)
-            if lengths is not None:
+            if valid is not None:
                 new_states = [
                     ops.where(x[1], new, old) for new, old in zip(new_states, states, strict=True)
                 ]
