@@ -65,6 +65,9 @@ def _gru_backward(saved: Any, gradients: Any) -> Any:
 
 _gru.defvjp(_gru_forward, _gru_backward)
 
+# Outside of a jitted function JAX would compile the loop anew at every call.
+_jitted_lstm, _jitted_gru = jax.jit(_lstm), jax.jit(_gru)
+
 
 def valid_steps_first() -> bool:
     """Whether `lstm` and `gru` need each sample's valid steps first: the loop takes any mask."""
@@ -91,7 +94,7 @@ def lstm(
     """See `backends/__init__.py`: `lax.scan` with a backward pass of its own."""
     kernel, recurrent_kernel, bias = weights
     bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
-    hs, h, c = _lstm(
+    hs, h, c = _jitted_lstm(
         _time_first(inputs), *states, kernel, recurrent_kernel, bias, _mask_steps(valid)
     )
     return _time_first(hs), h, [h, c], "lax.scan"
@@ -103,7 +106,7 @@ def gru(
     """See `backends/__init__.py`: `lax.scan` with a backward pass of its own."""
     kernel, recurrent_kernel, bias = weights
     biases = jnp.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias
-    hs, h = _gru(
+    hs, h = _jitted_gru(
         _time_first(inputs), *states, kernel, recurrent_kernel, *biases, _mask_steps(valid)
     )
     return _time_first(hs), h, [h], "lax.scan"

@@ -38,7 +38,7 @@ def run(step, x, states, weights, mask=None, go_backwards=False, zero_output_for
     As Keras's loop on TensorFlow: a masked step leaves the states; its output is the one before,
     zeros at first, or zeros everywhere with zero_output_for_mask.
     """
-    x = np.asarray(x, "float64").reshape(*x.shape[:2], -1)
+    x = np.asarray(x, "float64").reshape(*x.shape[:2], int(np.prod(x.shape[2:])))
     states = [np.asarray(state, "float64") for state in states]
     weights = [np.asarray(weight, "float64") for weight in weights]
     batch, time = x.shape[:2]

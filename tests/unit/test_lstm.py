@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 import multibackend_lstm
-from multibackend_lstm import GRU, LSTM, Channelwise, backends
+from multibackend_lstm import GRU, LSTM, Channelwise
 
 # Keras 3.15 on torch and jax: Variable.__array__ lacks the `copy` argument of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -51,12 +51,12 @@ def data(seed=0, shape=(BATCH, TIME, FEATURES), states=2, units=UNITS):
     return x, [rng.normal(size=(shape[0], units)).astype("float32") for _ in range(states)]
 
 
-def make(cell, implementation="auto", seed=1, shape=(BATCH, TIME, FEATURES), **kwargs):
+def make(cell, implementation="auto", shape=(BATCH, TIME, FEATURES), **kwargs):
     """Ours with random weights, biases too."""
     cls, _, _, options = CELLS[cell]
     layer = cls(UNITS, implementation=implementation, **options, **kwargs)
     layer.build(shape)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(1)
     layer.set_weights([rng.normal(size=w.shape) * 0.5 for w in layer.get_weights()])
     return layer
 
@@ -118,7 +118,9 @@ def test_values_of_all_options(cell, mask_kind, implementation):
     x, states = data()
     mask = mask_of(mask_kind)
     _, _, step, _ = CELLS[cell]
-    flags = itertools.product((False, True), repeat=4)
+    flags = list(itertools.product((False, True), repeat=4))
+    if implementation == "ops":
+        flags = flags[::5]  # a loop of its own at each call, which JAX compiles each time
     for go_backwards, return_sequences, zero_output_for_mask, with_states in flags:
         layer = make(
             cell,
@@ -149,9 +151,10 @@ def test_values_of_all_options(cell, mask_kind, implementation):
 
 @needs_gradients
 @pytest.mark.parametrize("implementation", ["auto", "ops"])
-@pytest.mark.parametrize("mask_kind", ["none", "left", "rows"])
+@pytest.mark.parametrize(
+    ("mask_kind", "go_backwards"), [("none", False), ("left", True), ("rows", False)]
+)
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("go_backwards", [False, True])
 def test_gradients(cell, mask_kind, implementation, go_backwards):
     batch, time = 3, 4
     x, states = data(shape=(batch, time, 2))
@@ -173,7 +176,7 @@ def test_gradients(cell, mask_kind, implementation, go_backwards):
 
     def loss(x, *states):
         outputs = layer(x, initial_state=list(states), mask=mask)
-        return sum(ops.sum(y * f) for y, f in zip(outputs, factors, strict=True))
+        return sum(ops.sum(ops.multiply(y, f)) for y, f in zip(outputs, factors, strict=True))
 
     def true_loss(x, *rest):
         sequence, _, final = reference.run(step, x, rest[:count], rest[count:], mask, go_backwards)
@@ -262,8 +265,9 @@ def test_20_adam_steps_as_the_keras_layer(cell):
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
-    sizes=st.tuples(*(st.integers(1, 5) for _ in range(3))),
-    units=st.integers(1, 5),
+    # Few shapes, since JAX compiles for each of them.
+    sizes=st.sampled_from([(1, 5, 2), (3, 4, 1), (5, 5, 3)]),
+    units=st.sampled_from([1, 3]),
     cell=st.sampled_from(sorted(CELLS)),
     bits=st.integers(0, 2**25 - 1),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
@@ -296,7 +300,7 @@ def test_any_shape_and_mask(sizes, units, cell, bits, flags):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("rank", [4, 5])
 def test_inputs_of_higher_rank_are_flattened(cell, rank):
-    shape = (BATCH, TIME, 3, 2, 2)[: rank - 1] + (5,)
+    shape = (*(BATCH, TIME, 3, 2, 2)[: rank - 1], 5)
     x, _ = data(shape=shape)
     flat = x.reshape(BATCH, TIME, -1)
     layer = make(cell, shape=shape, return_sequences=True)
@@ -417,13 +421,12 @@ def test_half_precision(cell, dtype):
     assert "float32" in str(layer.implementation_report())
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX computes in float32 unless x64 is on")
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_float64(cell):
     layer = CELLS[cell][0](UNITS, dtype="float64")
     output = layer(data()[0].astype("float64"))
     tolerance = 1e-12 if keras.backend.standardize_dtype(output.dtype) == "float64" else 1e-5
-    if BACKEND == "jax":
-        tolerance = 1e-5  # JAX computes in float32 unless x64 is on
     states = [np.zeros((BATCH, UNITS))] * len(layer._state_names)
     weights = [ops.convert_to_numpy(w) for w in layer.weights]
     truth = reference.run(CELLS[cell][2], data()[0], states, weights)[1]
@@ -485,7 +488,7 @@ def test_stateful_in_fit(cell):
     # With a rate of 0 the state after three epochs is that of three times the series.
     model.compile(keras.optimizers.SGD(0.0), "mse")
     layer.reset_state()
-    model.fit(x, y, batch_size=BATCH, epochs=3, verbose=0)
+    model.fit(x, y, batch_size=BATCH, epochs=3, shuffle=False, verbose=0)
     states = [np.zeros((BATCH, UNITS))] * len(layer._state_names)
     truth = reference.run(
         CELLS[cell][2], np.concatenate([x] * 3, axis=1), states, weights_of(layer)
@@ -516,8 +519,6 @@ def test_dropout_draws_one_mask_for_all_steps(cell):
     x = np.ones((BATCH, TIME, 50), "float32")
     layer = make(cell, shape=x.shape, dropout=0.5, seed=1)
     rival = make(cell, "ops", shape=x.shape, dropout=0.5, seed=1)
-    layer.cell.seed_generator = keras.random.SeedGenerator(3)
-    rival.cell.seed_generator = keras.random.SeedGenerator(3)
     np.testing.assert_allclose(
         to_numpy(layer(x, training=True)), to_numpy(rival(x, training=True)), **TOLERANCE
     )
@@ -760,11 +761,11 @@ def test_masks_pass_through_a_model(cell):
 
 
 @needs_gradients
-@pytest.mark.parametrize("jit_compile", ["auto", True, False])
+@pytest.mark.parametrize(
+    "jit_compile", ["auto", *([False, True] if BACKEND == "tensorflow" else [])]
+)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_fit_with_and_without_jit(cell, jit_compile):
-    if BACKEND == "torch" and jit_compile is True:
-        pytest.skip("torch.compile has its own, slow, test")
     cls = CELLS[cell][0]
     inputs = keras.Input((TIME, 3, 2))
     model = keras.Model(inputs, cls(UNITS)(keras.layers.Masking()(inputs)))
@@ -792,3 +793,98 @@ def test_regularizers_and_trainable(cell):
     assert len(layer.losses) == 4
     layer.trainable = False
     assert layer.trainable_variables == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_torch_compile(cell):
+    import torch
+
+    x, _ = data()
+    mask = torch.tensor(mask_of("holes"))
+    layer = make(cell, return_sequences=True, return_state=True)
+    compiled = torch.compile(lambda x, mask: layer(x, mask=mask))
+    for got, expected in zip(
+        to_numpy(compiled(torch.tensor(x), mask)), to_numpy(layer(x, mask=mask)), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, **TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NATIVE, reason="the backend does not export")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_export(cell, tmp_path):
+    inputs = keras.Input((TIME, 3, 2))
+    model = keras.Model(inputs, CELLS[cell][0](UNITS)(keras.layers.Masking()(inputs)))
+    x, _ = data(shape=(BATCH, TIME, 3, 2))
+    x[:, 5:] = 0
+    expected = model.predict(x, verbose=0)
+    if BACKEND == "torch":
+        import torch
+
+        program = torch.export.export(model.eval(), (torch.tensor(x),))
+        got = program.module()(torch.tensor(x)).detach().numpy()
+    elif BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        model.export(tmp_path / "model", verbose=False)
+        loaded = tf.saved_model.load(tmp_path / "model")
+        got = loaded.serve(x).numpy()
+    else:
+        import jax
+        from jax import export
+
+        exported = export.export(jax.jit(lambda x: model(x)))(
+            jax.ShapeDtypeStruct(x.shape, "float32")
+        )
+        got = np.asarray(export.deserialize(exported.serialize()).call(x))
+    np.testing.assert_allclose(got, expected, **TOLERANCE)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.function")
+def test_tf_function_with_unknown_batch_and_time():
+    import tensorflow as tf
+
+    for cell in ("lstm", "gru"):
+        layer = make(cell, shape=(None, None, FEATURES), return_sequences=True)
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec((None, None, FEATURES)),
+                tf.TensorSpec((None, None), tf.bool),
+            ]
+        )
+        def call(x, mask, layer=layer):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, mask=mask)
+            return y, tape.gradient(y, x)
+
+        for batch, time in ((BATCH, TIME), (2, 3), (2, 0), (0, 2)):
+            x, _ = data(shape=(batch, time, FEATURES))
+            mask = np.ones((batch, time), bool)
+            y, gradient = call(tf.constant(x), tf.constant(mask))
+            np.testing.assert_allclose(y.numpy(), to_numpy(layer(x, mask=mask))[0], **TOLERANCE)
+            assert gradient.shape == x.shape
+        assert layer.implementation_report().path == "tf.while_loop"
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch")
+def test_torch_nn_gives_the_same():
+    import torch
+
+    x, _ = data()
+    layer = make("lstm", return_sequences=True)
+    native = torch.nn.LSTM(FEATURES, UNITS, batch_first=True)
+    kernel, recurrent_kernel, bias = (torch.tensor(w) for w in layer.get_weights())
+    with torch.no_grad():
+        native.weight_ih_l0.copy_(kernel.T)
+        native.weight_hh_l0.copy_(recurrent_kernel.T)
+        native.bias_ih_l0.copy_(bias)
+        native.bias_hh_l0.zero_()
+    np.testing.assert_allclose(
+        to_numpy(layer(x))[0], native(torch.tensor(x))[0].detach().numpy(), atol=1e-6
+    )
