@@ -72,6 +72,18 @@ def _at_length(sequence: torch.Tensor, lengths: torch.Tensor, h: torch.Tensor) -
     return torch.where(lengths[:, None] > 0, sequence.gather(1, index)[:, 0], h.to(sequence.dtype))
 
 
+@torch.compiler.disable
+def _aten(kernel: Any, inputs: torch.Tensor, states: Any, weights: list[Any], bias: bool) -> Any:
+    """Call `torch._VF.lstm` or `gru`, one layer in one direction, batch first.
+
+    Not compiled: torch.compile cannot differentiate the former (an AssertionError in torch 2.13),
+    and writes a loop of the latter out step by step.
+    """
+    # (input, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
+    train = torch.is_grad_enabled()
+    return kernel(inputs, states, weights, bias, 1, 0.0, train, False, True)
+
+
 def lstm(
     inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
@@ -85,10 +97,7 @@ def lstm(
     inputs, (h, c), parameters = _for_kernel(
         inputs, states, [kernel.t(), recurrent_kernel.t(), *biases]
     )
-    # (input, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
-    sequence, last, c = torch._VF.lstm(
-        inputs, (h, c), parameters, bool(biases), 1, 0.0, torch.is_grad_enabled(), False, True
-    )
+    sequence, last, c = _aten(torch._VF.lstm, inputs, (h, c), parameters, bool(biases))
     last, c = last[0], c[0]
     if valid is not None:
         last = _at_length(sequence, valid.sum(1), h[0])
@@ -114,7 +123,5 @@ def gru(
     inputs, (h,), parameters = _for_kernel(
         inputs, states, [reordered(kernel).t(), reordered(recurrent_kernel).t(), *biases]
     )
-    sequence, last = torch._VF.gru(
-        inputs, h, parameters, bool(biases), 1, 0.0, torch.is_grad_enabled(), False, True
-    )
+    sequence, last = _aten(torch._VF.gru, inputs, h, parameters, bool(biases))
     return sequence.to(dtype), last[0].to(dtype), [last[0]], "torch.gru"
