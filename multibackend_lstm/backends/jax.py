@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import rnn
 
 from multibackend_lstm.backends import Options, Weights, numpy, recurrence
 
@@ -43,7 +44,8 @@ def _lstm_forward(*arguments: Any) -> Any:
 
 
 def _lstm_backward(saved: Any, gradients: Any) -> Any:
-    return (*recurrence.lstm_gradient(scan, *saved, gradients), None)  # None for `valid`
+    arguments, hs, cs = saved
+    return (*recurrence.lstm_gradient(scan, arguments, hs, cs, gradients), None)  # for `valid`
 
 
 _lstm.defvjp(_lstm_forward, _lstm_backward)
@@ -60,7 +62,8 @@ def _gru_forward(*arguments: Any) -> Any:
 
 
 def _gru_backward(saved: Any, gradients: Any) -> Any:
-    return (*recurrence.gru_gradient(scan, *saved, gradients), None)
+    arguments, hs = saved
+    return (*recurrence.gru_gradient(scan, arguments, hs, gradients), None)  # for `valid`
 
 
 _gru.defvjp(_gru_forward, _gru_backward)
@@ -69,9 +72,13 @@ _gru.defvjp(_gru_forward, _gru_backward)
 _jitted_lstm, _jitted_gru = jax.jit(_lstm), jax.jit(_gru)
 
 
+def _on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
+
+
 def valid_steps_first() -> bool:
-    """Whether `lstm` and `gru` need each sample's valid steps first: the loop takes any mask."""
-    return False
+    """Whether `lstm` and `gru` need each sample's valid steps first: cuDNN does."""
+    return _on_gpu()
 
 
 def supports_jit(time: int | None) -> bool:
@@ -88,10 +95,41 @@ def _mask_steps(valid: Any) -> Any:
     return None if valid is None else valid.T[..., None]
 
 
+def _cudnn_lstm(
+    inputs: Any, states: list[Any], valid: Any, weights: Weights
+) -> tuple[Any, Any, list[Any], str]:
+    """As `lstm`, by cuDNN."""
+    kernel, recurrent_kernel, bias = weights
+    (batch, time, features), units = inputs.shape, recurrent_kernel.shape[0]
+    bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
+    parts = (kernel.T, recurrent_kernel.T, bias, jnp.zeros_like(bias))
+    lengths = jnp.full(batch, time) if valid is None else jnp.sum(valid, axis=1)
+    # cuDNN refuses a sample without a step: that one takes a step, and its states are put back.
+    sequence, *results = rnn.lstm(
+        inputs,
+        *(state.astype(inputs.dtype)[None] for state in states),
+        weights=jnp.concatenate([part.ravel() for part in parts]),
+        seq_lengths=jnp.maximum(lengths, 1).astype("int32"),
+        input_size=features,
+        hidden_size=units,
+        num_layers=1,
+        dropout=0.0,
+        bidirectional=False,
+    )
+    has_step = lengths[:, None] > 0
+    h, c = (
+        jnp.where(has_step, new[0].astype(old.dtype), old)
+        for new, old in zip(results, states, strict=True)
+    )
+    return sequence, h, [h, c], "cuDNN"
+
+
 def lstm(
     inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
-    """See `backends/__init__.py`: `lax.scan` with a backward pass of its own."""
+    """See `backends/__init__.py`: cuDNN on a GPU, else `lax.scan` with its own backward pass."""
+    if _on_gpu() and options.cudnn and inputs.dtype == "float32" and inputs.shape[0]:
+        return _cudnn_lstm(inputs, states, valid, weights)
     kernel, recurrent_kernel, bias = weights
     bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
     hs, h, c = _jitted_lstm(

@@ -27,8 +27,9 @@ Scan = Callable[..., Any]
 CHUNK_BYTES = 3_000_000
 
 
-def chunk_size(time: Any, batch: Any, width: int) -> Any:
+def chunk_size(x: Any, width: int) -> Any:
     """Steps a chunk, of `(batch, width)` numbers each; all steps where sizes are unknown."""
+    time, batch = x.shape[:2]
     if not isinstance(time, int) or not isinstance(batch, int):
         return time
     largest = max(1, CHUNK_BYTES // (4 * width * max(batch, 1)))
@@ -41,7 +42,7 @@ def chunk_size(time: Any, batch: Any, width: int) -> Any:
 
 def in_chunks(
     scan: Scan, call: Callable[..., Any], states: Any, xs: list[Any], size: Any, reverse: bool
-) -> tuple[list[Any], list[Any]]:
+) -> Any:
     """As `scan`, but `call(states, x)` takes and returns `size` steps, or a last few."""
     time = xs[0].shape[0]
     if not isinstance(time, int) or not isinstance(size, int) or size >= time:
@@ -144,7 +145,7 @@ def lstm(
         x, *valid = xs
         return scan(step, states, [_matmul(x, kernel, dtype) + ops.cast(bias, dtype), *valid])
 
-    size = chunk_size(*ops.shape(x)[:2], 4 * units)
+    size = chunk_size(x, 4 * units)
     (h, c), (hs, cs) = in_chunks(scan, chunk, [h, c], _with(valid, x), size, reverse=False)
     return hs, h, c, cs
 
@@ -203,7 +204,7 @@ def lstm_gradient(
 
     dhs, dh, dc = gradients
     sums = [ops.zeros(ops.shape(w), dtype) for w in (kernel, recurrent_kernel, bias)]
-    size = chunk_size(*ops.shape(x)[:2], 4 * units)
+    size = chunk_size(x, 4 * units)
     xs = _with(valid, dhs, x, _previous(h, hs), _previous(c, cs), cs)
     results, (dx,) = in_chunks(scan, chunk, [dh, dc, *sums], xs, size, reverse=True)
     return (dx, *_cast_like(results, arguments[1:6]))
@@ -251,7 +252,7 @@ def gru(
         x, *valid = xs
         return scan(step, states, [_matmul(x, kernel, dtype) + ops.cast(bias, dtype), *valid])
 
-    size = chunk_size(*ops.shape(x)[:2], 3 * units)
+    size = chunk_size(x, 3 * units)
     (h,), (hs,) = in_chunks(scan, chunk, [h], _with(valid, x), size, reverse=False)
     return hs, h
 
@@ -318,7 +319,7 @@ def gru_gradient(
     dhs, dh = gradients
     weights = (kernel, recurrent_kernel, bias, recurrent_bias)
     sums = [ops.zeros(ops.shape(w), dtype) for w in weights]
-    size = chunk_size(*ops.shape(x)[:2], 3 * units)
+    size = chunk_size(x, 3 * units)
     xs = _with(valid, dhs, x, _previous(h, hs))
     results, (dx,) = in_chunks(scan, chunk, [dh, *sums], xs, size, reverse=True)
     return (dx, *_cast_like(results, arguments[1:6]))

@@ -137,11 +137,12 @@ def lstm(
     valid = _mask_steps(valid)
 
     @tf.custom_gradient
-    def run(*arguments: Any) -> Any:
-        hs, h, c, cs = recurrence.lstm(scan, *arguments, valid)
+    def run(x: Any, h: Any, c: Any, kernel: Any, recurrent_kernel: Any, bias: Any) -> Any:
+        arguments = (x, h, c, kernel, recurrent_kernel, bias, valid)
+        hs, h, c, cs = recurrence.lstm(scan, x, h, c, kernel, recurrent_kernel, bias, valid)
 
         def gradient(*gradients: Any) -> Any:
-            return recurrence.lstm_gradient(scan, (*arguments, valid), hs, cs, gradients)
+            return recurrence.lstm_gradient(scan, arguments, hs, cs, gradients)
 
         return (hs, h, c), gradient
 
@@ -159,11 +160,12 @@ def gru(
     valid = _mask_steps(valid)
 
     @tf.custom_gradient
-    def run(*arguments: Any) -> Any:
-        hs, h = recurrence.gru(scan, *arguments, valid)
+    def run(x: Any, h: Any, kernel: Any, recurrent_kernel: Any, b: Any, recurrent_b: Any) -> Any:
+        arguments = (x, h, kernel, recurrent_kernel, b, recurrent_b, valid)
+        hs, h = recurrence.gru(scan, x, h, kernel, recurrent_kernel, b, recurrent_b, valid)
 
         def gradient(*gradients: Any) -> Any:
-            return recurrence.gru_gradient(scan, (*arguments, valid), hs, gradients)
+            return recurrence.gru_gradient(scan, arguments, hs, gradients)
 
         return (hs, h), gradient
 

@@ -88,7 +88,7 @@ class Recurrent:
             units = operator.index(units)  # NumPy's integers too
         check_positive(owner, "units", units)
         check_choice(owner, "implementation", implementation, IMPLEMENTATIONS)
-        super().__init__(units, *args, **kwargs)
+        super().__init__(units, *args, **kwargs)  # type: ignore[call-arg]
         if self.use_cudnn is True and implementation == "ops":
             raise ValueError(
                 f'{owner}: `use_cudnn=True` demands a kernel and `implementation="ops"` forbids '
@@ -188,7 +188,7 @@ class Recurrent:
     def _flat_shape(self, shape: Shape) -> tuple[int | None, ...]:
         check_rank(self.name, shape, minimum=3)
         check_known(self.name, shape, range(2, len(shape)))
-        return (shape[0], shape[1], math.prod(shape[2:]))
+        return (shape[0], shape[1], math.prod(size for size in shape[2:] if size is not None))
 
     def _flatten(self, x: KerasTensor) -> KerasTensor:
         features = self._flat_shape(x.shape)[2]

@@ -216,11 +216,14 @@ def test_chunks_of_the_backward_pass(cell, monkeypatch):
 def test_chunk_size():
     from multibackend_lstm.backends.recurrence import CHUNK_BYTES, chunk_size
 
-    assert chunk_size(100, 32, 4) == 100
-    assert chunk_size(500, 32, 1024) in range(10, 25)
-    assert 500 % chunk_size(500, 32, 1024) == 0
-    assert chunk_size(10**6, 1, CHUNK_BYTES) == 1
-    assert chunk_size(None, 32, 4) is None
+    def steps(time, batch, width):
+        return chunk_size(keras.KerasTensor((time, batch, 1)), width)
+
+    assert steps(100, 32, 4) == 100
+    assert steps(500, 32, 1024) in range(10, 25)
+    assert 500 % steps(500, 32, 1024) == 0
+    assert steps(10**6, 1, CHUNK_BYTES) == 1
+    assert steps(None, 32, 4) is None
 
 
 @pytest.mark.parametrize("mask_kind", ["none", "right"])
@@ -649,7 +652,7 @@ def test_errors_of_the_constructor_and_shapes():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_config_and_weights_go_both_ways(cell, tmp_path):
-    cls, keras_cls, _, options = CELLS[cell]
+    cls, keras_cls, _, _ = CELLS[cell]
     ours = make(cell, go_backwards=True, dropout=0.25)
     assert cls.from_config(ours.get_config()).get_config() == ours.get_config()
     json.dumps(ours.get_config(), default=str)
@@ -870,6 +873,48 @@ def test_tf_function_with_unknown_batch_and_time():
             np.testing.assert_allclose(y.numpy(), to_numpy(layer(x, mask=mask))[0], **TOLERANCE)
             assert gradient.shape == x.shape
         assert layer.implementation_report().path == "tf.while_loop"
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="cuDNN through JAX")
+@pytest.mark.parametrize("mask_kind", ["none", "right", "left", "rows"])
+def test_jax_cudnn_path(mask_kind, monkeypatch):
+    """JAX's own reference in place of cuDNN, which takes lengths and knows no masks.
+
+    Keras 3.15 returns sequences of `go_backwards=True` in the opposite order here:
+    https://github.com/keras-team/keras/blob/v3.15.0/keras/src/backend/jax/rnn.py
+    """
+    from jax.experimental import rnn
+
+    from multibackend_lstm.backends import jax as backend
+
+    def lstm(x, h_0, c_0, weights, seq_lengths, input_size, hidden_size, num_layers, **options):
+        sizes = (input_size, hidden_size, num_layers, options["bidirectional"])
+        parts = rnn.unpack_lstm_weights(weights, *sizes)
+        assert (np.asarray(seq_lengths) >= 1).all()  # cuDNN refuses samples without a step
+        return rnn.lstm_ref(x, h_0, c_0, *parts, seq_lengths, *sizes[:3], 0.0, False)
+
+    monkeypatch.setattr(rnn, "lstm", lstm)
+    monkeypatch.setattr(backend, "_on_gpu", lambda: True)
+    x, states = data()
+    mask = mask_of(mask_kind)
+    for go_backwards, return_sequences in itertools.product((False, True), repeat=2):
+        layer = make(
+            "lstm",
+            return_sequences=return_sequences,
+            return_state=True,
+            go_backwards=go_backwards,
+        )
+        output, *final = to_numpy(layer(x, mask=mask, initial_state=states))
+        sequence, last, truth = reference.run(
+            reference.lstm_step, x, states, weights_of(layer), mask, go_backwards
+        )
+        np.testing.assert_allclose(output, sequence if return_sequences else last, **TOLERANCE)
+        for state, true_state in zip(final, truth, strict=True):
+            np.testing.assert_allclose(state, true_state, **TOLERANCE)
+        assert layer.implementation_report().path == "cuDNN"
+    forbidden = make("lstm", use_cudnn=False)
+    forbidden(x, mask=mask)
+    assert forbidden.implementation_report().path == "lax.scan"
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="torch")
