@@ -328,22 +328,22 @@ def main() -> None:
     if options.quick:
         options.seconds, options.turns = 0.2, 5
     cases = QUICK_CASES if options.quick else CASES
-    measured = [
-        run_case(case, kind, mode, options)
-        for case, mode, kind in itertools.product(cases, ("training", "inference"), options.masks)
-        if options.only in f"{case} {mode} {kind}"
-    ]
-    if options.out is None:
-        return
-    packages = ("keras", "numpy", {"jax": "jax", "torch": "torch"}.get(BACKEND, "tensorflow"))
-    versions = {}
-    for package in packages:
-        for distribution in (package, f"{package}-cpu"):
-            try:
-                versions[package] = importlib.metadata.version(distribution)
-                break
-            except importlib.metadata.PackageNotFoundError:
-                continue
+    measured = []
+    for case, mode, kind in itertools.product(cases, ("training", "inference"), options.masks):
+        if options.only in f"{case} {mode} {kind}":
+            measured.append(run_case(case, kind, mode, options))
+            if options.out is not None:  # each time, so that an interrupted run leaves its results
+                write(options.out, measured)
+
+
+def write(folder: Path, measured: list[dict[str, Any]]) -> None:
+    """Write `lstm_{backend}.json` with versions and device."""
+    versions = {"multibackend_lstm": multibackend_lstm.__version__}
+    for package in ("keras", "numpy", "jax", "torch", "tensorflow", "tensorflow-cpu"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     report = {
         "question": __doc__.splitlines()[0],
         "backend": BACKEND,
@@ -351,11 +351,11 @@ def main() -> None:
         "cpus": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {**versions, "multibackend_lstm": multibackend_lstm.__version__},
+        "versions": versions,
         "cases": measured,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"lstm_{BACKEND}.json").write_text(json.dumps(report, indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"lstm_{BACKEND}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -94,9 +94,13 @@ def scan(
     return states, [y[:time] for y in ys] if spare else ys
 
 
+def _on_gpu() -> bool:
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
 def valid_steps_first() -> bool:
-    """Whether `lstm` and `gru` need each sample's valid steps first: the loop takes any mask."""
-    return False
+    """Whether `lstm` and `gru` need each sample's valid steps first: cuDNN does."""
+    return _on_gpu()
 
 
 def supports_jit(time: int | None) -> bool:
@@ -105,7 +109,7 @@ def supports_jit(time: int | None) -> bool:
     It makes the loop up to twice as fast on a processor. But cuDNN cannot be in it, and every
     new number of steps would be compiled anew.
     """
-    return time is not None and not tf.config.list_logical_devices("GPU")
+    return time is not None and not _on_gpu()
 
 
 def _mask_steps(valid: Any) -> Any:
@@ -128,12 +132,48 @@ def _compiled(run: Callable[..., Any], inputs: Any) -> tuple[Callable[..., Any],
     return tf.function(run, jit_compile=True, autograph=False), "tf.while_loop, XLA"
 
 
+def _cudnn(
+    mode: str, inputs: Any, states: list[Any], valid: Any, weights: list[Any], biases: list[Any]
+) -> tuple[Any, Any, list[Any], str]:
+    """As `lstm` and `gru`, by cuDNN, from one matrix and bias a gate, in cuDNN's order."""
+    parts = [tf.reshape(tf.transpose(weight), [-1]) for weight in weights]
+    batch, time = tf.shape(inputs)[0], tf.shape(inputs)[1]
+    lengths = tf.fill([batch], time)
+    if valid is not None:
+        lengths = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
+    h, c = (tf.cast(state, inputs.dtype)[:, None] for state in (*states, states[0])[:2])
+    # cuDNN refuses a sample without a step: that one takes a step, and its states are put back.
+    sequence, *results, _, _ = tf.raw_ops.CudnnRNNV3(
+        input=inputs,
+        input_h=h,
+        input_c=c if mode == "lstm" else tf.zeros([], inputs.dtype),
+        params=tf.concat([*parts, *biases], axis=0),
+        sequence_lengths=tf.maximum(lengths, 1),
+        rnn_mode=mode,
+        is_training=True,
+        time_major=False,
+    )
+    new_states = [
+        tf.where(lengths[:, None] > 0, tf.cast(new[:, 0], old.dtype), old)
+        for new, old in zip(results, states, strict=False)
+    ]
+    return sequence, new_states[0], new_states, "cuDNN"
+
+
+def _cudnn_fits(inputs: Any, options: Options) -> bool:
+    supported = inputs.dtype in (tf.float16, tf.float32, tf.float64)
+    return _on_gpu() and options.cudnn and supported and inputs.shape[0] != 0
+
+
 def lstm(
     inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
-    """See `backends/__init__.py`: `tf.while_loop` with a backward pass of its own."""
+    """See `backends/__init__.py`: cuDNN on a GPU, else a loop with its own backward pass."""
     kernel, recurrent_kernel, bias = weights
     bias = tf.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
+    if _cudnn_fits(inputs, options):
+        matrices = [*tf.split(kernel, 4, axis=1), *tf.split(recurrent_kernel, 4, axis=1)]
+        return _cudnn("lstm", inputs, states, valid, matrices, [bias, tf.zeros_like(bias)])
     valid = _mask_steps(valid)
 
     @tf.custom_gradient
@@ -154,9 +194,19 @@ def lstm(
 def gru(
     inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
 ) -> tuple[Any, Any, list[Any], str]:
-    """See `backends/__init__.py`: `tf.while_loop` with a backward pass of its own."""
+    """See `backends/__init__.py`: cuDNN on a GPU, else a loop with its own backward pass."""
     kernel, recurrent_kernel, bias = weights
     biases = tf.unstack(tf.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias)
+    if _cudnn_fits(inputs, options):
+
+        def reordered(x: Any) -> list[Any]:
+            """Gates z, r, h as cuDNN's r, z, h."""
+            z, r, candidate = tf.split(x, 3, axis=-1)
+            return [r, z, candidate]
+
+        matrices = [*reordered(kernel), *reordered(recurrent_kernel)]
+        both = [*reordered(biases[0]), *reordered(biases[1])]
+        return _cudnn("gru", inputs, states, valid, matrices, both)
     valid = _mask_steps(valid)
 
     @tf.custom_gradient

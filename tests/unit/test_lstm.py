@@ -917,6 +917,62 @@ def test_jax_cudnn_path(mask_kind, monkeypatch):
     assert forbidden.implementation_report().path == "lax.scan"
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="cuDNN through TensorFlow")
+@pytest.mark.parametrize("mask_kind", ["none", "left", "rows"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_tensorflow_cudnn_path(cell, mask_kind, monkeypatch):
+    """The NumPy reference in place of cuDNN's operation, with its layout of the weights."""
+    import tensorflow as tf
+
+    from multibackend_lstm.backends import tensorflow as backend
+
+    gates, order = {"lstm": (4, [0, 1, 2, 3]), "gru": (3, [1, 0, 2])}[cell]
+
+    def operation(input, input_h, input_c, params, sequence_lengths, rnn_mode, **options):
+        assert options == {"is_training": True, "time_major": False}
+        lengths = sequence_lengths.numpy()
+        assert (lengths >= 1).all()  # cuDNN refuses samples without a step
+        sizes = [UNITS * FEATURES] * gates + [UNITS * UNITS] * gates + [UNITS] * (2 * gates)
+        parts = np.split(params.numpy(), np.cumsum(sizes)[:-1])
+        assert rnn_mode == cell
+        assert sum(sizes) == params.shape[0]
+
+        def joined(first, rows):
+            matrices = [part.reshape(UNITS, rows).T for part in parts[first : first + gates]]
+            return np.concatenate([matrices[gate] for gate in order], axis=1)
+
+        biases = [
+            np.concatenate([parts[first + gate] for gate in order])
+            for first in (2 * gates, 3 * gates)
+        ]
+        bias = sum(biases) if cell == "lstm" else np.stack(biases)
+        weights = [joined(0, FEATURES), joined(gates, UNITS), bias]
+        states = [state.numpy()[:, 0] for state in (input_h, input_c) if state.shape.rank]
+        mask = np.arange(input.shape[1]) < lengths[:, None]
+        sequence, _, states = reference.run(
+            CELLS[cell][2], input.numpy(), states, weights, mask, False, True
+        )
+        outputs = [tf.constant(x, input.dtype) for x in (sequence, *(s[:, None] for s in states))]
+        return (*outputs, *[None] * (5 - len(outputs)))
+
+    monkeypatch.setattr(tf.raw_ops, "CudnnRNNV3", operation)
+    monkeypatch.setattr(backend, "_on_gpu", lambda: True)
+    x, states = data()
+    mask = mask_of(mask_kind)
+    for go_backwards in (False, True):
+        layer = make(cell, return_sequences=True, return_state=True, go_backwards=go_backwards)
+        given = states[: len(layer._state_names)]
+        output, *final = to_numpy(layer(x, mask=mask, initial_state=given))
+        sequence, _, truth = reference.run(
+            CELLS[cell][2], x, given, weights_of(layer), mask, go_backwards
+        )
+        np.testing.assert_allclose(output, sequence, **TOLERANCE)
+        for state, true_state in zip(final, truth, strict=True):
+            np.testing.assert_allclose(state, true_state, **TOLERANCE)
+        assert layer.implementation_report().path == "cuDNN"
+        assert not layer.supports_jit
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="torch")
 def test_torch_nn_gives_the_same():
     import torch
