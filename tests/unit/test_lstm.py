@@ -323,12 +323,15 @@ def test_the_question_everyone_asks():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_lengths_are_a_mask(cell):
-    x, _ = data()
+@pytest.mark.parametrize("axes", [(5,), (2, 5)])
+def test_lengths_are_a_mask(cell, axes):
+    x, _ = data(shape=(BATCH, TIME, *axes))
     lengths = np.array([0, 1, 3, 5, 7, 7])
     mask = np.arange(TIME) < lengths[:, None]
     for go_backwards in (False, True):
-        layer = make(cell, return_sequences=True, return_state=True, go_backwards=go_backwards)
+        layer = make(
+            cell, shape=x.shape, return_sequences=True, return_state=True, go_backwards=go_backwards
+        )
         for got, expected in zip(
             to_numpy(layer(x, lengths=lengths)), to_numpy(layer(x, mask=mask)), strict=True
         ):
