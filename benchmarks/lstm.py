@@ -49,11 +49,11 @@ DEFAULT_TARGET = 1.0  # against keras.layers.LSTM, for everything not named abov
 
 # (time, features, units, batch, dtype)
 CASES = [
-    (10, 64, 64, 32, "float32"),
     (100, 64, 64, 32, "float32"),
     (100, 64, 256, 32, "float32"),
     (500, 64, 64, 32, "float32"),
     (500, 64, 256, 32, "float32"),
+    (10, 64, 64, 32, "float32"),
     (1000, 64, 64, 32, "float32"),
     (100, 15, 64, 1, "float32"),
     (100, 128, 64, 256, "float32"),
@@ -323,7 +323,12 @@ def main() -> None:
         "--masks", nargs="+", default=["none", "right", "holes"], help="kinds of masks"
     )
     parser.add_argument("--only", default="", help="measure cases whose description has this text")
+    parser.add_argument("--threads", type=int, help="threads of torch; one where cores are shared")
     options = parser.parse_args()
+    if options.threads and BACKEND == "torch":
+        import torch
+
+        torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     if options.quick:
         options.seconds, options.turns = 0.2, 5
@@ -333,10 +338,10 @@ def main() -> None:
         if options.only in f"{case} {mode} {kind}":
             measured.append(run_case(case, kind, mode, options))
             if options.out is not None:  # each time, so that an interrupted run leaves its results
-                write(options.out, measured)
+                write(options.out, measured, options.threads)
 
 
-def write(folder: Path, measured: list[dict[str, Any]]) -> None:
+def write(folder: Path, measured: list[dict[str, Any]], threads: int | None) -> None:
     """Write `lstm_{backend}.json` with versions and device."""
     versions = {"multibackend_lstm": multibackend_lstm.__version__}
     for package in ("keras", "numpy", "jax", "torch", "tensorflow", "tensorflow-cpu"):
@@ -349,6 +354,8 @@ def write(folder: Path, measured: list[dict[str, Any]]) -> None:
         "backend": BACKEND,
         "device": device(),
         "cpus": os.cpu_count(),
+        "threads": threads,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": versions,

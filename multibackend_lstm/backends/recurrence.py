@@ -24,7 +24,7 @@ from keras import ops
 Scan = Callable[..., Any]
 
 # Bytes of the gates of one chunk, about the size of a second-level cache.
-CHUNK_BYTES = 3_000_000
+CHUNK_BYTES = 3_500_000
 
 
 def chunk_size(x: Any, width: int) -> Any:
