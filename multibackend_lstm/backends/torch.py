@@ -54,7 +54,7 @@ def _for_kernel(
     """Tensors in the dtype and layout that the ATen kernels run on."""
     dtype = inputs.dtype
     if inputs.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
-        dtype = torch.float32  # the processor has no faster half precision, and this is exact
+        dtype = torch.float32  # ATen would carry the states in half precision too
     inputs = inputs.to(dtype)
     states = [state.to(dtype).contiguous()[None] for state in states]
     weights = [weight.to(dtype) for weight in weights]
