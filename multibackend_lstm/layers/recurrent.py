@@ -213,7 +213,9 @@ class Recurrent:
             lengths = ops.convert_to_tensor(lengths)
             _check_dtype(self.name, "lengths", lengths, "integers", booleans=False)
             self._check_lengths(lengths, sequences)
-            return _positions(self._flatten(sequences)[..., 0]) < ops.cast(lengths, "int32")[:, None]
+            return (
+                _positions(self._flatten(sequences)[..., 0]) < ops.cast(lengths, "int32")[:, None]
+            )
         return None
 
     def _check_lengths(self, lengths: Any, sequences: KerasTensor) -> None:
