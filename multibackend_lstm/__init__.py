@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         unflatten_features,
     )
     from multibackend_lstm.layers import (
+        GRU,
+        LSTM,
         Channelwise,
         FlattenFeatures,
         TimeDistributed,
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "SOLUTIONS",
     "Channelwise",
     "FlattenFeatures",
@@ -40,6 +44,8 @@ __all__ = [
 
 _MODULE_OF = {
     "SOLUTIONS": "solutions",
+    "GRU": "layers",
+    "LSTM": "layers",
     "Channelwise": "layers",
     "FlattenFeatures": "layers",
     "TimeDistributed": "layers",

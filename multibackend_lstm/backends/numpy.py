@@ -1,10 +1,13 @@
 """The NumPy and OpenVINO backends, and what other backends do in the same way."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
+import numpy as np
 from keras import KerasTensor, ops, tree
+
+from multibackend_lstm.backends import Refused
 
 
 def concatenate_steps(call_steps: Callable[[int, int], Any], time: int, size: int) -> Any:
@@ -46,3 +49,56 @@ def devices() -> list[str]:
 def precision() -> dict[str, str]:
     """Settings that decide how exactly float32 is computed."""
     return {}
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """The values of a tensor, or None where they are not known yet (inside a trace)."""
+    return ops.convert_to_numpy(x)
+
+
+def scan(
+    step: Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]],
+    states: list[Any],
+    xs: list[Any],
+    reverse: bool = False,
+) -> tuple[list[Any], list[Any]]:
+    """A loop over the first axis of the tensors `xs`.
+
+    Args:
+        step: `step(states, x) -> (states, y)`, where `x` and `y` are lists of tensors.
+        states: list of tensors, of the same shapes and dtypes after each step.
+        xs: list of tensors of shape `(time, ...)`, one step at least.
+        reverse: whether to start from the end.
+
+    Returns:
+        `(states, ys)`: the states after the last step, and each `y` stacked, `(time, ...)`.
+    """
+    # One unstack for all steps: the gradient of indexing is a tensor as long as the sequence.
+    steps = list(zip(*(ops.unstack(x, axis=0) for x in xs), strict=True))
+    ys = []
+    for x in reversed(steps) if reverse else steps:
+        states, y = step(states, list(x))
+        ys.append(y)
+    if reverse:
+        ys.reverse()
+    return states, [ops.stack(y, axis=0) for y in zip(*ys, strict=True)]
+
+
+def valid_steps_first() -> bool:
+    """Whether `lstm` and `gru` need each sample's valid steps first: there are no kernels."""
+    return False
+
+
+def supports_jit(time: int | None) -> bool:
+    """Whether `compile(jit_compile="auto")` may compile a recurrent layer."""
+    return True
+
+
+def lstm(inputs: Any, states: Any, valid: Any, weights: Any, *, options: Any) -> NoReturn:
+    """Refused: there is no LSTM in NumPy."""
+    raise Refused("this backend has no LSTM kernel")
+
+
+def gru(inputs: Any, states: Any, valid: Any, weights: Any, *, options: Any) -> NoReturn:
+    """Refused: there is no GRU in NumPy."""
+    raise Refused("this backend has no GRU kernel")

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import KerasTensor, ops, tree
 
-from multibackend_lstm.backends import numpy
+from multibackend_lstm.backends import Options, Weights, numpy, recurrence
 
 
 def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
@@ -68,3 +69,185 @@ def precision() -> dict[str, str]:
         "TF32 on GPU": str(tf.config.experimental.tensor_float_32_execution_enabled()),
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
     }
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """As in `backends/numpy.py`."""
+    return None if tf.is_symbolic_tensor(x) else np.asarray(x)
+
+
+def scan(
+    step: Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]],
+    states: list[Any],
+    xs: list[Any],
+    reverse: bool = False,
+) -> tuple[list[Any], list[Any]]:
+    """As in `backends/numpy.py`; where a graph does not know the number of steps, it may be 0."""
+    xs = [tf.convert_to_tensor(x) for x in xs]
+    states = [tf.convert_to_tensor(state) for state in states]
+    static_time = xs[0].shape[0]
+    time = tf.shape(xs[0])[0] if static_time is None else static_time
+    inputs = [tf.TensorArray(x.dtype, time, element_shape=x.shape[1:]).unstack(x) for x in xs]
+    # An array without elements can only be stacked if it knows their shape to the last axis, so
+    # there is one element of zeros more where no step may be taken.
+    spare = 1 if static_time is None else 0
+    shapes = [tf.shape(x)[1:] for x in xs]
+    first = [tf.zeros(shape, x.dtype) for shape, x in zip(shapes, xs, strict=True)]
+    outputs = [
+        tf.TensorArray(y.dtype, time + spare, element_shape=y.shape) for y in step(states, first)[1]
+    ]
+    if spare:
+        outputs = [
+            array.write(time, tf.zeros_like(y))
+            for array, y in zip(outputs, step(states, first)[1], strict=True)
+        ]
+
+    def body(count: Any, states: list[Any], outputs: list[Any]) -> Any:
+        index = time - 1 - count if reverse else count
+        states, ys = step(states, [array.read(index) for array in inputs])
+        written = [array.write(index, y) for array, y in zip(outputs, ys, strict=True)]
+        return count + 1, states, written
+
+    _, states, outputs = tf.while_loop(
+        lambda count, *_: count < time,
+        body,
+        (tf.constant(0), states, outputs),
+        shape_invariants=(
+            tf.TensorShape([]),
+            [tf.TensorShape([None, *state.shape[1:]]) for state in states],
+            [tf.TensorShape(None) for _ in outputs],
+        ),
+        maximum_iterations=time,
+    )
+    ys = [array.stack() for array in outputs]
+    return states, [y[:time] for y in ys] if spare else ys
+
+
+def _on_gpu() -> bool:
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+def valid_steps_first() -> bool:
+    """Whether `lstm` and `gru` need each sample's valid steps first: cuDNN does."""
+    return _on_gpu()
+
+
+def supports_jit(time: int | None) -> bool:
+    """Whether `compile(jit_compile="auto")` may compile a recurrent layer with XLA.
+
+    It makes the loop up to twice as fast on a processor. But cuDNN cannot be in it, and every
+    new number of steps would be compiled anew.
+    """
+    return time is not None and not _on_gpu()
+
+
+def _mask_steps(valid: Any) -> Any:
+    """Boolean `(time, batch, 1)`, or None."""
+    return None if valid is None else tf.transpose(valid)[..., None]
+
+
+def _time_first(x: Any) -> Any:
+    return tf.transpose(x, (1, 0, 2))
+
+
+def _compiled(run: Callable[..., Any], inputs: Any) -> tuple[Callable[..., Any], str]:
+    """The function for XLA where that pays, and the path's name.
+
+    In a graph with a known number of steps it does; elsewhere every length would be compiled
+    anew.
+    """
+    if tf.executing_eagerly() or not supports_jit(inputs.shape[1]):
+        return run, "tf.while_loop"
+    return tf.function(run, jit_compile=True, autograph=False), "tf.while_loop, XLA"
+
+
+def _cudnn(
+    mode: str, inputs: Any, states: list[Any], valid: Any, weights: list[Any], biases: list[Any]
+) -> tuple[Any, Any, list[Any], str]:
+    """As `lstm` and `gru`, by cuDNN, from one matrix and bias a gate, in cuDNN's order."""
+    parts = [tf.reshape(tf.transpose(weight), [-1]) for weight in weights]
+    batch, time = tf.shape(inputs)[0], tf.shape(inputs)[1]
+    lengths = tf.fill([batch], time)
+    if valid is not None:
+        lengths = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
+    h, c = (tf.cast(state, inputs.dtype)[:, None] for state in (*states, states[0])[:2])
+    # cuDNN refuses a sample without a step: that one takes a step, and its states are put back.
+    sequence, *results, _, _ = tf.raw_ops.CudnnRNNV3(
+        input=inputs,
+        input_h=h,
+        input_c=c if mode == "lstm" else tf.zeros([], inputs.dtype),
+        params=tf.concat([*parts, *biases], axis=0),
+        sequence_lengths=tf.maximum(lengths, 1),
+        rnn_mode=mode,
+        is_training=True,
+        time_major=False,
+    )
+    new_states = [
+        tf.where(lengths[:, None] > 0, tf.cast(new[:, 0], old.dtype), old)
+        for new, old in zip(results, states, strict=False)
+    ]
+    return sequence, new_states[0], new_states, "cuDNN"
+
+
+def _cudnn_fits(inputs: Any, options: Options) -> bool:
+    supported = inputs.dtype in (tf.float16, tf.float32, tf.float64)
+    return _on_gpu() and options.cudnn and supported and inputs.shape[0] != 0
+
+
+def lstm(
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
+) -> tuple[Any, Any, list[Any], str]:
+    """See `backends/__init__.py`: cuDNN on a GPU, else a loop with its own backward pass."""
+    kernel, recurrent_kernel, bias = weights
+    bias = tf.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
+    if _cudnn_fits(inputs, options):
+        matrices = [*tf.split(kernel, 4, axis=1), *tf.split(recurrent_kernel, 4, axis=1)]
+        return _cudnn("lstm", inputs, states, valid, matrices, [bias, tf.zeros_like(bias)])
+    valid = _mask_steps(valid)
+
+    @tf.custom_gradient
+    def run(x: Any, h: Any, c: Any, kernel: Any, recurrent_kernel: Any, bias: Any) -> Any:
+        arguments = (x, h, c, kernel, recurrent_kernel, bias, valid)
+        hs, h, c, cs = recurrence.lstm(scan, x, h, c, kernel, recurrent_kernel, bias, valid)
+
+        def gradient(*gradients: Any) -> Any:
+            return recurrence.lstm_gradient(scan, arguments, hs, cs, gradients)
+
+        return (hs, h, c), gradient
+
+    run, path = _compiled(run, inputs)
+    hs, h, c = run(_time_first(inputs), *states, kernel, recurrent_kernel, bias)
+    return _time_first(hs), h, [h, c], path
+
+
+def gru(
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
+) -> tuple[Any, Any, list[Any], str]:
+    """See `backends/__init__.py`: cuDNN on a GPU, else a loop with its own backward pass."""
+    kernel, recurrent_kernel, bias = weights
+    biases = tf.unstack(tf.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias)
+    if _cudnn_fits(inputs, options):
+
+        def reordered(x: Any) -> list[Any]:
+            """Gates z, r, h as cuDNN's r, z, h."""
+            z, r, candidate = tf.split(x, 3, axis=-1)
+            return [r, z, candidate]
+
+        matrices = [*reordered(kernel), *reordered(recurrent_kernel)]
+        both = [*reordered(biases[0]), *reordered(biases[1])]
+        return _cudnn("gru", inputs, states, valid, matrices, both)
+    valid = _mask_steps(valid)
+
+    @tf.custom_gradient
+    def run(x: Any, h: Any, kernel: Any, recurrent_kernel: Any, b: Any, recurrent_b: Any) -> Any:
+        arguments = (x, h, kernel, recurrent_kernel, b, recurrent_b, valid)
+        hs, h = recurrence.gru(scan, x, h, kernel, recurrent_kernel, b, recurrent_b, valid)
+
+        def gradient(*gradients: Any) -> Any:
+            return recurrence.gru_gradient(scan, arguments, hs, gradients)
+
+        return (hs, h), gradient
+
+    run, path = _compiled(run, inputs)
+    hs, h = run(_time_first(inputs), *states, kernel, recurrent_kernel, *biases)
+    return _time_first(hs), h, [h], path

@@ -1,13 +1,31 @@
 """The PyTorch backend."""
 
+from typing import Any
+
 import keras
+import numpy as np
 import torch
 from keras import KerasTensor, ops
 
-from multibackend_lstm.backends import numpy
-from multibackend_lstm.backends.numpy import concatenate_steps
+from multibackend_lstm.backends import Options, Weights, numpy
+from multibackend_lstm.backends.numpy import concatenate_steps, scan, supports_jit
 
-__all__ = ["concatenate_steps", "convolve", "devices", "precision"]
+__all__ = [
+    "concatenate_steps",
+    "concrete",
+    "convolve",
+    "devices",
+    "gru",
+    "lstm",
+    "precision",
+    "scan",
+    "supports_jit",
+    "valid_steps_first",
+]
+
+# In a gate's sigmoid this is exactly 1, or with a minus sign 0, in every floating dtype, and it
+# is finite in float16.
+_SATURATED = 1e4
 
 
 def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
@@ -51,3 +69,107 @@ def precision() -> dict[str, str]:
         "TF32 in CUDA matmul": str(torch.backends.cuda.matmul.allow_tf32),
         "TF32 in cuDNN": str(torch.backends.cudnn.allow_tf32),
     }
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """As in `backends/numpy.py`."""
+    if torch.compiler.is_compiling() or x.device.type == "meta":
+        return None
+    values: np.ndarray = x.detach().cpu().numpy()
+    return values
+
+
+def valid_steps_first() -> bool:
+    """Whether `lstm` and `gru` need each sample's valid steps first: ATen kernels know no masks."""
+    return True
+
+
+def _with_indicator(
+    inputs: torch.Tensor, kernel: torch.Tensor, valid: torch.Tensor, row: list[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the input column that is 1 on masked steps, with the weight `row[gate]` for a gate."""
+    weight = torch.tensor(row, dtype=kernel.dtype, device=kernel.device)
+    weight = weight.repeat_interleave(kernel.shape[1] // len(row))[None]
+    return (
+        torch.cat([inputs, (~valid)[..., None].to(inputs.dtype)], dim=2),
+        torch.cat([kernel, weight], dim=0),
+    )
+
+
+def _for_kernel(
+    inputs: torch.Tensor, states: list[Any], weights: list[Any]
+) -> tuple[torch.Tensor, list[Any], list[Any]]:
+    """Tensors in the dtype and layout that the ATen kernels run on."""
+    dtype = inputs.dtype
+    if inputs.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32  # ATen would carry the states in half precision too
+    inputs = inputs.to(dtype)
+    states = [state.to(dtype).contiguous()[None] for state in states]
+    weights = [weight.to(dtype) for weight in weights]
+    if inputs.device.type == "cuda":
+        # cuDNN wants all weights in one block of memory, or it copies them and warns.
+        flat = torch.cat([weight.reshape(-1) for weight in weights])
+        parts = flat.split([weight.numel() for weight in weights])
+        weights = [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
+    return inputs, states, weights
+
+
+def _at_length(sequence: torch.Tensor, lengths: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """The step before each sample's length; the initial state where that is 0."""
+    index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, sequence.shape[2])
+    return torch.where(lengths[:, None] > 0, sequence.gather(1, index)[:, 0], h.to(sequence.dtype))
+
+
+@torch.compiler.disable
+def _aten(kernel: Any, inputs: torch.Tensor, states: Any, weights: list[Any], bias: bool) -> Any:
+    """Call `torch._VF.lstm` or `gru`, one layer in one direction, batch first.
+
+    Not compiled: torch.compile cannot differentiate the former (an AssertionError in torch 2.13),
+    and writes a loop of the latter out step by step.
+    """
+    # (input, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
+    train = torch.is_grad_enabled()
+    return kernel(inputs, states, weights, bias, 1, 0.0, train, False, True)
+
+
+def lstm(
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
+) -> tuple[Any, Any, list[Any], str]:
+    """See `backends/__init__.py`: the ATen kernel that `torch.nn.LSTM` calls."""
+    kernel, recurrent_kernel, bias = weights
+    dtype = inputs.dtype
+    if valid is not None and options.states:
+        # A closed input gate and an open forget gate keep the cell state through the padding.
+        inputs, kernel = _with_indicator(inputs, kernel, valid, [-_SATURATED, _SATURATED, 0.0, 0.0])
+    biases = [] if bias is None else [bias, torch.zeros_like(bias)]
+    inputs, (h, c), parameters = _for_kernel(
+        inputs, states, [kernel.t(), recurrent_kernel.t(), *biases]
+    )
+    sequence, last, c = _aten(torch._VF.lstm, inputs, (h, c), parameters, bool(biases))
+    last, c = last[0], c[0]
+    if valid is not None:
+        last = _at_length(sequence, valid.sum(1), h[0])
+    return sequence.to(dtype), last.to(dtype), [last, c], "torch.lstm"
+
+
+def gru(
+    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
+) -> tuple[Any, Any, list[Any], str]:
+    """See `backends/__init__.py`: the ATen kernel that `torch.nn.GRU` calls."""
+    kernel, recurrent_kernel, bias = weights
+    dtype = inputs.dtype
+
+    def reordered(x: torch.Tensor) -> torch.Tensor:
+        """Gates z, r, h as PyTorch's r, z, n."""
+        z, r, n = x.chunk(3, dim=-1)
+        return torch.cat([r, z, n], dim=-1)
+
+    if valid is not None:
+        # An open update gate keeps the state through the padding.
+        inputs, kernel = _with_indicator(inputs, kernel, valid, [_SATURATED, 0.0, 0.0])
+    biases = [] if bias is None else list(reordered(bias))
+    inputs, (h,), parameters = _for_kernel(
+        inputs, states, [reordered(kernel).t(), reordered(recurrent_kernel).t(), *biases]
+    )
+    sequence, last = _aten(torch._VF.gru, inputs, h, parameters, bool(biases))
+    return sequence.to(dtype), last[0].to(dtype), [last[0]], "torch.gru"

@@ -3,6 +3,15 @@
 from multibackend_lstm.layers.channelwise import Channelwise
 from multibackend_lstm.layers.conv_features import TimeDistributedConv
 from multibackend_lstm.layers.flatten_features import FlattenFeatures
+from multibackend_lstm.layers.gru import GRU
+from multibackend_lstm.layers.lstm import LSTM
 from multibackend_lstm.layers.time_distributed import TimeDistributed
 
-__all__ = ["Channelwise", "FlattenFeatures", "TimeDistributed", "TimeDistributedConv"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Channelwise",
+    "FlattenFeatures",
+    "TimeDistributed",
+    "TimeDistributedConv",
+]

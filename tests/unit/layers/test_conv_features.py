@@ -9,7 +9,6 @@ from multibackend_lstm import TimeDistributedConv
 from unit import references
 from unit.references import loop_over_time
 from unit.tools import (
-    BACKEND,
     assert_close,
     assert_equal,
     assert_gradients_close,

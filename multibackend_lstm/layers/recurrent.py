@@ -1,0 +1,512 @@
+"""What `LSTM` and `GRU` share: N-D inputs, masks, states, and the choice of a kernel."""
+
+import math
+import operator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import keras
+from keras import KerasTensor, ops
+
+from multibackend_lstm import backends
+from multibackend_lstm.backends.numpy import scan as eager_scan
+from multibackend_lstm.layers.validation import (
+    Shape,
+    check_choice,
+    check_mask,
+    check_positive,
+    check_rank,
+    known_sizes,
+    reduce_mask,
+)
+
+Implementation = Literal["auto", "native", "ops"]
+IMPLEMENTATIONS = ("auto", "native", "ops")
+
+
+@dataclass(frozen=True)
+class ImplementationReport:
+    """Which path served the last call of a recurrent layer, and why no faster one did.
+
+    Attributes:
+        layer: name of the layer.
+        backend: `"tensorflow"`, `"torch"`, `"jax"`, ...
+        implementation: `"native"`, a kernel of the backend, or `"ops"`, the recurrence written
+            in `keras.ops`.
+        path: what ran, such as `"torch.lstm"`.
+        refused: why the native kernel was refused; None if it ran or was not asked for.
+        notes: what else a reader of timings or digits should know.
+    """
+
+    layer: str
+    backend: str
+    implementation: str
+    path: str
+    refused: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        """One line."""
+        text = f"{self.layer}: {self.path} ({self.implementation}, {self.backend})"
+        if self.refused:
+            text += f"; native refused: {self.refused}"
+        return "; ".join([text, *self.notes])
+
+
+class Recurrent:
+    """Mixed into `keras.layers.LSTM` and `keras.layers.GRU`; see there for the arguments.
+
+    The cell differs between the two: `_kernel` (the name of its function in `backends/`),
+    `_state_names`, `_kernel_refusal`, `_input_bias` and `_step`. All else is here. One call is
+
+    1. flatten the input, reduce the mask, reverse time for `go_backwards`;
+    2. the backend's kernel, or `_recurrence`. For a kernel that takes no mask but lengths the
+       valid steps of each sample are moved to the front, and its outputs back;
+    3. zeros where there is no output to hold.
+    """
+
+    # What the Keras classes provide.
+    cell: Any
+    states: Any
+    name: str
+    compute_dtype: str
+    return_sequences: bool
+    return_state: bool
+    go_backwards: bool
+    stateful: bool
+    unroll: bool
+    zero_output_for_mask: bool
+
+    _kernel: str
+    _state_names: tuple[str, ...]
+
+    def __init__(
+        self, units: int, *args: Any, implementation: Implementation = "auto", **kwargs: Any
+    ) -> None:
+        owner = type(self).__name__
+        if hasattr(units, "__index__") and not isinstance(units, bool):
+            units = operator.index(units)  # NumPy's integers too
+        check_positive(owner, "units", units)
+        check_choice(owner, "implementation", implementation, IMPLEMENTATIONS)
+        super().__init__(units, *args, **kwargs)  # type: ignore[call-arg]
+        if self.use_cudnn is True and implementation == "ops":
+            raise ValueError(
+                f'{owner}: `use_cudnn=True` demands a kernel and `implementation="ops"` forbids '
+                'one. Leave out `use_cudnn`, or set `implementation="native"`.'
+            )
+        self.implementation = "native" if self.use_cudnn is True else implementation
+        self._cudnn = self.use_cudnn is not False
+        # keras.layers.Bidirectional calls a cuDNN kernel of its own, past this layer's flattening,
+        # for layers that do not say no.
+        self.use_cudnn: Any = False
+        self.input_spec = None  # the rank is checked here, with a message that names the axes
+        self._report: ImplementationReport | None = None
+
+    def build(self, sequences_shape: Shape, initial_state_shape: Any = None) -> None:
+        """Create the weights for the flattened features, `(features, gates * units)`."""
+        initializer = self.cell.recurrent_initializer
+        if self._flat_shape(sequences_shape) and _is_half(self.cell.variable_dtype):
+            # The QR decomposition of the orthogonal initializer has no half precision.
+            self.cell.recurrent_initializer = lambda shape, dtype=None: ops.cast(
+                initializer(shape, dtype="float32"), dtype
+            )
+        try:
+            super().build(self._flat_shape(sequences_shape))  # type: ignore[misc]
+        finally:
+            self.cell.recurrent_initializer = initializer
+        self.supports_jit = backends.active().supports_jit(sequences_shape[1])
+
+    @property
+    def variables(self) -> list[Any]:
+        """All variables, those of the state among them.
+
+        Keras does not count a stateful layer's state among its variables, so on JAX `fit` and
+        `predict` forget it. It is no weight: it is not saved.
+        """
+        variables = super().variables  # type: ignore[misc]
+        states = self.states if self.stateful and self.states is not None else []
+        return [*variables, *(s for s in states if all(s is not v for v in variables))]
+
+    def compute_output_shape(self, sequences_shape: Shape, initial_state_shape: Any = None) -> Any:
+        """`(batch, [time,] units)`, then the states' `(batch, units)` with `return_state`."""
+        return super().compute_output_shape(  # type: ignore[misc]
+            self._flat_shape(sequences_shape)
+        )
+
+    def compute_mask(self, inputs: KerasTensor, previous_mask: Any = None) -> Any:
+        """The `(batch, time)` mask if sequences are returned; in the input's order of time."""
+        mask = previous_mask
+        if mask is not None:
+            check_mask(self.name, mask.shape, inputs.shape, max_rank=len(inputs.shape))
+            mask = reduce_mask(mask)
+        output_mask = mask if self.return_sequences else None
+        if self.return_state:
+            return [output_mask, *(None for _ in self._state_names)]
+        return output_mask
+
+    def implementation_report(self) -> ImplementationReport:
+        """Which path served the last call, and why a faster one was refused."""
+        if self._report is None:
+            raise ValueError(
+                f"{self.name}: which implementation runs is decided in a call, and the layer has "
+                "not been called. Call it, or its model, first."
+            )
+        return self._report
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor; `keras.layers.LSTM` and `GRU` take them too."""
+        return {**super().get_config(), "implementation": self.implementation}  # type: ignore[misc]
+
+    def call(
+        self,
+        sequences: KerasTensor,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = False,
+        lengths: Any = None,
+    ) -> Any:
+        """See the class."""
+        inputs = self._flatten(sequences)
+        valid = self._valid_steps(sequences, mask, lengths)
+        states = self._initial_states(inputs, initial_state)
+        if self.go_backwards:
+            inputs = ops.flip(inputs, axis=1)
+            valid = None if valid is None else ops.flip(valid, axis=1)
+
+        output, last, new_states = self._run(inputs, valid, states, bool(training))
+        output, last = (ops.cast(x, self.compute_dtype) for x in (output, last))
+
+        if self.stateful:
+            for variable, state in zip(self.states, new_states, strict=True):
+                # The gradient stops at the border of two calls.
+                variable.assign(ops.stop_gradient(ops.cast(state, variable.dtype)))
+        result = output if self.return_sequences else last
+        if self.return_state:
+            return (result, *(ops.cast(state, self.compute_dtype) for state in new_states))
+        return result
+
+    def _flat_shape(self, shape: Shape) -> tuple[int | None, ...]:
+        check_rank(self.name, shape, minimum=3)
+        sizes = known_sizes(self.name, shape, range(2, len(shape)))
+        return (shape[0], shape[1], math.prod(sizes))
+
+    def _flatten(self, x: KerasTensor) -> KerasTensor:
+        features = self._flat_shape(x.shape)[2]
+        if len(x.shape) == 3:
+            return x
+        batch, time = ops.shape(x)[:2]
+        return ops.reshape(x, (batch, time, features))
+
+    def _valid_steps(self, sequences: KerasTensor, mask: Any, lengths: Any) -> Any:
+        """A boolean `(batch, time)` tensor from the mask or the lengths, or None."""
+        if mask is not None and lengths is not None:
+            raise ValueError(
+                f"{self.name}: `lengths` stands in place of a mask, and both were given (the "
+                "mask perhaps by an earlier layer, such as Masking or Embedding). Leave one out."
+            )
+        if mask is not None:
+            mask = ops.convert_to_tensor(mask)
+            check_mask(self.name, mask.shape, sequences.shape, max_rank=len(sequences.shape))
+            _check_dtype(self.name, "mask", mask, "booleans (or integers, 0 for a masked step)")
+            return reduce_mask(mask)
+        if lengths is not None:
+            lengths = ops.convert_to_tensor(lengths)
+            _check_dtype(self.name, "lengths", lengths, "integers", booleans=False)
+            self._check_lengths(lengths, sequences)
+            return (
+                _positions(self._flatten(sequences)[..., 0]) < ops.cast(lengths, "int32")[:, None]
+            )
+        return None
+
+    def _check_lengths(self, lengths: Any, sequences: KerasTensor) -> None:
+        batch, time = sequences.shape[:2]
+        rule = f"{self.name}: `lengths` must hold one integer a sample, of shape (batch,)"
+        if len(lengths.shape) != 1 or (
+            None not in (batch, lengths.shape[0]) and lengths.shape[0] != batch
+        ):
+            raise ValueError(
+                f"{rule}. Received shape {tuple(lengths.shape)} for an input of shape "
+                f"{tuple(sequences.shape)}. For lengths of shape (batch, 1), pass `lengths[:, 0]`."
+            )
+        values = backends.active().concrete(lengths)
+        if values is None or not values.size or time is None:
+            return  # not known while a function is traced; there, lengths are cut to [0, time]
+        if values.min() < 0 or values.max() > time:
+            raise ValueError(
+                f"{rule}, and each in [0, time], here [0, {time}]. Received lengths from "
+                f"{values.min()} to {values.max()}. Count the valid steps of the padded or cut "
+                "series, not of the original one."
+            )
+
+    def _initial_states(self, inputs: KerasTensor, initial_state: Any) -> list[Any]:
+        """The states as tensors `(batch, units)` in float32 or wider."""
+        dtype = _state_dtype(self.compute_dtype)
+        batch, units = inputs.shape[0], self.cell.units
+        if self.stateful and batch is not None and self.states is not None:
+            expected = self.states[0].shape[0]
+            if batch != expected:
+                raise ValueError(
+                    f"{self.name}: a stateful layer keeps one state a sample, so that the batch "
+                    f"size cannot change. Expected {expected}, received {batch}. Feed batches "
+                    "of one size, without a smaller last one."
+                )
+        if initial_state is None and not self.stateful:
+            zeros = ops.zeros((ops.shape(inputs)[0], units), dtype=dtype)
+            return [zeros for _ in self._state_names]
+        # A copy, since torch overwrites the variable, which the backward pass may still need.
+        given = [ops.copy(v.value) for v in self.states] if initial_state is None else initial_state
+        given = list(given) if isinstance(given, (list, tuple)) else [given]
+        names = " and ".join(f"`{name}`" for name in self._state_names)
+        if len(given) != len(self._state_names):
+            raise ValueError(
+                f"{self.name}: `initial_state` must be a list of {len(self._state_names)} "
+                f"tensor(s) of shape (batch, {units}): {names}. Received {len(given)}."
+            )
+        given = [ops.convert_to_tensor(state) for state in given]
+        for state, name in zip(given, self._state_names, strict=True):
+            if (
+                len(state.shape) != 2
+                or state.shape[1] != units
+                or (None not in (batch, state.shape[0]) and state.shape[0] != batch)
+            ):
+                raise ValueError(
+                    f"{self.name}: the initial state `{name}` must have shape "
+                    f"(batch={batch}, units={units}). Received {tuple(state.shape)}. States that "
+                    "another layer returns fit if it has as many units."
+                )
+        return [ops.cast(state, dtype) for state in given]
+
+    def _run(
+        self, inputs: KerasTensor, valid: Any, states: list[Any], training: bool
+    ) -> tuple[Any, Any, list[Any]]:
+        """Outputs of all steps, output of the last one, and final states."""
+        dropout_masks, recurrent_masks = self._dropout_masks(inputs, training)
+        if inputs.shape[1] == 0:
+            self._note("ops", "no steps", None)
+            batch, units, dtype = ops.shape(inputs)[0], self.cell.units, inputs.dtype
+            return ops.zeros((batch, 0, units), dtype), ops.zeros((batch, units), dtype), states
+
+        if valid is not None:
+            # Selected, not multiplied by 0: a masked NaN must not reach any arithmetic.
+            inputs = ops.where(valid[..., None], inputs, ops.zeros_like(inputs))
+        outputs, last, states = self._recur(inputs, states, valid, dropout_masks, recurrent_masks)
+        if valid is None:
+            return outputs, last, states
+
+        # The output holds through masked steps, and is 0 before the first valid one.
+        has_output = valid
+        if not self.zero_output_for_mask:
+            has_output = ops.cumsum(ops.cast(valid, "int32"), axis=1) > 0
+        if self.return_sequences:
+            outputs = ops.where(has_output[..., None], outputs, ops.zeros_like(outputs))
+        last = ops.where(has_output[:, -1:], last, ops.zeros_like(last))
+        return outputs, last, states
+
+    def _recur(
+        self,
+        inputs: KerasTensor,
+        states: list[Any],
+        valid: Any,
+        dropout_masks: list[Any],
+        recurrent_masks: list[Any],
+    ) -> Any:
+        """Sequence, last output and states, by the backend's kernel or the own recurrence.
+
+        The sequence holds the last state in masked steps.
+        """
+        weights = backends.Weights(
+            *(
+                None if weight is None else ops.cast(ops.convert_to_tensor(weight), inputs.dtype)
+                for weight in (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)
+            )
+        )
+        dropped = self._drop(inputs, dropout_masks)
+        refused = None
+        if self.implementation != "ops":
+            try:
+                self._check_kernel_fits(recurrent_masks, dropout_masks)
+                return self._run_kernel(dropped[0], states, valid, weights)
+            except backends.Refused as reason:
+                refused = str(reason)
+            if self.implementation == "native":
+                raise ValueError(
+                    f'{self.name}: `implementation="native"` cannot be had: {refused}. Change '
+                    'that, or set `implementation="auto"`.'
+                )
+        self._note("ops", "keras.ops, unrolled" if self.unroll else "keras.ops", refused)
+        projected = self._project(dropped, weights)
+        return self._recurrence(projected, states, valid, weights, recurrent_masks)
+
+    def _run_kernel(self, inputs: Any, states: list[Any], valid: Any, weights: Any) -> Any:
+        """As `_recur`; Refused is raised through."""
+        backend = backends.active()
+        options = backends.Options(
+            sequence=self.return_sequences,
+            states=self.return_state or self.stateful,
+            cudnn=self._cudnn,
+        )
+        to_front = valid is not None and backend.valid_steps_first()
+        if to_front:
+            # A mask with holes is the same as its valid steps moved together, so that a kernel
+            # which knows lengths alone can serve it.
+            ones = ops.cast(valid, "int32")
+            count = ops.cumsum(ones, axis=1)  # of valid steps up to each step
+            order = _positions(ones) + ops.where(valid, 0, ops.shape(inputs)[1])
+            inputs = _take_steps(inputs, ops.argsort(order, axis=1))
+            valid = _positions(ones) < count[:, -1:]
+        kernel = getattr(backend, self._kernel)
+        sequence, last, states, path = kernel(inputs, states, valid, weights, options=options)
+        if to_front and self.return_sequences:
+            # Each step gets the output of the last valid step up to it.
+            sequence = _take_steps(sequence, ops.maximum(count - 1, 0))
+        self._note("native", path, None)
+        return sequence, last, states
+
+    def _check_kernel_fits(self, recurrent_masks: list[Any], dropout_masks: list[Any]) -> None:
+        """Raise Refused for options of the layer that no kernel has."""
+        reason = None
+        if self.cell.activation not in (keras.activations.tanh, ops.tanh):
+            reason = f"activation is {_name(self.cell.activation)}, and kernels have tanh"
+        elif self.cell.recurrent_activation not in (keras.activations.sigmoid, ops.sigmoid):
+            reason = (
+                f"recurrent_activation is {_name(self.cell.recurrent_activation)}, and kernels "
+                "have sigmoid"
+            )
+        elif recurrent_masks:
+            reason = "recurrent_dropout in training, which kernels lack"
+        elif len(dropout_masks) > 1:
+            reason = "dropout that differs among the gates"
+        elif self.unroll:
+            reason = "unroll=True asks for the loop to be written out"
+        else:
+            reason = self._kernel_refusal()
+        if reason:
+            raise backends.Refused(reason)
+
+    def _kernel_refusal(self) -> str | None:
+        """A reason of the cell's own to refuse the kernels."""
+        return None
+
+    def _input_bias(self, bias: Any) -> Any:
+        """The part of the bias that is added to the projected inputs."""
+        return bias
+
+    def _step(self, z: Any, states: list[Any], weights: Any, masks: list[Any]) -> list[Any]:
+        """States after one step, from projected inputs `(batch, gates * units)`."""
+        raise NotImplementedError
+
+    def _note(self, implementation: str, path: str, refused: str | None) -> None:
+        notes = []
+        if _is_half(self.compute_dtype):
+            notes.append(f"{self.compute_dtype}, states carried in float32")
+        self._report = ImplementationReport(
+            self.name, keras.backend.backend(), implementation, path, refused, tuple(notes)
+        )
+
+    def _dropout_masks(self, inputs: KerasTensor, training: bool) -> tuple[list[Any], list[Any]]:
+        """Masks for inputs `(batch, features)` and states `(batch, units)`; one, or one a gate."""
+        if not training or not (self.cell.dropout or self.cell.recurrent_dropout):
+            return [], []
+        batch = ops.shape(inputs)[0]
+        sizes = (inputs.shape[2], self.cell.units)
+        step_input, step_state = (ops.ones((batch, size), inputs.dtype) for size in sizes)
+        masks = [
+            mask if isinstance(mask, list) else [] if mask is None else [mask]
+            for mask in (
+                self.cell.get_dropout_mask(step_input),
+                self.cell.get_recurrent_dropout_mask(step_state),
+            )
+        ]
+        self.cell.reset_dropout_mask()
+        self.cell.reset_recurrent_dropout_mask()
+        return masks[0], masks[1]
+
+    def _drop(self, inputs: KerasTensor, masks: list[Any]) -> list[Any]:
+        """The inputs for each mask, `(batch, time, features)`; the inputs alone without any."""
+        return [inputs * mask[:, None] for mask in masks] or [inputs]
+
+    def _project(self, inputs: list[Any], weights: Any) -> Any:
+        """Inputs times kernel plus input bias for all steps: `(batch, time, gates * units)`."""
+        bias = self._input_bias(weights.bias)
+        if len(inputs) == 1:
+            projected = ops.matmul(inputs[0], weights.kernel)
+        else:
+            kernels = ops.split(weights.kernel, len(inputs), axis=1)
+            gates = [ops.matmul(x, kernel) for x, kernel in zip(inputs, kernels, strict=True)]
+            projected = ops.concatenate(gates, axis=-1)
+        return projected if bias is None else projected + bias
+
+    def _recurrence(
+        self,
+        projected: KerasTensor,
+        states: list[Any],
+        valid: Any,
+        weights: Any,
+        recurrent_masks: list[Any],
+    ) -> Any:
+        """The portable reference: a loop of `_step`, written in `keras.ops`."""
+        dtype = states[0].dtype
+        xs = [ops.transpose(projected, (1, 0, 2))]
+        if valid is not None:
+            xs.append(ops.transpose(valid)[..., None])
+
+        def step(states: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+            new_states = self._step(ops.cast(x[0], dtype), states, weights, recurrent_masks)
+            if valid is not None:
+                new_states = [
+                    ops.where(x[1], new, old) for new, old in zip(new_states, states, strict=True)
+                ]
+            return new_states, new_states[:1]
+
+        scan = eager_scan if self.unroll else backends.active().scan
+        states, (outputs,) = scan(step, states, xs)
+        return ops.transpose(outputs, (1, 0, 2)), states[0], states
+
+
+def recurrent_product(h: Any, kernel: Any, masks: list[Any]) -> Any:
+    """State times recurrent kernel, with each gate's dropout mask, in the state's dtype."""
+    h_cast = ops.cast(h, kernel.dtype)
+    if not masks:
+        return ops.cast(ops.matmul(h_cast, kernel), h.dtype)
+    kernels = ops.split(kernel, len(masks), axis=1)
+    gates = [ops.matmul(h_cast * mask, k) for mask, k in zip(masks, kernels, strict=True)]
+    return ops.cast(ops.concatenate(gates, axis=-1), h.dtype)
+
+
+def _positions(x: Any) -> Any:
+    """The number of each step, int32 `(batch, time)`, for a tensor of that shape."""
+    return ops.cumsum(ops.ones_like(x, dtype="int32"), axis=1) - 1
+
+
+def _take_steps(x: Any, index: Any) -> Any:
+    """For `(batch, time, features)` and an index `(batch, time)`: steps in that order.
+
+    Whole rows of a matrix are taken, which backends do faster than single elements.
+    """
+    batch, time, features = ops.shape(x)
+    first_row = (ops.cumsum(ops.ones_like(index[:, 0])) - 1) * time
+    rows = ops.reshape(index + first_row[:, None], (-1,))
+    taken = ops.take(ops.reshape(x, (batch * time, features)), rows, axis=0)
+    return ops.reshape(taken, (batch, time, features))
+
+
+def _is_half(dtype: str) -> bool:
+    return dtype in ("float16", "bfloat16")
+
+
+def _state_dtype(compute_dtype: str) -> str:
+    return "float32" if _is_half(compute_dtype) else compute_dtype
+
+
+def _name(activation: Any) -> str:
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+def _check_dtype(owner: str, argument: str, x: Any, rule: str, booleans: bool = True) -> None:
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    if "int" in dtype or (booleans and dtype == "bool"):
+        return
+    raise ValueError(
+        f"{owner}: `{argument}` must hold {rule}. Received dtype {dtype}. "
+        "Compare or cast it first, for instance `mask > 0` or `lengths.astype('int32')`."
+    )
