@@ -36,9 +36,9 @@ SETTINGS: Mapping[Solution, Settings] = MappingProxyType(
     {
         "reshape": Settings(),
         "pre_reshape": Settings(),
-        "conv": Settings(),
-        "channelwise": Settings(),
-        "conv_lstm": Settings(units=16),
+        "conv": Settings(dropout=0.5),
+        "channelwise": Settings(learning_rate=1e-2),
+        "conv_lstm": Settings(units=8),
     }
 )
 

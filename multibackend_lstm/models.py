@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import keras
 
-from multibackend_lstm.layers import Channelwise, FlattenFeatures, TimeDistributedConv
+from multibackend_lstm.layers import LSTM, Channelwise, FlattenFeatures, TimeDistributedConv
 from multibackend_lstm.layers.channelwise import Merge
 from multibackend_lstm.layers.validation import (
     check_choice,
@@ -113,7 +113,7 @@ def build_model(
             arguments |= {"kernel_size": kernel_size, "padding": "same"}
             layer = _CONV_LSTMS[len(shape) - 2](count, data_format="channels_last", **arguments)
         else:
-            layer = keras.layers.LSTM(count, **arguments)
+            layer = LSTM(count, **arguments)
         if bidirectional:
             layer = keras.layers.Bidirectional(layer)
         if solution == "channelwise":

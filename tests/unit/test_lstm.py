@@ -6,13 +6,13 @@ import json
 import keras
 import numpy as np
 import pytest
-import recurrent_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
 import multibackend_lstm
 from multibackend_lstm import GRU, LSTM, Channelwise
+from unit import recurrent_reference as reference
 
 # Keras 3.15 on torch and jax: Variable.__array__ lacks the `copy` argument of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
