@@ -9,6 +9,7 @@ import click
 from multibackend_lstm import __version__
 from multibackend_lstm.cli.demo import demo
 from multibackend_lstm.cli.doctor import doctor
+from multibackend_lstm.cli.explain import explain
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,3 +20,4 @@ def main() -> None:
 
 main.add_command(demo)
 main.add_command(doctor)
+main.add_command(explain)

@@ -15,7 +15,11 @@ _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 def sublayers(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
     """The layer itself and, for models and wrappers, the layers in it."""
     yield layer
-    for inner in [*getattr(layer, "layers", []), getattr(layer, "layer", None)]:
+    if isinstance(layer, keras.layers.Bidirectional):
+        inside = [layer.forward_layer, layer.backward_layer]
+    else:
+        inside = [*getattr(layer, "layers", []), getattr(layer, "layer", None)]
+    for inner in inside:
         if isinstance(inner, keras.layers.Layer):
             yield from sublayers(inner)
 

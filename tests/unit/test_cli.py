@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from multibackend_lstm import build_model, environment, load_basic_motions
+from multibackend_lstm import GRU, LSTM, build_model, environment, load_basic_motions
 from multibackend_lstm.agreement.predict import predict_on
 from multibackend_lstm.cli import main
 from multibackend_lstm.demo import standardise
@@ -118,6 +118,47 @@ def test_doctor_prints_tables_and_fails_if_a_backend_does_not_start(monkeypatch)
     assert result.exit_code == 1
     for words in ("cpu:0", "torch does not start: x", "keras#", "multibackend_lstm"):
         assert words in result.output
+
+
+def explain(path, *arguments):
+    result = CliRunner().invoke(main, ["explain", str(path), "--backend", BACKEND, *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_explain_names_the_path_of_each_recurrent_layer(tmp_path):
+    inputs = keras.Input((None, 2, 3))
+    x = LSTM(4, return_sequences=True, name="plain")(inputs)
+    x = keras.layers.Bidirectional(GRU(3, return_sequences=True, name="gru"))(x)
+    x = LSTM(4, activation="relu", return_sequences=True, name="relu")(x)
+    x = LSTM(4, recurrent_dropout=0.5, return_sequences=True, name="dropped")(x)
+    x = keras.layers.LSTM(4, name="stock")(x)
+    path = tmp_path / "model.keras"
+    keras.Model(inputs, x).save(path)
+
+    def layers(*arguments):
+        document = json.loads(explain(path, "--json", *arguments))
+        assert document["backend"] == BACKEND
+        return {row["layer"]: row for row in document["layers"]}
+
+    rows = layers()
+    assert set(rows) == {"plain", "forward_gru", "backward_gru", "relu", "dropped", "stock"}
+    for name in ("plain", "forward_gru", "backward_gru", "dropped"):
+        assert rows[name]["implementation"] == "native"
+        assert rows[name]["refused"] is None
+    assert rows["relu"]["implementation"] == "ops"
+    assert "activation is relu" in rows["relu"]["refused"]
+    assert rows["stock"]["notes"] == ["multibackend_lstm.LSTM takes its place"]
+    assert "recurrent_dropout" in layers("--training")["dropped"]["refused"]
+    assert "relu (multibackend_lstm.LSTM): keras.ops (ops); native refused" in explain(path)
+
+
+def test_explain_refuses_what_is_no_model(tmp_path):
+    path = tmp_path / "model.keras"
+    path.write_text("not a model")
+    result = CliRunner().invoke(main, ["explain", str(path), "--backend", BACKEND])
+    assert result.exit_code == 1
+    assert "cannot be loaded" in result.output
 
 
 def test_known_problems_are_those_of_the_installed_version(monkeypatch):

@@ -1,0 +1,110 @@
+"""`multibackend-lstm explain`: which path serves the recurrent layers of a saved model, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from multibackend_lstm import environment
+from multibackend_lstm.environment import BACKENDS, BackendError
+
+if TYPE_CHECKING:
+    import keras
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    help="Backend to run on. Default: KERAS_BACKEND, else JAX, else the first one installed.",
+)
+@click.option("--training", is_flag=True, help="Explain a call in training, with its dropout.")
+@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--time",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Number of steps, and size of any other axis that the model leaves open.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+def explain(
+    model: Path, backend: str | None, training: bool, batch: int, time: int, as_json: bool
+) -> None:
+    """Say which path serves each recurrent layer of MODEL, and why no faster one does.
+
+    Loads the `.keras` file in safe mode, calls it once on zeros, and reports what ran.
+    """
+    try:
+        chosen = environment.choose_backend(backend)
+        environment.set_backend(chosen)
+    except BackendError as error:
+        raise click.ClickException(str(error)) from error
+    import keras
+
+    import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
+
+    try:
+        loaded = keras.saving.load_model(model, compile=False, safe_mode=True)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        raise click.ClickException(f"{model} cannot be loaded: {error}") from error
+    _call(loaded, training, batch, time)
+    rows = _rows(loaded)
+    if as_json:
+        click.echo(json.dumps({"model": str(model), "backend": chosen, "layers": rows}, indent=1))
+    else:
+        click.echo(f"Recurrent layers on {chosen}:" if rows else "There is no recurrent layer.")
+        for row in rows:
+            click.echo(f"  {_line(row)}")
+
+
+def _call(model: keras.Model, training: bool, batch: int, time: int) -> None:
+    """Call a model once on zeros."""
+    import keras
+
+    def zeros(tensor: keras.KerasTensor) -> Any:
+        shape = (tensor.shape[0] or batch, *(size or time for size in tensor.shape[1:]))
+        return keras.ops.zeros(shape, dtype=tensor.dtype)
+
+    model(keras.tree.map_structure(zeros, model.input), training=training)
+
+
+def _rows(model: keras.Model) -> list[dict[str, Any]]:
+    """What each recurrent layer says of its last call."""
+    import keras
+
+    from multibackend_lstm.layers.recurrent import Recurrent
+    from multibackend_lstm.layers.wrapping import sublayers
+
+    rows: dict[str, dict[str, Any]] = {}
+    for layer in sublayers(model):
+        package = type(layer).__module__.partition(".")[0]
+        row: dict[str, Any] = {"layer": layer.name, "type": f"{package}.{type(layer).__name__}"}
+        if isinstance(layer, Recurrent):
+            report = layer.implementation_report()
+            row |= {
+                "implementation": report.implementation,
+                "path": report.path,
+                "refused": report.refused,
+                "notes": list(report.notes),
+            }
+        elif isinstance(layer, keras.layers.RNN):
+            remedy = []
+            if isinstance(layer, (keras.layers.LSTM, keras.layers.GRU)):
+                remedy = [f"multibackend_lstm.{type(layer).__name__} takes its place"]
+            row |= {"implementation": "keras", "path": "keras", "refused": None, "notes": remedy}
+        else:
+            continue
+        rows[layer.path or layer.name] = row
+    return list(rows.values())
+
+
+def _line(row: dict[str, Any]) -> str:
+    parts = [f"{row['layer']} ({row['type']}): {row['path']} ({row['implementation']})"]
+    if row["refused"]:
+        parts.append(f"native refused: {row['refused']}")
+    return "; ".join([*parts, *row["notes"]])
