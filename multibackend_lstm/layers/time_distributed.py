@@ -119,7 +119,6 @@ class TimeDistributed(keras.layers.Wrapper):
     ) -> Any:
         """The layer's output for one step, with time put after batch."""
         self._check(inputs, mask)
-
         time = tree.flatten(inputs)[0].shape[1]
         steps = tree.map_structure(
             lambda x: KerasTensor(self._step_shape(x.shape), dtype=x.dtype), inputs
@@ -132,20 +131,6 @@ class TimeDistributed(keras.layers.Wrapper):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Fold time into batch, call the layer, unfold."""
-        return self._call_layer(inputs, training, mask, self.steps_per_call)
-
-    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
-        """The mask that the layer computes for its output, or the `(batch, time)` mask."""
-        self._check(inputs, previous_mask)
-        return call_for_masks(self._output_mask, inputs, previous_mask)
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {**super().get_config(), "steps_per_call": self.steps_per_call}
-
-    def _call_layer(
-        self, inputs: Any, training: bool | None, mask: Any, steps_per_call: int | None
-    ) -> Any:
         self._check(inputs, mask)
         layer_mask = self._mask_for_layer(mask)
         arguments: dict[str, Any] = {}
@@ -163,9 +148,18 @@ class TimeDistributed(keras.layers.Wrapper):
             self._output_count = len(tree.flatten(outputs))
             return tree.map_structure(lambda x: unfold(x, (batch, stop - start)), outputs)
 
-        if steps_per_call is None:
+        if self.steps_per_call is None:
             return call_steps(0, time)
-        return backends.active().concatenate_steps(call_steps, time, steps_per_call)
+        return backends.active().concatenate_steps(call_steps, time, self.steps_per_call)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        """The mask that the layer computes for its output, or the `(batch, time)` mask."""
+        self._check(inputs, previous_mask)
+        return call_for_masks(self._output_mask, inputs, previous_mask)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {**super().get_config(), "steps_per_call": self.steps_per_call}
 
     def _output_mask(self, inputs: Any, mask: Any) -> Any:
         sizes = ops.shape(tree.flatten(inputs)[0])[:2]
