@@ -1,6 +1,8 @@
 """Every Python example of the documentation runs, and every relative link leads somewhere."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,10 @@ def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     relative = [target for target in targets if "://" not in target]
     assert not [target for target in relative if not (page.parent / target).exists()]
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name
+)
+def test_example_scripts_run(script):
+    subprocess.run([sys.executable, script], check=True, timeout=600)
