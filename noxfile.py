@@ -19,6 +19,8 @@ BACKEND_REQUIREMENTS = {
     requirement.split(">=")[0].removesuffix("-cpu"): requirement
     for requirement in nox.project.dependency_groups(PYPROJECT, "backends")
 }
+TWO_PROCESSES = ("-n", "2")
+UNIT_TESTS = ("tests/unit", "-m", "not slow", *TWO_PROCESSES)
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
 
 
@@ -34,7 +36,7 @@ def group(name: str) -> list[str]:
 
 
 def pytest(session: nox.Session, backend: str, *arguments: str) -> None:
-    """Run pytest on one backend, in a process of its own."""
+    """Run pytest on one backend, in processes of its own."""
     session.run(
         "python",
         "-m",
@@ -57,16 +59,16 @@ def tests(session: nox.Session) -> None:
     """Unit tests on each backend in turn, then the comparisons between backends."""
     install(session, *group("test"), *group("backends"))
     for backend in BACKENDS:
-        pytest(session, backend, "tests/unit", "-m", "not slow")
-    pytest(session, "jax", "tests/cross_backend", "-m", "not slow")
+        pytest(session, backend, *UNIT_TESTS)
+    pytest(session, "jax", "tests/cross_backend")
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The tests marked slow, on each backend in turn and between backends."""
+    """The tests marked slow, on each backend in turn."""
     install(session, *group("test"), *group("backends"))
     for backend in BACKENDS:
-        pytest(session, backend, "tests", "-m", "slow")
+        pytest(session, backend, "tests/unit", "-m", "slow", *TWO_PROCESSES)
 
 
 @nox.session
@@ -74,7 +76,7 @@ def slow(session: nox.Session) -> None:
 def unit(session: nox.Session, backend: str) -> None:
     """Unit tests on one backend, with no other installed."""
     install(session, *group("test"), BACKEND_REQUIREMENTS[backend])
-    pytest(session, backend, "tests/unit", "-m", "not slow")
+    pytest(session, backend, *UNIT_TESTS)
 
 
 @nox.session
@@ -93,7 +95,7 @@ def minimums(session: nox.Session) -> None:
     session.install("--no-deps", "-e", ".")
     # Old releases use what their own dependencies have deprecated since.
     warnings = ("-W", "ignore::DeprecationWarning")
-    pytest(session, "jax", "tests/unit", "-m", "not slow", *warnings)
+    pytest(session, "jax", *UNIT_TESTS, *warnings)
 
 
 @nox.session
