@@ -449,12 +449,11 @@ def plot() -> None:
                 points = [(i, ratios[size]) for i, size in enumerate(sizes) if size in ratios]
                 axes.bar([i + offset for i, _ in points], [r for _, r in points], 0.25, label=kind)
             axes.axhline(1, color="black", linewidth=0.8)
-            axes.set_yscale("log")
             axes.set_title(f"{mode}: {backend}, of {rival}", fontsize=10)
-            axes.set_xticks(range(len(sizes)), [f"{time}, {units}" for time, units in sizes])
+            axes.set_xticks(range(len(sizes)), [f"{time}\n{units}" for time, units in sizes])
     for axes in grid[-1]:
-        axes.set_xlabel("time steps, units")
-    grid[0, 0].legend(title="mask", fontsize=8)
+        axes.set_xlabel("time steps, and units below")
+    grid[1, 1].legend(title="mask", fontsize=8, loc="center right")
     common.IMAGES.mkdir(exist_ok=True)
     figure.savefig(common.IMAGES / "lstm.svg", metadata={"Date": None})
 

@@ -377,7 +377,7 @@ def study(seconds: float, steps: int = 50) -> dict[str, Any]:
         for name, values in taken.items()
     }
     refused, first = {}, {}
-    # Each by itself and last, since what torch.compile leaves behind slows other models' calls.
+    # Each by itself and last, since what torch.compile leaves behind may slow other models' calls.
     for option, value in (("steps_per_execution", 10), ("jit_compile", True)):
         name = f"fit, {option}={value}"
         compiled = fit(copied(model), **{option: value})
@@ -434,7 +434,7 @@ def plot(reports: list[dict[str, Any]]) -> None:
         ax.axhline(1, color="black", linewidth=0.8)
         ax.axhline(TARGET, color="gray", linewidth=0.8, linestyle="--")
         ax.set_xticks(range(len(names)), names)
-        ax.set_yscale("log")
+        ax.margins(y=0.15)
         ax.set_ylabel("training step,\nof the native model's")
         ax.set_title(report["backend"])
         ax.legend(fontsize=8)
