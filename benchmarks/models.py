@@ -395,7 +395,7 @@ def study(seconds: float, steps: int = 50) -> dict[str, Any]:
     return {"steps": steps, "a_step": report, "first_epoch_s": first, "refused": refused}
 
 
-def profile(case: str, way: str, calls: int = 20) -> None:
+def profile(case: str, way: str, threads: int, calls: int = 20) -> None:
     """Print where the time of a step goes."""
     import keras
 
@@ -405,6 +405,10 @@ def profile(case: str, way: str, calls: int = 20) -> None:
     x, y = data(case)
     model = build_model(x.shape[1:], solution, units=units)
     make = {"torch": torch_steps, "jax": jax_steps}[keras.backend.backend()]
+    if make is torch_steps:
+        import torch
+
+        torch.set_num_threads(threads)
     step = make(model, solution, x, y)[1][way]
     for _ in range(5):
         step()
@@ -503,7 +507,7 @@ def main() -> None:
         return
     if arguments.profile:
         for case in arguments.case:
-            profile(case, arguments.profile)
+            profile(case, arguments.profile, arguments.threads)
         return
     if arguments.plot_only:
         reports = json.loads((common.RESULTS / "models.json").read_text())["results"]
