@@ -20,17 +20,28 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def alternate(
-    functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 3
+    functions: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    warm_up: int = 3,
+    limit: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """Seconds of each call, the functions in turn (A B A B), after some calls not counted."""
+    """Seconds of each call, the functions in turn (A B A B), after some calls not counted.
+
+    After `limit` seconds in all there are no more turns, but never less than three.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    gc.collect()
+    gc.freeze()  # so that the collections between calls look at little
+    end = time.perf_counter() + limit
     for repeat in range(warm_up + repeats):
+        if repeat >= warm_up + 3 and time.perf_counter() > end:
+            break
         for name, function in functions.items():
             gc.collect()
-            start = time.perf_counter()
-            function()
+            taken = timed(function)
             if repeat >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
+    gc.unfreeze()
     return seconds
 
 

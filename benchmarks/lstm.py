@@ -9,29 +9,38 @@ with right-padding and holes, forward only ("inference") and forward, backward a
 One process measures one backend:
 
     KERAS_BACKEND=torch python benchmarks/lstm.py --out benchmarks/results
+    KERAS_BACKEND=torch python benchmarks/lstm.py --out benchmarks/results --memory
+    python benchmarks/lstm.py --plot
 
 The first call, which traces and compiles, is timed by itself. Then the contestants take turns,
 one timed call each a turn, for a fixed time or number of turns; medians and quartiles are of
-these calls, and a ratio is that of the medians. Nothing else should run on the machine.
+these calls, and a ratio is that of the medians. Nothing else should run on the machine. What is
+measured with `--out` takes the place of the same cases in that folder's file, and leaves others.
+
+`--memory` measures peak memory of a few cases instead, each contestant in a process of its own:
+how far the largest resident size (of the process, so with what the compiler needs) rises above
+that before the first call. `--plot` draws docs/images/lstm.svg from the committed results.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
 import platform
-import statistics
-import time
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import common
 import keras
 import numpy as np
 
 import multibackend_lstm
+from multibackend_lstm.environment import versions
+from multibackend_lstm.files import replacing
 
 BACKEND = keras.backend.backend()
 LEARNING_RATE = 1e-3
@@ -59,6 +68,8 @@ CASES = [
     (100, 128, 64, 256, "float32"),
     (100, 64, 64, 32, "bfloat16"),
 ]
+MEMORY_CASES = [((500, 64, 256, 32, "float32"), kind) for kind in ("none", "holes")]
+TINY_CASE = (5, 64, 8, 2, "float32")
 QUICK_CASES = [(10, 16, 16, 8, "float32"), (50, 16, 16, 8, "float32")]
 
 
@@ -118,27 +129,30 @@ def jax_contestants(
     """A jitted step for each layer and for a hand-written `lax.scan`."""
     import jax
     import jax.numpy as jnp
+    import optax
 
     inputs = jnp.asarray(x)
+    optimizer = optax.sgd(LEARNING_RATE)
     valid = None if mask is None else jnp.asarray(mask)
 
     def step_of(call: Callable[..., Any], parameters: Any) -> Callable[[], Any]:
-        state = {"parameters": parameters}
+        state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
 
         def loss(parameters: Any, x: Any, mask: Any) -> Any:
             return jnp.mean(jnp.square(call(parameters, x, mask).astype("float32")))
 
         @jax.jit
-        def update(parameters: Any, x: Any, mask: Any) -> Any:
+        def update(parameters: Any, optimizer_state: Any, x: Any, mask: Any) -> Any:
             value, gradients = jax.value_and_grad(loss)(parameters, x, mask)
-            new = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, parameters, gradients)
-            return value, new
+            updates, optimizer_state = optimizer.update(gradients, optimizer_state)
+            return value, optax.apply_updates(parameters, updates), optimizer_state
 
         forward = jax.jit(call)
 
         def train_step() -> Any:
-            value, state["parameters"] = update(state["parameters"], inputs, valid)
-            return jax.block_until_ready((value, state["parameters"]))[0]
+            value, *new = update(state["parameters"], state["optimizer"], inputs, valid)
+            state["parameters"], state["optimizer"] = new
+            return jax.block_until_ready((value, *new))[0]
 
         def infer() -> Any:
             return jax.block_until_ready(forward(state["parameters"], inputs, valid))
@@ -211,39 +225,21 @@ def tensorflow_contestants(
 
 
 def measure(steps: dict[str, Callable[[], Any]], seconds: float, turns: int) -> dict[str, Any]:
-    """First-call time, and median and quartiles of calls taken in turn, in milliseconds.
-
-    A contestant whose call takes longer than `seconds` has two turns only.
-    """
-    calls: dict[str, list[float]] = {name: [] for name in steps}
-
-    def timed(name: str) -> float:
-        start = time.perf_counter()
-        steps[name]()
-        return time.perf_counter() - start
-
-    first = {name: timed(name) for name in steps}
-    end = time.perf_counter() + seconds
-    turn = 0
-    while turn < 5 or (time.perf_counter() < end and turn < turns):
-        for name, times in calls.items():
-            if len(times) < 2 or times[-1] < 1e3 * seconds:
-                times.append(1e3 * timed(name))
-        turn += 1
-    results = {}
-    for name, times in calls.items():
-        low, median, high = statistics.quantiles(times, n=4)
-        results[name] = {
+    """First-call time, and median and quartiles of calls taken in turn, in milliseconds."""
+    first = {name: common.timed(step) for name, step in steps.items()}
+    taken = common.alternate(steps, turns, warm_up=0, limit=seconds)
+    return {
+        name: {
             "first_call_ms": round(1e3 * first[name], 3),
-            "median_ms": round(median, 4),
-            "quartiles_ms": [round(low, 4), round(high, 4)],
-            "calls": len(times),
+            **common.summary(calls),
+            "calls": len(calls),
         }
-    return results
+        for name, calls in taken.items()
+    }
 
 
-def run_case(case: tuple[Any, ...], kind: str, mode: str, options: Any) -> dict[str, Any]:
-    """Measure one case and print ours over each rival."""
+def contestants(case: tuple[Any, ...], kind: str, mode: str) -> tuple[Any, dict[str, Any]]:
+    """Our layer, and a step for it and each rival."""
     steps, features, units, batch, dtype = case
     x = np.random.default_rng(1).normal(size=(batch, steps, features)).astype("float32")
     mask = mask_of(kind, batch, steps)
@@ -259,7 +255,14 @@ def run_case(case: tuple[Any, ...], kind: str, mode: str, options: Any) -> dict[
         "jax": jax_contestants,
         "tensorflow": tensorflow_contestants,
     }[BACKEND]
-    results = measure(make(layers, x, mask, mode == "training"), options.seconds, options.turns)
+    return ours, make(layers, x, mask, mode == "training")
+
+
+def run_case(case: tuple[Any, ...], kind: str, mode: str, options: Any) -> dict[str, Any]:
+    """Measure one case and print ours over each rival."""
+    steps, features, units, batch, dtype = case
+    ours, functions = contestants(case, kind, mode)
+    results = measure(functions, options.seconds, options.turns)
     mine = results["multibackend_lstm.LSTM"]["median_ms"]
     ratios = {
         name: round(mine / result["median_ms"], 3)
@@ -312,9 +315,43 @@ def device() -> str:
     return "gpu" if tf.config.list_logical_devices("GPU") else "cpu"
 
 
+def memory_of(number: int, contestant: str) -> float:
+    """Megabytes by which the peak rises in a training step of one contestant."""
+    import resource
+
+    case, kind = MEMORY_CASES[number]
+    contestants(TINY_CASE, kind, "training")[1][contestant]()  # loads what is loaded late
+    step = contestants(case, kind, "training")[1][contestant]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+
+
+def measure_memory(threads: int | None) -> list[dict[str, Any]]:
+    """Peak memory of the memory cases, each contestant in a process of its own."""
+    measured = []
+    for number, (case, kind) in enumerate(MEMORY_CASES):
+        peaks = {}
+        for name in contestants(TINY_CASE, kind, "training")[1]:
+            if name.endswith("XLA"):
+                continue
+            arguments = ["--memory-worker", str(number), name]
+            arguments += ["--threads", str(threads)] if threads else []
+            process = subprocess.run(
+                [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, check=True
+            )
+            peaks[name] = float(process.stdout.split()[-1])
+        print(f"{case} training mask={kind}: MB {peaks}", flush=True)
+        names = ("time", "features", "units", "batch", "dtype")
+        measured.append({**dict(zip(names, case, strict=True)), "mask": kind, "peak_mb": peaks})
+    return measured
+
+
 def main() -> None:
     """Measure, print, and write `lstm_{backend}.json`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="two small cases, to try the script")
     parser.add_argument("--out", type=Path, default=None, help="folder for the JSON file")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each measurement")
@@ -324,31 +361,50 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="measure cases whose description has this text")
     parser.add_argument("--threads", type=int, help="threads of torch; one where cores are shared")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--plot", action="store_true", help="plot the committed results")
+    parser.add_argument("--memory-worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.plot:
+        plot()
+        return
     if options.threads and BACKEND == "torch":
         import torch
 
         torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
+    if options.memory_worker:
+        print(memory_of(int(options.memory_worker[0]), options.memory_worker[1]))
+        return
+    if options.memory:
+        peaks = measure_memory(options.threads)
+        if options.out is not None:
+            write(options.out, {"memory": peaks}, options.threads)
+        return
     if options.quick:
         options.seconds, options.turns = 0.2, 5
     cases = QUICK_CASES if options.quick else CASES
-    measured = []
     for case, mode, kind in itertools.product(cases, ("training", "inference"), options.masks):
         if options.only in f"{case} {mode} {kind}":
-            measured.append(run_case(case, kind, mode, options))
+            measured = run_case(case, kind, mode, options)
             if options.out is not None:  # each time, so that an interrupted run leaves its results
-                write(options.out, measured, options.threads)
+                write(options.out, {"cases": [measured]}, options.threads)
 
 
-def write(folder: Path, measured: list[dict[str, Any]], threads: int | None) -> None:
-    """Write `lstm_{backend}.json` with versions and device."""
-    versions = {"multibackend_lstm": multibackend_lstm.__version__}
-    for package in ("keras", "numpy", "jax", "torch", "tensorflow", "tensorflow-cpu"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+def write(folder: Path, measured: dict[str, list[dict[str, Any]]], threads: int | None) -> None:
+    """Put cases into `lstm_{backend}.json`, with versions and device."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"lstm_{BACKEND}.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+
+    def key(case: dict[str, Any]) -> list[Any]:
+        names = ("time", "features", "units", "batch", "dtype", "mask", "mode")
+        return [case.get(name) for name in names]
+
+    for part, cases in measured.items():
+        new = [key(case) for case in cases]
+        kept = [case for case in old.get(part, []) if key(case) not in new]
+        measured = {**measured, part: kept + cases}
     report = {
         "question": __doc__.splitlines()[0],
         "backend": BACKEND,
@@ -357,12 +413,49 @@ def write(folder: Path, measured: list[dict[str, Any]], threads: int | None) -> 
         "threads": threads,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "cases": measured,
+        "versions": versions(),
+        "cases": old.get("cases", []),
+        "memory": old.get("memory", []),
+        **measured,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"lstm_{BACKEND}.json").write_text(json.dumps(report, indent=1) + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def plot() -> None:
+    """Ratios to each backend's rival, at 64 features, batch 32, float32, by size and mask."""
+    from matplotlib.figure import Figure
+
+    rivals = [
+        ("torch", "torch.nn.LSTM"),
+        ("torch", "keras.layers.LSTM"),
+        ("jax", "keras.layers.LSTM"),
+        ("tensorflow", "keras.layers.LSTM"),
+    ]
+    sizes = [(case[0], case[2]) for case in CASES if case[1:2] + case[3:] == (64, 32, "float32")]
+    sizes.sort()
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    grid = figure.subplots(len(rivals), 2, sharex=True, squeeze=False)
+    for row, (backend, rival) in zip(grid, rivals, strict=True):
+        cases = json.loads((common.RESULTS / f"lstm_{backend}.json").read_text())["cases"]
+        for axes, mode in zip(row, ("training", "inference"), strict=True):
+            for offset, kind in ((-0.25, "none"), (0.0, "right"), (0.25, "holes")):
+                ratios = {
+                    (case["time"], case["units"]): case["ratios"][rival]
+                    for case in cases
+                    if (case["features"], case["batch"], case["dtype"]) == (64, 32, "float32")
+                    and (case["mask"], case["mode"]) == (kind, mode)
+                }
+                points = [(i, ratios[size]) for i, size in enumerate(sizes) if size in ratios]
+                axes.bar([i + offset for i, _ in points], [r for _, r in points], 0.25, label=kind)
+            axes.axhline(1, color="black", linewidth=0.8)
+            axes.set_title(f"{mode}: {backend}, of {rival}", fontsize=10)
+            axes.set_xticks(range(len(sizes)), [f"{time}\n{units}" for time, units in sizes])
+    for axes in grid[-1]:
+        axes.set_xlabel("time steps, and units below")
+    grid[1, 1].legend(title="mask", fontsize=8, loc="center right")
+    common.IMAGES.mkdir(exist_ok=True)
+    figure.savefig(common.IMAGES / "lstm.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 import keras
 
-from multibackend_lstm.layers import LSTM, Channelwise, FlattenFeatures, TimeDistributedConv
+from multibackend_lstm.layers import (
+    LSTM,
+    Channelwise,
+    ConvLSTM1D,
+    ConvLSTM2D,
+    ConvLSTM3D,
+    FlattenFeatures,
+    TimeDistributedConv,
+)
 from multibackend_lstm.layers.channelwise import Merge
 from multibackend_lstm.layers.validation import (
     check_choice,
@@ -18,11 +26,7 @@ from multibackend_lstm.solutions import SOLUTIONS, Solution
 Task = Literal["regression", "binary", "multiclass"]
 
 _ACTIVATIONS = {"regression": None, "binary": "sigmoid", "multiclass": "softmax"}
-_CONV_LSTMS = {
-    1: keras.layers.ConvLSTM1D,
-    2: keras.layers.ConvLSTM2D,
-    3: keras.layers.ConvLSTM3D,
-}
+_CONV_LSTMS: dict[int, Any] = {1: ConvLSTM1D, 2: ConvLSTM2D, 3: ConvLSTM3D}
 
 
 def build_model(

@@ -2,6 +2,7 @@
 
 from multibackend_lstm.layers.channelwise import Channelwise
 from multibackend_lstm.layers.conv_features import TimeDistributedConv
+from multibackend_lstm.layers.conv_lstm import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
 from multibackend_lstm.layers.flatten_features import FlattenFeatures
 from multibackend_lstm.layers.gru import GRU
 from multibackend_lstm.layers.lstm import LSTM
@@ -11,6 +12,9 @@ __all__ = [
     "GRU",
     "LSTM",
     "Channelwise",
+    "ConvLSTM1D",
+    "ConvLSTM2D",
+    "ConvLSTM3D",
     "FlattenFeatures",
     "TimeDistributed",
     "TimeDistributedConv",
