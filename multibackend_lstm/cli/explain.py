@@ -77,14 +77,13 @@ def _rows(model: keras.Model) -> list[dict[str, Any]]:
     """What each recurrent layer says of its last call."""
     import keras
 
-    from multibackend_lstm.layers.recurrent import Recurrent
     from multibackend_lstm.layers.wrapping import sublayers
 
     rows: dict[str, dict[str, Any]] = {}
     for layer in sublayers(model):
         package = type(layer).__module__.partition(".")[0]
         row: dict[str, Any] = {"layer": layer.name, "type": f"{package}.{type(layer).__name__}"}
-        if isinstance(layer, Recurrent):
+        if hasattr(layer, "implementation_report"):
             report = layer.implementation_report()
             row |= {
                 "implementation": report.implementation,

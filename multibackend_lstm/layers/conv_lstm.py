@@ -7,6 +7,7 @@ import keras
 from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
+from multibackend_lstm.layers.recurrent import ImplementationReport, called_report
 from multibackend_lstm.layers.validation import Shape
 
 # Most entries of the LSTM's recurrent kernel, most of which are zeros. Beyond that the
@@ -22,10 +23,11 @@ class _AsLSTM:
     positions is an LSTM of `positions * filters` units, and a loop over time of small
     convolutions becomes one call of a kernel.
 
-    Whatever that kernel lacks (masks among it) is left to Keras: see `_fits`.
+    What that kernel lacks, masks among it, is left to Keras; `implementation_report()` says so.
     """
 
     cell: Any
+    name: str
     compute_dtype: str
     return_sequences: bool
     return_state: bool
@@ -33,10 +35,13 @@ class _AsLSTM:
     stateful: bool
     unroll: bool
 
+    _report: ImplementationReport | None = None
+
     def build(self, sequences_shape: Shape, initial_state_shape: Any = None) -> None:
         """Create the weights of the Keras layer."""
         super().build(sequences_shape)  # type: ignore[misc]
-        self.supports_jit = backends.active().supports_jit(sequences_shape[1])
+        if self._refusal(sequences_shape, training=True) is None:
+            self.supports_jit = backends.active().supports_jit(sequences_shape[1])
 
     def call(
         self,
@@ -46,27 +51,47 @@ class _AsLSTM:
         training: bool | None = False,
     ) -> Any:
         """See the Keras layer."""
-        if initial_state is None and mask is None and self._fits(sequences.shape, bool(training)):
+        refused = self._refusal(sequences.shape, bool(training), initial_state, mask)
+        if refused is None:
             try:
                 return self._call_lstm(sequences)
-            except backends.Refused:
-                pass
+            except backends.Refused as reason:
+                refused = str(reason)
+        self._note("keras", f"keras.layers.{type(self).__name__}", refused)
         return super().call(  # type: ignore[misc]
             sequences, initial_state=initial_state, mask=mask, training=training
         )
 
-    def _fits(self, shape: Shape, training: bool) -> bool:
-        cell = self.cell
-        return (
-            shape[1] != 0
-            and cell.data_format == "channels_last"
-            and 4 * math.prod(self._state_shape(shape)) ** 2 <= LARGEST_MATRIX
-            and cell.activation in (keras.activations.tanh, ops.tanh)
-            and cell.recurrent_activation in (keras.activations.sigmoid, ops.sigmoid)
-            and not (training and (cell.dropout or cell.recurrent_dropout))
-            and not self.stateful
-            and not self.unroll
+    def implementation_report(self) -> ImplementationReport:
+        """Which path served the last call, and why the LSTM kernel was refused."""
+        return called_report(self)
+
+    def _note(self, implementation: str, path: str, refused: str | None) -> None:
+        self._report = ImplementationReport(
+            self.name, keras.backend.backend(), implementation, path, refused
         )
+
+    def _refusal(
+        self, shape: Shape, training: bool, initial_state: Any = None, mask: Any = None
+    ) -> str | None:
+        """Why the layer cannot run as one LSTM, `None` if it can."""
+        cell = self.cell
+        if initial_state is not None or self.stateful:
+            return "an initial state, or stateful=True"
+        if mask is not None:
+            return "a mask"
+        if shape[1] == 0 or cell.data_format != "channels_last" or self.unroll:
+            return "no steps, data_format='channels_first' or unroll=True"
+        if cell.activation not in (keras.activations.tanh, ops.tanh):
+            return "activation is not tanh"
+        if cell.recurrent_activation not in (keras.activations.sigmoid, ops.sigmoid):
+            return "recurrent_activation is not sigmoid"
+        if training and (cell.dropout or cell.recurrent_dropout):
+            return "dropout in training"
+        entries = 4 * math.prod(self._state_shape(shape)) ** 2
+        if entries > LARGEST_MATRIX:
+            return f"too many positions: {entries} entries of the LSTM's recurrent kernel"
+        return None
 
     def _state_shape(self, shape: Shape) -> Any:
         """`(*positions, filters)` for the sequences' shape."""
@@ -96,13 +121,14 @@ class _AsLSTM:
         )
         half = self.compute_dtype in ("float16", "bfloat16")
         state = ops.zeros((batch, math.prod(positions)), "float32" if half else self.compute_dtype)
-        sequence, last, states, _ = backends.active().lstm(
+        sequence, last, states, path = backends.active().lstm(
             inputs,
             [state, state],
             None,
             weights,
             options=backends.Options(sequence=self.return_sequences, states=self.return_state),
         )
+        self._note("native", path, None)
         output = (
             ops.reshape(sequence, (batch, time, *positions))
             if self.return_sequences
@@ -132,14 +158,29 @@ class _AsLSTM:
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
 class ConvLSTM1D(_AsLSTM, keras.layers.ConvLSTM1D):
-    """`keras.layers.ConvLSTM1D`, many times faster where positions are few."""
+    """`keras.layers.ConvLSTM1D`, faster where positions are few.
+
+    The same constructor, weights and values: `(batch, time, positions, features)` to
+    `(batch, [time,] positions, filters)` (Shi et al. 2015). It casts, masks and saves as the
+    Keras layer does. Up to 512 positions times filters run as one LSTM of the backend.
+    """
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
 class ConvLSTM2D(_AsLSTM, keras.layers.ConvLSTM2D):
-    """`keras.layers.ConvLSTM2D`, many times faster where positions are few."""
+    """`keras.layers.ConvLSTM2D`, faster where positions are few.
+
+    The same constructor, weights and values: `(batch, time, rows, columns, features)` to
+    `(batch, [time,] rows, columns, filters)` (Shi et al. 2015). It casts, masks and saves as the
+    Keras layer does. Up to 512 positions times filters run as one LSTM of the backend.
+    """
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
 class ConvLSTM3D(_AsLSTM, keras.layers.ConvLSTM3D):
-    """`keras.layers.ConvLSTM3D`, many times faster where positions are few."""
+    """`keras.layers.ConvLSTM3D`, faster where positions are few.
+
+    The same constructor, weights and values: `(batch, time, *three axes, features)` to
+    `(batch, [time,] *three axes, filters)` (Shi et al. 2015). It casts, masks and saves as the
+    Keras layer does. Up to 512 positions times filters run as one LSTM of the backend.
+    """

@@ -53,6 +53,17 @@ class ImplementationReport:
         return "; ".join([text, *self.notes])
 
 
+def called_report(layer: Any) -> ImplementationReport:
+    """The report of a layer's last call; a ValueError before the first one."""
+    if layer._report is None:
+        raise ValueError(
+            f"{layer.name}: which implementation runs is decided in a call, and the layer has "
+            "not been called. Call it, or its model, first."
+        )
+    report: ImplementationReport = layer._report
+    return report
+
+
 class Recurrent:
     """Mixed into `keras.layers.LSTM` and `keras.layers.GRU`; see there for the arguments.
 
@@ -146,12 +157,7 @@ class Recurrent:
 
     def implementation_report(self) -> ImplementationReport:
         """Which path served the last call, and why a faster one was refused."""
-        if self._report is None:
-            raise ValueError(
-                f"{self.name}: which implementation runs is decided in a call, and the layer has "
-                "not been called. Call it, or its model, first."
-            )
-        return self._report
+        return called_report(self)
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor; `keras.layers.LSTM` and `GRU` take them too."""

@@ -96,6 +96,9 @@ def test_keras_serves_the_rest(options, arguments):
     ours, theirs, x = pair(1, 3, 2, **options)
     for mine, other in zip(*(arrays(m(x, **arguments)) for m in (ours, theirs)), strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-6)
+    report = ours.implementation_report()
+    assert report.path == "keras.layers.ConvLSTM1D"
+    assert report.refused
 
 
 def test_many_positions_are_left_to_keras(keras_path_closed):
@@ -104,6 +107,7 @@ def test_many_positions_are_left_to_keras(keras_path_closed):
     keras_path_closed(layer)
     with pytest.raises(AssertionError, match="the Keras layer ran"):
         layer(np.zeros((1, 3, 16, 16, 2), "float32"))
+    assert "too many positions" in layer.implementation_report().refused
 
 
 def test_dropout_is_left_to_keras_in_training_alone(keras_path_closed):
@@ -112,6 +116,7 @@ def test_dropout_is_left_to_keras_in_training_alone(keras_path_closed):
     layer.build(x.shape)
     keras_path_closed(layer)
     layer(x, training=False)
+    assert layer.implementation_report().implementation == "native"
     with pytest.raises(AssertionError, match="the Keras layer ran"):
         layer(x, training=True)
 
