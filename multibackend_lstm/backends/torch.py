@@ -120,16 +120,27 @@ def _at_length(sequence: torch.Tensor, lengths: torch.Tensor, h: torch.Tensor) -
     return torch.where(lengths[:, None] > 0, sequence.gather(1, index)[:, 0], h.to(sequence.dtype))
 
 
-@torch.compiler.disable
 def _aten(kernel: Any, inputs: torch.Tensor, states: Any, weights: list[Any], bias: bool) -> Any:
     """Call `torch._VF.lstm` or `gru`, one layer in one direction, batch first.
 
     Not compiled: torch.compile cannot differentiate the former (an AssertionError in torch 2.13),
     and writes a loop of the latter out step by step.
     """
+    if torch.compiler.is_compiling():
+        return _uncompiled_aten(kernel, inputs, states, weights, bias)
+    return _call_aten(kernel, inputs, states, weights, bias)
+
+
+def _call_aten(
+    kernel: Any, inputs: torch.Tensor, states: Any, weights: list[Any], bias: bool
+) -> Any:
     # (input, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
     train = torch.is_grad_enabled()
     return kernel(inputs, states, weights, bias, 1, 0.0, train, False, True)
+
+
+# Outside of torch.compile this wrapper would cost time for nothing.
+_uncompiled_aten = torch.compiler.disable(_call_aten)
 
 
 def lstm(
