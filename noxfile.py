@@ -107,6 +107,14 @@ def lint(session: nox.Session) -> None:
     session.run("mypy", *session.posargs)
 
 
+@nox.session(default=False)
+def benchmarks(session: nox.Session) -> None:
+    """Run a benchmark script: `nox -s benchmarks -- time_distributed.py --repeats 5`."""
+    install(session, *group("benchmarks"), *group("backends"))
+    script, *arguments = session.posargs or ("time_distributed.py",)
+    session.run("python", str(ROOT / "benchmarks" / script), *arguments)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every Python example of README.md and docs/, and follow their links."""
