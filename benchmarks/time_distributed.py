@@ -89,7 +89,7 @@ def plot(reports: list[dict]) -> None:
         axes.set_xticks(range(len(reports)), [report["backend"] for report in reports])
         axes.set_ylabel("ms (log scale)")
         axes.set_title(title)
-    step.legend(fontsize=8)
+    figure.legend(*step.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     common.IMAGES.mkdir(exist_ok=True)
     figure.savefig(common.IMAGES / "time_distributed.svg", metadata={"Date": None})
 
