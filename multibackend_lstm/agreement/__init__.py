@@ -1,1 +1,56 @@
-"""Does one model give the same numbers on every backend?"""
+"""Does one model give the same numbers on every backend and device, and if not, who is wrong?
+
+    from multibackend_lstm import agreement
+
+    report = agreement.check(model, inputs, targets=["torch@cpu", "jax@cpu", "tensorflow@cpu"])
+    print(report.table())
+    report.raise_if_disagrees()
+
+Read it in this order: `checking.py`, `case.py`, `workers.py`, `protocol.py`, then what runs in a
+worker, `worker.py` and `execution.py`, and what is made of it, `comparison.py` and `report.py`.
+The names below are loaded on first use; none of them imports keras or a backend by itself.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multibackend_lstm.agreement.case import CaseError
+    from multibackend_lstm.agreement.checking import check
+    from multibackend_lstm.agreement.comparison import Comparison, compare
+    from multibackend_lstm.agreement.report import DisagreementError, Finding, Report
+    from multibackend_lstm.agreement.workers import WorkerError, Workers
+
+__all__ = [
+    "CaseError",
+    "Comparison",
+    "DisagreementError",
+    "Finding",
+    "Report",
+    "WorkerError",
+    "Workers",
+    "check",
+    "compare",
+]
+
+_MODULE_OF = {
+    "CaseError": "case",
+    "Comparison": "comparison",
+    "DisagreementError": "report",
+    "Finding": "report",
+    "Report": "report",
+    "WorkerError": "workers",
+    "Workers": "workers",
+    "check": "checking",
+    "compare": "comparison",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

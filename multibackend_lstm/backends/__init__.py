@@ -5,6 +5,8 @@
 | `concatenate_steps` | calls a function on some time steps at a time |
 | `convolve` | applies a convolution layer, in the fastest of the equal formulations |
 | `devices`, `precision` | what `multibackend-lstm doctor` shows |
+| `use_device`, `strict_precision` | where, and how exactly, to compute |
+| `inference`, `training_step` | a model's outputs and gradients, as agreement compares them |
 | `concrete` | the values of a tensor, where they are known now |
 | `scan` | a loop over time |
 | `supports_jit` | whether Keras may compile a model with such a layer by itself |

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import KerasTensor, ops, tree
 
-from multibackend_lstm.backends import Options, Weights, numpy, recurrence
+from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
 
 
 def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
@@ -69,6 +69,48 @@ def precision() -> dict[str, str]:
         "TF32 on GPU": str(tf.config.experimental.tensor_float_32_execution_enabled()),
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
     }
+
+
+def use_device(kind: str) -> str:
+    """As in `backends/numpy.py`; TensorFlow itself chooses a GPU wherever it sees one."""
+    found = [device.name for device in tf.config.list_logical_devices(kind.upper())]
+    if not found:
+        raise Refused(f"tensorflow sees no {kind}")
+    return found[0].removeprefix("/device:")
+
+
+def strict_precision() -> dict[str, str]:
+    """As in `backends/numpy.py`."""
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    return {"tensor_float_32_execution": "False"}
+
+
+def inference(model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As in `backends/numpy.py`, but not compiled: tracing costs more than it saves here."""
+    return call
+
+
+def training_step(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any], Any]:
+    """As in `backends/numpy.py`."""
+    variables = model.trainable_variables
+
+    @tf.function
+    def run(inputs: Any, labels: Any) -> Any:
+        floating = [x for x in inputs if x.dtype.is_floating]
+        with tf.GradientTape() as tape:
+            tape.watch(floating)
+            value = loss(inputs, labels)
+        found = tape.gradient(
+            value, [*floating, *(v.value for v in variables)], unconnected_gradients="zero"
+        )
+        found = [tf.convert_to_tensor(gradient) for gradient in found]
+        gradients = found[len(floating) :]
+        optimizer.apply(gradients, variables)
+        return value, found[: len(floating)], gradients
+
+    return run
 
 
 def concrete(x: Any) -> np.ndarray | None:

@@ -1,0 +1,214 @@
+"""What is to be compared: a model in a form that every worker can build, and its inputs."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class CaseError(ValueError):
+    """A model, or inputs, that cannot be compared as they are; the message has the remedy."""
+
+
+@dataclass
+class Case:
+    """A model and what it is run on.
+
+    Attributes:
+        name: what the report calls it.
+        source: how workers build the model, see `execution.load`.
+        weights: in the order of `model.weights`; None until a worker has told them.
+        inputs: arrays; None until they are drawn.
+        structure: the inputs' nested structure, with positions in `inputs` as its leaves.
+        labels: one array an output of a floating dtype; none to have them drawn.
+        described: what `execution.describe` says; None until a worker has told it.
+    """
+
+    name: str
+    source: dict[str, Any]
+    weights: list[np.ndarray] | None = None
+    inputs: list[np.ndarray] | None = None
+    structure: Any = None
+    labels: list[np.ndarray] = field(default_factory=list)
+    described: dict[str, Any] | None = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays under the names that workers know them by."""
+        return {
+            f"{name}{index}": array
+            for name, arrays in (
+                ("weight", self.weights),
+                ("input", self.inputs),
+                ("label", self.labels),
+            )
+            for index, array in enumerate(arrays or [])
+        }
+
+
+def case_of(model: Any, inputs: Any, labels: Any, modules: Sequence[str]) -> Case:
+    """The case of a model, a layer, a `.keras` file or a function's import path.
+
+    Raises:
+        CaseError: if it is none of them, or workers could not build it.
+    """
+    if isinstance(model, (str, Path)):
+        text = str(model)
+        if Path(text).is_file():
+            case = Case(Path(text).name, {"file": str(Path(text).resolve())})
+        elif ":" in text and not text.endswith((".keras", ".h5")):
+            case = Case(text, {"function": text})
+        else:
+            raise CaseError(
+                f"a model is a .keras file or package.module:function. {text!r} is no file, and "
+                "no function is named in it."
+            )
+    else:
+        case = _case_of_object(model, inputs)
+    case.source["modules"] = list(modules)
+    if inputs is not None:
+        case.inputs = []
+        case.structure = _flatten(inputs, case.inputs)
+    if labels is not None:
+        _flatten(labels, case.labels)
+    return case
+
+
+def _case_of_object(model: Any, inputs: Any) -> Case:
+    import keras
+
+    if not isinstance(model, keras.layers.Layer):
+        raise CaseError(
+            "a keras model or layer, a .keras file or package.module:function is needed. "
+            f"Received {type(model).__name__}."
+        )
+    if not isinstance(model, keras.Model):
+        if inputs is None:
+            raise CaseError(f"{model.name}: a layer needs `inputs`, since it has no input shape.")
+        specs = keras.tree.map_structure(_input_like, inputs)
+        model = keras.Model(specs, model(specs), name=model.name)
+    if not model.built:
+        if inputs is None:
+            raise CaseError(
+                f"{model.name}: the model is not built, so that it has no weights yet. Call it "
+                "once, or give `inputs`."
+            )
+        model(inputs)
+    from multibackend_lstm.agreement.execution import describe, numpy_weights
+
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model), default=_plain))
+    described = json.loads(json.dumps(describe(model), default=_plain))
+    source = {"config": config, "objects": dict(_custom_objects(config))}
+    return Case(
+        model.name,
+        source,
+        numpy_weights(model),
+        structure=described["structure"],
+        described=described,
+    )
+
+
+def _input_like(x: Any) -> Any:
+    import keras
+
+    x = np.asarray(x)
+    return keras.Input(x.shape[1:], dtype=str(x.dtype))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars and arrays as JSON has them."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise CaseError(
+        f"the model's config holds a {type(value).__name__}, which JSON cannot: return plain "
+        "values from get_config()."
+    )
+
+
+def _custom_objects(config: Any) -> Iterator[tuple[str, str]]:
+    """Registered name and place of every class and function that is not Keras's or ours."""
+    if isinstance(config, list):
+        for item in config:
+            yield from _custom_objects(item)
+    elif isinstance(config, dict):
+        module, name = config.get("module"), config.get("class_name")
+        if isinstance(module, str) and isinstance(name, str):
+            place = config["config"] if name == "function" else name
+            package = module.split(".")[0]
+            if package not in ("keras", "multibackend_lstm", "builtins"):
+                if module == "__main__" or not isinstance(place, str):
+                    raise CaseError(
+                        f"{name} is defined in {module}, which a worker cannot import. Move it "
+                        "into a module of its own."
+                    )
+                yield config.get("registered_name") or name, f"{module}:{place}"
+        for value in config.values():
+            yield from _custom_objects(value)
+
+
+def _flatten(structure: Any, leaves: list[np.ndarray]) -> Any:
+    """The structure with positions in `leaves` as its leaves; the arrays are added there."""
+    if isinstance(structure, Mapping):
+        return {key: _flatten(value, leaves) for key, value in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return [_flatten(value, leaves) for value in structure]
+    array = np.asarray(structure)
+    if array.dtype.kind not in "fiub":
+        raise CaseError(
+            f"inputs and labels must be numbers or booleans. Received an array of {array.dtype} "
+            f"with shape {array.shape}. Convert it first."
+        )
+    leaves.append(array)
+    return len(leaves) - 1
+
+
+def draw_inputs(
+    specs: list[dict[str, Any]], shapes: Sequence[Sequence[int]], batch: int, seed: int
+) -> list[np.ndarray]:
+    """Inputs for a model that gave only their shapes.
+
+    Args:
+        specs: `{"name", "shape", "dtype", "categories"}` an input, as a worker describes them.
+        shapes: shapes without batch to use in place of the described ones; may be empty.
+        batch: size of the batch.
+        seed: of NumPy's generator.
+
+    Raises:
+        CaseError: if a shape is unknown, or the shapes given do not fit.
+    """
+    if shapes and len(shapes) != (len(specs) or len(shapes)):
+        raise CaseError(
+            f"the model has {len(specs)} inputs, and {len(shapes)} shapes were given: give one "
+            "--input-shape an input, in the order of the model's inputs."
+        )
+    if not specs:
+        if not shapes:
+            raise CaseError(
+                "the model does not tell the shape of its inputs: give --inputs or --input-shape."
+            )
+        specs = [{"name": "", "shape": [None, *s], "dtype": "float32"} for s in shapes]
+    rng = np.random.default_rng(seed)
+    inputs = []
+    for index, spec in enumerate(specs):
+        shape = list(shapes[index]) if shapes else spec["shape"][1:]
+        if len(shape) != len(spec["shape"]) - 1 or any(
+            known is not None and known != size
+            for known, size in zip(spec["shape"][1:], shape, strict=True)
+        ):
+            raise CaseError(
+                f"input {spec['name']!r} has the shape (batch, *{tuple(spec['shape'][1:])}). "
+                f"Received --input-shape {tuple(shape)}, which does not fit."
+            )
+        # An axis left open, time as a rule, gets a size that no other axis is likely to have.
+        shape = [batch, *(7 if size is None else size for size in shape)]
+        if spec.get("categories"):
+            drawn = rng.integers(0, spec["categories"], shape).astype(spec["dtype"])
+        elif "int" in spec["dtype"] or spec["dtype"] == "bool":
+            drawn = rng.integers(0, 2, shape).astype(spec["dtype"])
+        else:
+            drawn = rng.normal(size=shape).astype("float32")
+        inputs.append(drawn)
+    return inputs

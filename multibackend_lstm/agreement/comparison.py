@@ -1,0 +1,190 @@
+"""How far one tensor is from the truth, and whether that is more than rounding explains."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+#: Scores up to here agree: docs/agreement.md and benchmarks/agreement_calibration.py say why.
+AGREES_UP_TO = 30.0
+#: Scores above disagree; those between are suspicious.
+DISAGREES_ABOVE = 300.0
+
+AGREES, SUSPICIOUS, DISAGREES = "agrees", "suspicious", "disagrees"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor of one target against the truth.
+
+    Attributes:
+        kind: `"layer"`, `"weight gradient"`, ...
+        path: which one.
+        verdict: `"agrees"`, `"suspicious"` or `"disagrees"`.
+        score: root mean square distance from the truth, over the noise floor.
+        problem: what else is wrong: a shape, a dtype, a missing tensor, a NaN on one side.
+        floor: the noise floor, with the rounding of the truth itself to the target's dtype.
+        rms: root mean square distance over the elements that are finite in both.
+        max_absolute: largest distance.
+        max_relative: largest distance over the truth's size, where that is not 0.
+        max_ulp: largest distance in units of float32's last place.
+        cosine: of the angle between both; 1 is the same direction.
+        argmax_changes: rows whose largest element is another one; None where that means nothing.
+        nan: number of NaN here and in the truth.
+        inf: number of infinities here and in the truth.
+        worst: index of the element with the largest distance.
+        values: that element here and in the truth.
+        shape: of the tensor.
+    """
+
+    kind: str
+    path: str
+    verdict: str
+    score: float
+    problem: str | None = None
+    floor: float = 0.0
+    rms: float = 0.0
+    max_absolute: float = 0.0
+    max_relative: float = 0.0
+    max_ulp: float = 0.0
+    cosine: float = 1.0
+    argmax_changes: int | None = None
+    nan: tuple[int, int] = (0, 0)
+    inf: tuple[int, int] = (0, 0)
+    worst: tuple[int, ...] = ()
+    values: tuple[float, float] = (0.0, 0.0)
+    shape: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For JSON, which has no infinity."""
+        found = asdict(self)
+        for key, value in found.items():
+            if isinstance(value, float) and not np.isfinite(value):
+                found[key] = str(value)
+        found["values"] = [v if np.isfinite(v) else str(v) for v in self.values]
+        return found
+
+
+def verdict_of(score: float) -> str:
+    """What a score means."""
+    if score <= AGREES_UP_TO:
+        return AGREES
+    return SUSPICIOUS if score <= DISAGREES_ABOVE else DISAGREES
+
+
+def compare(
+    kind: str,
+    path: str,
+    values: np.ndarray,
+    truth: np.ndarray,
+    *,
+    floor: float,
+    dtype: str = "float32",
+    expected_dtype: str | None = None,
+) -> Comparison:
+    """Judge one tensor.
+
+    Args:
+        kind: of tensor.
+        path: which one.
+        values: what a target computed.
+        truth: what it should be.
+        floor: how far the truth moves when inputs and weights are moved within their rounding.
+        dtype: the name of the target's dtype.
+        expected_dtype: the dtype it should have; None if any floating dtype will do.
+
+    Returns:
+        The comparison. A wrong shape or dtype disagrees, as does a NaN or infinity on one side.
+    """
+    problem = _form_problem(values, truth, dtype, expected_dtype)
+    if problem is not None:
+        return Comparison(
+            kind, path, DISAGREES, float("inf"), problem, floor, shape=tuple(values.shape)
+        )
+    if not values.size:
+        return Comparison(kind, path, AGREES, 0.0, floor=floor, shape=tuple(values.shape))
+    exact = truth.astype("float64")
+    ours = values.astype("float64")
+    nan = (int(np.isnan(ours).sum()), int(np.isnan(exact).sum()))
+    inf = (int(np.isinf(ours).sum()), int(np.isinf(exact).sum()))
+    finite = np.isfinite(ours) & np.isfinite(exact)
+    same = finite | (np.isnan(ours) & np.isnan(exact)) | (ours == exact)
+    distance = np.abs(np.where(finite, ours, 0.0) - np.where(finite, exact, 0.0))
+    rms = _rms(distance[finite])
+    floor = float(np.hypot(floor, _rms(_rounding(exact, dtype)[finite])))
+    score = rms / floor if floor else (float("inf") if rms else 0.0)
+    if not same.all():
+        problem = "NaN or infinity on one side"
+        score = float("inf")
+        worst = np.unravel_index(int(np.argmin(same)), same.shape)
+    else:
+        worst = np.unravel_index(int(np.argmax(distance)), distance.shape)
+    size = np.abs(np.where(finite, exact, 0.0))
+    unit = np.spacing(np.maximum(size, np.finfo("float32").tiny).astype("float32"))
+    return Comparison(
+        kind=kind,
+        path=path,
+        verdict=verdict_of(score),
+        score=score,
+        problem=problem,
+        floor=floor,
+        rms=rms,
+        max_absolute=float(distance.max()),
+        max_relative=float(np.max(distance[size > 0] / size[size > 0], initial=0.0)),
+        max_ulp=float(np.max(distance / unit.astype("float64"))),
+        cosine=_cosine(ours[finite], exact[finite]),
+        argmax_changes=_argmax_changes(kind, ours, exact),
+        nan=nan,
+        inf=inf,
+        worst=tuple(int(i) for i in worst),
+        values=(float(ours[worst]), float(exact[worst])),
+        shape=tuple(values.shape),
+    )
+
+
+def missing(kind: str, path: str) -> Comparison:
+    """A tensor that the target did not give."""
+    return Comparison(kind, path, DISAGREES, float("inf"), "the tensor is missing")
+
+
+def _form_problem(
+    values: np.ndarray, truth: np.ndarray, dtype: str, expected_dtype: str | None
+) -> str | None:
+    if values.shape != truth.shape:
+        return f"shape {values.shape} in place of {truth.shape}"
+    kinds = {"f": "floating", "i": "integer", "u": "integer", "b": "boolean"}
+    found, wanted = kinds.get(values.dtype.kind), kinds.get(truth.dtype.kind)
+    if found != wanted:
+        return f"{found} values (dtype {dtype}) in place of {wanted} ones"
+    if expected_dtype is not None and dtype != expected_dtype:
+        return f"dtype {dtype} in place of {expected_dtype}"
+    return None
+
+
+def _rms(x: np.ndarray) -> float:
+    if not x.size:
+        return 0.0
+    largest = float(np.max(np.abs(x)))  # so that no square overflows or vanishes
+    return largest * float(np.sqrt(np.mean(np.square(x / largest)))) if largest else 0.0
+
+
+def _rounding(truth: np.ndarray, dtype: str) -> np.ndarray:
+    """How far each element moves when it is rounded to a dtype."""
+    if dtype == "bfloat16":
+        return truth * 2.0**-8 / np.sqrt(3)
+    if dtype not in ("float16", "float32"):
+        return np.zeros_like(truth)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = truth.astype(dtype).astype("float64") - truth
+    return np.where(np.isfinite(rounded), rounded, 0.0)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.dot(a.ravel(), b.ravel()) / norms) if norms else 1.0
+
+
+def _argmax_changes(kind: str, ours: np.ndarray, exact: np.ndarray) -> int | None:
+    if not kind.startswith("output") or ours.ndim < 2 or ours.shape[-1] < 2:
+        return None
+    return int(np.sum(np.argmax(ours, -1) != np.argmax(exact, -1)))

@@ -1,0 +1,455 @@
+"""A worker's side of a case: one model, run so that every number on the way can be compared."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from multibackend_lstm import backends
+
+#: Kinds of what the untouched model predicts.
+OUTPUTS = ("output", "output of a second batch")
+# Attributes of Keras layers that say how much they draw at random in training.
+_RANDOM_RATES = ("rate", "dropout", "recurrent_dropout", "stddev", "factor")
+
+
+class Tensor(NamedTuple):
+    """One tensor to compare.
+
+    Attributes:
+        kind: `"output"`, `"layer"`, `"input gradient"`, ...
+        path: which one of the kind, such as `"encoder/lstm"`.
+        values: in a dtype that NumPy knows.
+        dtype: the name of the dtype that the backend gave it.
+    """
+
+    kind: str
+    path: str
+    values: np.ndarray
+    dtype: str
+
+
+def as_tensor(kind: str, path: str, x: Any) -> Tensor:
+    """A backend's tensor; the narrow floating dtypes that NumPy lacks become float32."""
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    values = ops.convert_to_numpy(ops.cast(x, "float32") if dtype == "bfloat16" else x)
+    return Tensor(kind, path, values, dtype)
+
+
+def imported(name: str) -> Any:
+    """The object that `package.module:name` or `module:Class.attribute` names."""
+    module, _, attributes = name.partition(":")
+    found = import_module(module)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    return found
+
+
+def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
+    """The model of a case, and the inputs its function gave or None.
+
+    Args:
+        source: `{"config": ..., "objects": {registered name: "module:Class"}}`,
+            `{"function": "package.module:name"}` or `{"file": path}`.
+        dtype: policy to give every layer; None leaves them as they are.
+    """
+    for module in source.get("modules", []):
+        import_module(module)
+    objects = {name: imported(place) for name, place in source.get("objects", {}).items()}
+    inputs = None
+    if "function" in source:
+        keras.backend.clear_session()  # so that the names of layers count from 1 everywhere
+        if dtype is not None:
+            keras.config.set_dtype_policy(dtype)
+        model = imported(source["function"])()
+        if isinstance(model, tuple):
+            model, inputs = model
+    elif "file" in source:
+        model = keras.saving.load_model(source["file"], compile=False, safe_mode=True)
+        if dtype is not None:
+            config = keras.saving.serialize_keras_object(model)
+            return load({"config": config}, dtype)
+    else:
+        config = source["config"] if dtype is None else with_dtype(source["config"], dtype)
+        model = keras.saving.deserialize_keras_object(
+            config, custom_objects=objects, safe_mode=True
+        )
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"a keras.Model is needed. Received {type(model).__name__}.")
+    return model, inputs
+
+
+def describe(model: keras.Model) -> dict[str, Any]:
+    """What a report and a drawing of inputs need to know of a model, in plain values."""
+    layers = {}
+    for path, layer in walk(model):
+        config = keras.saving.serialize_keras_object(layer)
+        layers[path] = {key: config.get(key) for key in ("module", "class_name", "config")}
+    specs = getattr(model, "inputs", None) or []
+    return {
+        "layers": layers,
+        "inputs": [_input_spec(model, x) for x in specs],
+        "structure": tree.pack_sequence_as(model._inputs_struct, list(range(len(specs))))
+        if hasattr(model, "_inputs_struct")
+        else None,
+    }
+
+
+def _input_spec(model: keras.Model, x: Any) -> dict[str, Any]:
+    """Shape and dtype; for an input of an Embedding, how many categories it has."""
+    categories = [
+        layer.input_dim
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Embedding) and layer.input is x
+    ]
+    return {
+        "name": x.name,
+        "shape": list(x.shape),
+        "dtype": x.dtype,
+        "categories": min(categories, default=None),
+    }
+
+
+def numpy_weights(model: keras.Model) -> list[np.ndarray]:
+    """Weights in the order of `model.weights`; bfloat16, which NumPy lacks, as float32."""
+    return [
+        ops.convert_to_numpy(ops.cast(w, "float32") if w.dtype == "bfloat16" else w)
+        for w in model.weights
+    ]
+
+
+def with_dtype(config: Any, dtype: str) -> Any:
+    """A model's config with every floating dtype policy replaced."""
+    if isinstance(config, list):
+        return [with_dtype(item, dtype) for item in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return {**config, "config": {"name": dtype}}
+    new = {key: with_dtype(value, dtype) for key, value in config.items()}
+    named = config.get("dtype")
+    if isinstance(named, str) and "float" in named:
+        is_input = "batch_shape" in config
+        new["dtype"] = "float32" if is_input and dtype != "float64" else dtype
+    return new
+
+
+def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Path and layer of every layer, those of nested models too, in the order of `layers`."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        yield prefix + layer.name, layer
+        if isinstance(layer, keras.Model):
+            yield from walk(layer, f"{prefix}{layer.name}/")
+
+
+def silence(model: keras.Model) -> list[str]:
+    """Set the rates of dropout and noise to 0; what remains random, by path.
+
+    Random numbers differ among backends by design, so a training step can only be compared
+    without them.
+    """
+    remaining = []
+    for layer in model._flatten_layers():
+        for name in _RANDOM_RATES:
+            settable = not isinstance(getattr(type(layer), name, None), property)
+            if settable and isinstance(getattr(layer, name, None), (int, float)):
+                setattr(layer, name, 0.0)
+        seeded = [v for v in vars(layer).values() if isinstance(v, keras.random.SeedGenerator)]
+        if seeded and not any(hasattr(layer, name) for name in _RANDOM_RATES):
+            remaining.append(layer.path)
+    return remaining
+
+
+class Capture:
+    """Records what each layer of a model returns, and can add float32's rounding to it.
+
+    Within `recording()` every layer's `call` is wrapped in one that keeps what it returns;
+    outside the model is untouched. Inner layers of a layer are not wrapped, since a layer may
+    call them within a compiled loop; those of nested models are.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        """Record nothing yet."""
+        self._model = model
+        self._stack: list[str] = []
+        self.paths: list[str] = []
+        self.outputs: list[Any] = []
+        # Rounding of intermediate values, in float64 runs: 0, or the size of the rounding.
+        self.rounding = keras.Variable(0.0, dtype="float64", trainable=False, name="rounding")
+        self._seeds = keras.random.SeedGenerator(0)
+        self._noisy = False
+
+    @contextmanager
+    def recording(self, noisy: bool = False) -> Iterator[None]:
+        """Wrap the layers; `noisy` adds rounding of the size that `set_rounding` gave."""
+        layers = {id(layer): layer for _, layer in walk(self._model)}.values()
+        self._noisy = noisy
+        for layer in layers:
+            vars(layer)["call"] = self._wrap(layer)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del vars(layer)["call"]
+
+    def set_rounding(self, size: float, seed: int) -> None:
+        """How large the rounding is that a noisy run adds, and its random numbers."""
+        self.rounding.assign(size)
+        self._seeds.state.assign(np.array([seed, 0], self._seeds.state.dtype))
+
+    def start(self) -> None:
+        """Forget what was recorded."""
+        self.paths, self.outputs = [], []
+
+    def _wrap(self, layer: keras.layers.Layer) -> Callable[..., Any]:
+        call = layer.call
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self._stack.append(layer.name)
+            try:
+                outputs = call(*args, **kwargs)
+            finally:
+                path = "/".join(self._stack)
+                self._stack.pop()
+            if self._noisy:
+                outputs = tree.map_structure(self._round, outputs)
+            calls = sum(name.split("[")[0].split(" (")[0] == path for name in self.paths)
+            number = f" (call {calls + 1})" if calls else ""
+            leaves = tree.flatten(outputs)
+            for index, leaf in enumerate(leaves):
+                self.paths.append(f"{path}{number}" + (f"[{index}]" if len(leaves) > 1 else ""))
+                self.outputs.append(leaf)
+            return outputs
+
+        return wrapped
+
+    def _round(self, x: Any) -> Any:
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
+            return x
+        noise = keras.random.uniform(ops.shape(x), -1.0, 1.0, dtype=x.dtype, seed=self._seeds)
+        rounded = x * (1 + noise * ops.cast(self.rounding, x.dtype))
+        mask = getattr(x, "_keras_mask", None)
+        if mask is not None:
+            rounded._keras_mask = mask
+        return rounded
+
+
+class Execution:
+    """One model with the weights of a case, ready to run on inputs and labels.
+
+    Args:
+        model: the model.
+        structure: the inputs' nested structure, with positions in a list as its leaves.
+        training: `{"steps", "optimizer", "loss"}`.
+        noisy: whether layers' outputs can be rounded, for the twins of a float64 run.
+    """
+
+    def __init__(
+        self, model: keras.Model, structure: Any, training: dict[str, Any] | None, noisy: bool
+    ) -> None:
+        """Prepare the functions; they are traced when they first run."""
+        self.model = model
+        self._structure = structure
+        self._training: dict[str, Any] = training or {}
+        self._noisy = noisy
+        self._capture = Capture(model)
+        self._loss: Any = keras.losses.get(self._training.get("loss"))
+        self._infer = backends.active().inference(model, self._call)
+        self._optimizer: Any = None
+        self.round(0.0, 0)
+        self._step: Any = None
+        self._snapshot = [np.array(v) for v in model.variables]
+        self.randomness = silence(model)
+
+    def set_weights(self, weights: list[np.ndarray]) -> None:
+        """Start from these weights, and everything else from where it was at first."""
+        for variable, value in zip(self.model.variables, self._snapshot, strict=True):
+            variable.assign(value)
+        for variable, value in zip(self.model.weights, weights, strict=True):
+            variable.assign(value)
+
+    def round(self, size: float, seed: int) -> None:
+        """How large the rounding is that a noisy run adds to layers' outputs, and its seed.
+
+        The optimizer's settings are rounded too: Adam's `1 - beta_2 ** step` multiplies the
+        rounding of `beta_2` by a thousand, in float32 on every backend alike.
+        """
+        self._capture.set_rounding(size, seed)
+        self._rounding, self._rng = size, np.random.default_rng(seed)
+
+    def _arrange(self, inputs: list[Any]) -> Any:
+        return tree.map_structure(lambda index: inputs[index], self._structure)
+
+    def _call(self, inputs: list[Any]) -> list[Any]:
+        self._capture.start()
+        outputs = self.model(self._arrange(inputs), training=False)
+        self.output_paths = [_path(key) for key, _ in tree.flatten_with_path(outputs)]
+        return [*self._capture.outputs, *tree.flatten(outputs)]
+
+    @property
+    def _stateful(self) -> bool:
+        return any(getattr(layer, "stateful", False) for layer in self.model._flatten_layers())
+
+    def predicted(self, inputs: list[np.ndarray]) -> Iterator[Tensor]:
+        """What the untouched model predicts; a stateful one a second time too."""
+        for kind in OUTPUTS if self._stateful else OUTPUTS[:1]:
+            outputs = self.model.predict_on_batch(self._arrange(inputs))
+            for key, x in tree.flatten_with_path(outputs):
+                dtype = str(x.dtype)
+                values = np.asarray(x, "float32" if dtype == "bfloat16" else dtype)
+                yield Tensor(kind, _path(key), values, dtype)
+
+    def captured(self, inputs: list[np.ndarray]) -> Iterator[Tensor]:
+        """Every layer's output, in the order in which they come, then the model's.
+
+        A float64 run predicts nothing else: there these outputs stand for the predictions too.
+        """
+        tensors = [ops.convert_to_tensor(x) for x in inputs]
+        with self._capture.recording(self._noisy):
+            values = self._infer(tensors)
+            count = len(self._capture.paths)
+            second = self._infer(tensors)[count:] if self._noisy and self._stateful else []
+        outputs = values[count:]
+        #: Shapes and dtypes of the outputs, as arrays that hold nothing.
+        self.output_forms = [
+            np.broadcast_to(np.zeros((), "float32" if _is_float(x) else "int32"), x.shape)
+            for x in outputs
+        ]
+        for path, x in zip(self._capture.paths, values, strict=False):
+            yield as_tensor("layer", path, x)
+        kinds = ["captured output", *(OUTPUTS[:1] if self._noisy else ())]
+        for kind, values in [*((kind, outputs) for kind in kinds), (OUTPUTS[1], second)]:
+            for path, x in zip(self.output_paths, values, strict=bool(values)):
+                yield as_tensor(kind, path, x)
+
+    def trained(self, inputs: list[np.ndarray], labels: list[np.ndarray]) -> Iterator[Tensor]:
+        """Loss and gradients of the first step, and weights after the last one."""
+        if self._step is None:
+            self._optimizer = keras.optimizers.get(self._training["optimizer"])
+            self._optimizer.build(self.model.trainable_variables)
+            self._fresh = [np.array(v) for v in self._optimizer.variables]
+            self._settings = _settings_of(self._optimizer) if self._noisy else []
+            self._step = backends.active().training_step(self.model, self._optimizer, self._loss_of)
+        for variable, value in zip(self._optimizer.variables, self._fresh, strict=True):
+            variable.assign(value)
+        for setting in self._settings:
+            setting.assign(perturbed(np.array(setting.exact), self._rng, self._rounding))
+        xs = [ops.convert_to_tensor(x) for x in inputs]
+        ys = [ops.convert_to_tensor(y) for y in labels]
+        steps = self._training["steps"]
+        noted = set(checkpoints(steps))
+        losses = []
+        with self._capture.recording(self._noisy):
+            for step in range(1, max(steps, 1) + 1):
+                loss, input_gradients, gradients = self._step(xs, ys)
+                losses.append(float(loss))
+                if step == 1:
+                    for index, gradient in enumerate(input_gradients):
+                        yield as_tensor("input gradient", f"input {index}", gradient)
+                    variables = self.model.trainable_variables
+                    for variable, gradient in zip(variables, gradients, strict=True):
+                        yield as_tensor("weight gradient", variable.path, gradient)
+                if step in noted:
+                    weights = [np.ravel(np.array(w, "float64")) for w in self.model.weights]
+                    vector = np.concatenate([w[:0] for w in weights[:1]] + weights)
+                    yield Tensor("trajectory", str(step), vector, "float64")
+        yield Tensor("loss", "of each step", np.array(losses), str(self.model.compute_dtype))
+        if steps:
+            for weight in self.model.weights:
+                yield as_tensor("weight", weight.path, weight.value)
+
+    def _loss_of(self, inputs: list[Any], labels: list[Any]) -> Any:
+        outputs = self.model(self._arrange(inputs), training=True)
+        compared = [x for x in tree.flatten(outputs) if _is_float(x)]
+        dtype = "float64" if self._noisy else "float32"
+        total = ops.zeros((), dtype)
+        for label, output in zip(labels, compared, strict=True):
+            total += _Loss(self._loss, dtype)(label, output)
+        for term in self.model.losses:
+            total += ops.cast(term, dtype)
+        return total
+
+
+class _Loss(keras.losses.Loss):
+    """A function of labels and predictions, averaged as Keras does: masked steps are left out."""
+
+    def __init__(self, function: Callable[[Any, Any], Any], dtype: str) -> None:
+        super().__init__(name="loss", dtype=dtype)
+        self._function = function.call if isinstance(function, keras.losses.Loss) else function
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return self._function(y_true, y_pred)
+
+
+class _Setting(keras.Variable):
+    """An optimizer's setting that can be rounded.
+
+    Keras takes `1 - beta` from the exact number, and `beta ** step` from the rounded one, so that
+    in float32 one does not make up for the other.
+    """
+
+    def __init__(self, value: float) -> None:
+        super().__init__(value, dtype="float64", trainable=False)
+        self.exact = value
+
+    def __rsub__(self, other: Any) -> Any:
+        return other - self.exact
+
+
+def _settings_of(optimizer: keras.optimizers.Optimizer) -> list[_Setting]:
+    """Make the settings that the optimizer uses in arithmetic alone into variables."""
+    settings = []
+    for name in ("beta_1", "beta_2", "rho", "epsilon"):
+        if isinstance(getattr(optimizer, name, None), float):
+            vars(optimizer)[name] = _Setting(getattr(optimizer, name))
+            settings.append(vars(optimizer)[name])
+    return settings
+
+
+def checkpoints(steps: int) -> list[int]:
+    """At most about 12 steps up to the last one, the first ones close together."""
+    return sorted({round(x) for x in np.geomspace(1, steps, min(steps, 12))}) if steps else []
+
+
+def draw_labels(loss: Any, outputs: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Labels that a loss of this name can take, for outputs of these shapes."""
+    name = json.dumps(loss).lower()
+    labels = []
+    for output in outputs:
+        if not np.issubdtype(output.dtype, np.floating):
+            continue
+        shape = output.shape
+        if "sparse" in name:
+            labels.append(rng.integers(0, shape[-1], shape[:-1]))
+        elif "categorical" in name:
+            labels.append(
+                np.eye(shape[-1], dtype="float32")[rng.integers(0, shape[-1], shape[:-1])]
+            )
+        elif "binary" in name or "hinge" in name:
+            labels.append(rng.integers(0, 2, shape).astype("float32"))
+        else:
+            labels.append(rng.normal(size=shape).astype("float32"))
+    return labels
+
+
+def perturbed(x: np.ndarray, rng: np.random.Generator, rounding: float) -> np.ndarray:
+    """Floating values moved at random within their rounding; zeros and integers stay."""
+    if not np.issubdtype(x.dtype, np.floating):
+        return x
+    moved: np.ndarray = x.astype("float64") * (1 + rng.uniform(-rounding, rounding, x.shape))
+    return moved
+
+
+def _path(key: tuple[Any, ...]) -> str:
+    return "/".join(map(str, key)) or "0"
+
+
+def _is_float(x: Any) -> bool:
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)))

@@ -1,0 +1,59 @@
+"""Messages between the process that compares and its workers: a JSON header and arrays.
+
+A message is the length of its header and of its arrays (8 bytes each), the header as JSON in
+UTF-8, and the arrays as an `.npz` archive. Nothing is ever pickled or unpickled.
+"""
+
+import io
+import json
+import struct
+from collections.abc import Mapping
+from typing import IO, Any
+
+import numpy as np
+
+_LENGTHS = struct.Struct(">QQ")
+
+
+def send(
+    stream: IO[bytes], header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Write one message.
+
+    Raises:
+        BrokenPipeError: if nobody reads any more.
+    """
+    packed = io.BytesIO()
+    if arrays:
+        np.savez(packed, allow_pickle=False, **arrays)
+    text = json.dumps(header).encode()
+    stream.write(_LENGTHS.pack(len(text), packed.tell()))
+    stream.write(text)
+    stream.write(packed.getbuffer())
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read one message.
+
+    Raises:
+        EOFError: if the stream ends, within a message too.
+    """
+    text_length, arrays_length = _LENGTHS.unpack(_read(stream, _LENGTHS.size))
+    header = json.loads(_read(stream, text_length))
+    arrays: dict[str, np.ndarray] = {}
+    if arrays_length:
+        with np.load(io.BytesIO(_read(stream, arrays_length)), allow_pickle=False) as packed:
+            arrays = {name: packed[name] for name in packed.files}
+    return header, arrays
+
+
+def _read(stream: IO[bytes], length: int) -> bytes:
+    parts = []
+    while length:
+        part = stream.read(length)
+        if not part:
+            raise EOFError("the other process has ended")
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)

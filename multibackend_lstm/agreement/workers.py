@@ -1,0 +1,363 @@
+"""The parent's side: targets, and one long-lived process for each."""
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import multibackend_lstm
+from multibackend_lstm import environment
+from multibackend_lstm.agreement.protocol import receive, send
+
+#: Backends that a target may name. NumPy and OpenVINO only predict.
+TARGET_BACKENDS = (*environment.BACKENDS, "numpy", "openvino")
+KINDS = ("cpu", "gpu")
+#: The name of the worker that the targets are compared with.
+REFERENCE = "reference"
+
+Message = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+class Target(NamedTuple):
+    """A backend on a kind of device, written `torch@cpu`."""
+
+    backend: str
+    kind: str
+
+    def __str__(self) -> str:
+        """As it is written on the command line."""
+        return f"{self.backend}@{self.kind}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        """Read `torch@cpu`; `torch` alone is on the CPU.
+
+        Raises:
+            ValueError: if backend or device is unknown.
+        """
+        backend, _, kind = text.strip().partition("@")
+        if backend not in TARGET_BACKENDS or (kind or "cpu") not in KINDS:
+            raise ValueError(
+                f"a target is backend@device, with a backend of {', '.join(TARGET_BACKENDS)} and "
+                f"a device of {', '.join(KINDS)}. Received {text!r}. Write, for example, torch@cpu."
+            )
+        return cls(backend, kind or "cpu")
+
+
+class WorkerError(Exception):
+    """A worker could not do what it was asked; the message says what happened."""
+
+
+class Worker:
+    """A process that computes on one target.
+
+    Args:
+        target: what to compute on.
+        interpreter: the Python to run; this one by default.
+        precision: `"strict"` or `"default"`.
+        timeout: seconds that any single answer may take.
+
+    Raises:
+        WorkerError: if it does not start.
+    """
+
+    def __init__(
+        self, target: Target, interpreter: str | None, precision: str, timeout: float
+    ) -> None:
+        """Start the process and wait until its backend is up."""
+        self.target = target
+        self.timeout = timeout
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
+        self._links = tempfile.TemporaryDirectory()
+        command = [interpreter or sys.executable, "-m", "multibackend_lstm.agreement.worker"]
+        try:
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                [*command, target.kind, precision],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=self._environment(interpreter),
+                # Ctrl-C is for the parent, which then ends its workers.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise WorkerError(f"{command[0]} does not run: {error}") from None
+        self._answers: queue.Queue[Message | None] = queue.Queue(maxsize=2)
+        self._closed = False
+        threading.Thread(target=self._read, daemon=True).start()
+        self._deadline = time.monotonic() + timeout
+        try:
+            self.ready, _ = self._receive()
+        except WorkerError:
+            self.close()
+            raise
+
+    def _environment(self, interpreter: str | None) -> dict[str, str]:
+        variables = {
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            **os.environ,
+            "KERAS_BACKEND": self.target.backend,
+        }
+        package = Path(multibackend_lstm.__file__).parent
+        if interpreter and Path(interpreter).absolute() != Path(sys.executable).absolute():
+            # This package alone, not what is installed beside it for this Python.
+            link = Path(self._links.name, package.name)
+            link.symlink_to(package)
+            package = link
+        paths = [str(package.parent), os.getcwd(), *_own_paths()]
+        old = variables.get("PYTHONPATH")
+        variables["PYTHONPATH"] = os.pathsep.join([*paths, *([old] if old else [])])
+        if self.target.kind == "cpu":
+            variables |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+        return variables
+
+    def _read(self) -> None:
+        """Hand over answers; at most two wait, so that a worker does not run far ahead."""
+        stdout = self._process.stdout
+        assert stdout is not None
+        with contextlib.suppress(EOFError, ValueError, OSError):
+            while True:
+                self._put(receive(stdout))
+        self._put(None)
+
+    def _put(self, message: Message | None) -> None:
+        while not self._closed:
+            with contextlib.suppress(queue.Full):
+                self._answers.put(message, timeout=1)
+                return
+
+    def ask(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Send a request. Answers come from `answers()`."""
+        assert self._process.stdin is not None
+        self._deadline = time.monotonic() + self.timeout
+        # A process that has ended says why when its answer is awaited.
+        with contextlib.suppress(BrokenPipeError):
+            send(self._process.stdin, header, arrays)
+
+    def answers(self, last: str) -> Iterator[Message]:
+        """The answers to a request, up to the one whose header has the key `last`.
+
+        Raises:
+            WorkerError: if it answers with an error, ends, or takes longer than the timeout.
+        """
+        while True:
+            message = self._receive()
+            yield message
+            if last in message[0]:
+                return
+            self._deadline = time.monotonic() + self.timeout
+
+    def request(
+        self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], last: str
+    ) -> Message:
+        """Send a request that has one answer, and wait for it."""
+        self.ask(header, arrays)
+        return list(self.answers(last))[-1]
+
+    def _receive(self) -> Message:
+        try:
+            message = self._answers.get(timeout=max(self._deadline - time.monotonic(), 0.01))
+        except queue.Empty:
+            self.close()
+            raise WorkerError(
+                f"no answer within {self.timeout:g} s, so that it was stopped.{self._last_lines()}"
+            ) from None
+        if message is None:
+            status = self._process.wait()
+            text = f"ended with status {status}" if status >= 0 else _signal_name(-status)
+            lines = self._last_lines()
+            self.close()
+            raise WorkerError(f"the process {text}.{lines}")
+        if "error" in message[0]:
+            raise WorkerError(message[0]["error"])
+        return message
+
+    def _last_lines(self) -> str:
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(self._errors.tell() - 4000, 0))
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return "\n".join(["", *lines[-5:]]) if lines else " It wrote nothing."
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can serve another request."""
+        return not self._closed and self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process."""
+        self._closed = True
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self._links.cleanup()
+
+
+def _signal_name(number: int) -> str:
+    """What a signal's number says to a reader."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = str(number)
+    hint = " (perhaps out of memory)" if name == "SIGKILL" else ""
+    return f"was ended by signal {name}{hint}"
+
+
+def _own_paths() -> list[str]:
+    """Folders that this process imports from and that belong to no installation of Python."""
+    installed = re.compile(r"site-packages|dist-packages")
+    roots = tuple(
+        str(Path(root).resolve()) for root in {sys.prefix, sys.base_prefix, sys.exec_prefix}
+    )
+    paths = [str(Path(path).resolve()) for path in sys.path if path and Path(path).is_dir()]
+    package = str(Path(multibackend_lstm.__file__).parents[1])
+    return [
+        path
+        for path in dict.fromkeys(paths)
+        if path != package and not installed.search(path) and not path.startswith(roots)
+    ]
+
+
+class Workers:
+    """The worker processes of several targets, started when first needed and then kept.
+
+    Use it as a context manager, so that no process stays behind.
+
+    Args:
+        targets: such as `["torch@cpu", "jax@cpu"]`; by default every installed backend on every
+            kind of device it has.
+        interpreters: another Python for a backend, such as `{"torch": "/path/python"}`.
+        precision: `"strict"` turns off what computes float32 in less than float32.
+        timeout: seconds that an answer of a worker may take.
+
+    Raises:
+        ValueError: if a target is unknown or no backend is installed.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[str] | None = None,
+        *,
+        interpreters: Mapping[str, str] | None = None,
+        precision: str = "strict",
+        timeout: float = 300.0,
+    ) -> None:
+        """Start nothing yet."""
+        if precision not in ("strict", "default"):
+            raise ValueError(f"`precision` must be strict or default. Received {precision!r}.")
+        if not timeout > 0:
+            raise ValueError(f"`timeout` must be above 0 seconds. Received {timeout}.")
+        self.interpreters = dict(interpreters or {})
+        unknown = set(self.interpreters) - set(TARGET_BACKENDS)
+        if unknown:
+            raise ValueError(
+                f"`interpreters` names a Python for a backend of {', '.join(TARGET_BACKENDS)}. "
+                f"Received {', '.join(sorted(unknown))}."
+            )
+        self.precision = precision
+        self.timeout = timeout
+        self._workers: dict[str, Worker] = {}
+        self._failures: dict[str, str] = {}
+        self.targets = [Target.parse(t) for t in targets] if targets else self._default_targets()
+        doubled = {str(t) for t in self.targets if self.targets.count(t) > 1}
+        if doubled:
+            raise ValueError(f"each target may be named once. Received {', '.join(doubled)} twice.")
+
+    def _default_targets(self) -> list[Target]:
+        names = {*environment.installed_backends(), *self.interpreters} & {*environment.BACKENDS}
+        if not names:
+            raise ValueError(
+                "no backend is installed: pip install 'multibackend-lstm[all]', or name another "
+                "Python for one."
+            )
+        targets = []
+        for name in [name for name in environment.BACKENDS if name in names]:
+            targets.append(Target(name, "cpu"))
+            if _may_have_gpu():
+                gpu = Target(name, "gpu")
+                with contextlib.suppress(WorkerError):
+                    self.worker(str(gpu), gpu)
+                    targets.append(gpu)
+        return targets
+
+    def worker(self, name: str, target: Target) -> Worker:
+        """The worker of a name, started if there is none; one that has failed is started anew.
+
+        Raises:
+            WorkerError: if it does not start.
+        """
+        worker = self._workers.get(name)
+        if worker is None or not worker.alive:
+            if name in self._failures:  # it has never started
+                raise WorkerError(self._failures[name])
+            interpreter = self.interpreters.get(target.backend)
+            try:
+                worker = Worker(target, interpreter, self.precision, self.timeout)
+            except WorkerError as error:
+                self._failures[name] = f"does not start: {error}"
+                raise WorkerError(self._failures[name]) from None
+            self._workers[name] = worker
+        return worker
+
+    @property
+    def reference(self) -> Target:
+        """Where the truth is computed: in float64 if TensorFlow can be had, else the first target.
+
+        In Keras 3.15 the TensorFlow backend alone computes in float64; its worker says so, or not.
+        """
+        tensorflow = {*environment.installed_backends(), *self.interpreters} & {"tensorflow"}
+        return Target("tensorflow", "cpu") if tensorflow else self.targets[0]
+
+    def start(self) -> None:
+        """Start all workers at once; errors come when they are used."""
+
+        def start(name: str, target: Target) -> None:
+            with contextlib.suppress(WorkerError):
+                self.worker(name, target)
+
+        # The reference has a process of its own, which works beside that of the target.
+        named = [(REFERENCE, self.reference), *((str(t), t) for t in self.targets)]
+        threads = [threading.Thread(target=start, args=pair) for pair in named]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def __enter__(self) -> "Workers":
+        """The workers."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End all processes."""
+        self.close()
+
+
+def _may_have_gpu() -> bool:
+    """Whether it is worth starting a worker to look for a GPU."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
