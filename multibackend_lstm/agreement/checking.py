@@ -137,17 +137,8 @@ def _check(
         case.inputs = draw_inputs(described["inputs"], input_shapes, batch, settings["seed"])
         if case.structure is None:
             case.structure = 0
-    reference = workers.worker(REFERENCE, workers.reference)
-    float64 = reference.ready["float64"]
-    place = f"{workers.reference} (Keras {reference.ready['versions']['keras']})"
     report = Report(
-        case=case.name,
-        reference=f"float64 on {place}"
-        if float64
-        else f"{settings['dtype'] or 'float32'} on {place}",
-        float64=float64,
-        settings=settings,
-        layers=described["layers"],
+        case=case.name, reference="", float64=False, settings=settings, layers=described["layers"]
     )
     request = {
         "do": "run",
@@ -156,15 +147,10 @@ def _check(
         "structure": case.structure,
         "training": settings["training"],
         "seed": settings["seed"],
-        "rounding": _rounding(settings["dtype"], described["layers"], float64),
         "twins": 0,
-    }
-    truth_request = request | {
-        "dtype": "float64" if float64 else settings["dtype"],
-        "twins": settings["twins"],
+        "rounding": 0.0,
     }
     progress(f"{case.name}: computing")
-    reference.ask(truth_request, case.arrays)
     started: list[tuple[Target, Worker | str]] = []
     for target in workers.targets:
         try:
@@ -174,27 +160,55 @@ def _check(
         except WorkerError as error:
             started.append((target, str(error)))
     with tempfile.TemporaryDirectory() as folder:
-        truth = _Truth(Path(folder))
-        truth.read(reference, report)
-        for part, reason in truth.failed.items():
-            report.findings.append(
-                Finding(
-                    REFERENCE,
-                    FAILED,
-                    part,
-                    f"the reference, {report.reference}, failed in {part}: {reason}",
-                )
-            )
+        truth = _read_truth(workers, case, request, report, Path(folder))
         for target, started_worker in started:
             progress(f"{case.name}: comparing {target}")
             report.results.append(_compare(target, started_worker, truth))
-    if not float64:
-        report.settings["resolution"] = (
-            "no backend here computes in float64 (install TensorFlow for that): the targets are "
-            f"compared with {report.reference}, and who is wrong cannot be told"
-        )
     report.findings += findings_of(report)
     return report
+
+
+def _read_truth(
+    workers: Workers, case: Case, request: dict[str, Any], report: Report, folder: Path
+) -> "_Truth":
+    """The tensors of the reference: in float64 where that can be had, else as the targets run."""
+    dtype = report.settings["dtype"]
+    tries = [(REFERENCE, workers.reference, "float64"), (REFERENCE, workers.reference, dtype)]
+    first = workers.targets[0]
+    if first != workers.reference:
+        tries.append((f"{REFERENCE} on {first}", first, dtype))
+    reasons: list[str] = []
+    truth = _Truth(folder)
+    for name, target, wanted in tries:
+        float64 = wanted == "float64"
+        report.reference = f"{wanted or 'float32'} on {target}"
+        report.float64 = float64
+        try:
+            worker = workers.worker(name, target)
+        except WorkerError as error:
+            reasons.append(f"{target} {error}")
+            continue
+        if float64 and not worker.ready["float64"]:
+            reasons.append(f"Keras does not compute in float64 on {target.backend}")
+            continue
+        rounding = _rounding(dtype, report.layers, float64)
+        twins = report.settings["twins"]
+        worker.ask(request | {"dtype": wanted, "twins": twins, "rounding": rounding}, case.arrays)
+        truth = _Truth(folder)
+        truth.read(worker, report)
+        if not truth.failed:
+            break
+        reasons += [f"{report.reference} failed in {p}: {r}" for p, r in truth.failed.items()]
+    if truth.failed or not truth.headers:
+        message = "there is nothing to compare with: " + "; ".join(dict.fromkeys(reasons))
+        report.findings.append(Finding(REFERENCE, FAILED, "target", message))
+        truth.failed = truth.failed or dict.fromkeys(_PARTS, message)
+    elif reasons:
+        report.settings["resolution"] = (
+            f"the targets are compared with {report.reference}, so that who is wrong cannot be "
+            "told: " + "; ".join(dict.fromkeys(reasons))
+        )
+    return truth
 
 
 def _describe(workers: Workers, case: Case) -> dict[str, Any]:
@@ -251,6 +265,7 @@ class _Truth:
         self.failed: dict[str, str] = {}
 
     def read(self, reference: Worker, report: Report) -> None:
+        """Take a worker's answers; what fails is in `failed` then."""
         try:
             for header, arrays in reference.answers("done"):
                 if "failed" in header:
@@ -268,6 +283,7 @@ class _Truth:
             report.twins[int(tensor["path"])] = (tensor["floor"], tensor["largest"])
 
     def values(self, key: tuple[str, str]) -> np.ndarray:
+        """A tensor, from disk."""
         values: np.ndarray = np.load(self.headers[key]["file"], allow_pickle=False)
         return values
 
@@ -306,8 +322,10 @@ def _compare(target: Target, worker: Worker | str, truth: _Truth) -> TargetResul
         result.failed["target"] = str(error)
         return result
     for part, kinds in _PARTS.items():
-        if part in truth.failed:
-            result.not_compared[part] = f"the reference failed: {truth.failed[part]}"
+        if part in truth.failed and part not in result.failed:
+            result.not_compared[part] = "the reference failed there"
+        if part == "training" and "layers" in result.failed:
+            result.not_compared[part] = "the model does not run"
         if part in {*result.failed, *result.not_compared}:
             continue
         for key in truth.headers:
