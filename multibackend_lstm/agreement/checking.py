@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
-from multibackend_lstm.agreement.comparison import compare, missing
+from multibackend_lstm.agreement.comparison import ROUNDING, compare, missing
 from multibackend_lstm.agreement.report import (
     FAILED,
     Finding,
@@ -18,10 +18,6 @@ from multibackend_lstm.agreement.report import (
     findings_of,
 )
 from multibackend_lstm.agreement.workers import REFERENCE, Target, Worker, WorkerError, Workers
-
-#: Relative rounding of the dtypes that a policy may compute in.
-_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
-_FLOAT32_ROUNDING = 2.0**-24
 
 
 def check(
@@ -108,8 +104,12 @@ def check(
             "twins": twins,
             "seed": seed,
         }
+        described = _describe(workers, case)
+        if case.inputs is None:
+            case.inputs = draw_inputs(described["inputs"], input_shapes, batch, seed)
+            case.structure = 0 if case.structure is None else case.structure
         try:
-            return _check(workers, case, settings, batch, input_shapes, progress)
+            return _check(workers, case, settings, described["layers"], progress)
         except BaseException:
             workers.close()  # answers under way belong to no request any more
             raise
@@ -128,18 +128,10 @@ def _check(
     workers: Workers,
     case: Case,
     settings: dict[str, Any],
-    batch: int,
-    input_shapes: Sequence[Sequence[int]],
+    layers: dict[str, Any],
     progress: Callable[[str], None],
 ) -> Report:
-    described = _describe(workers, case)
-    if case.inputs is None:
-        case.inputs = draw_inputs(described["inputs"], input_shapes, batch, settings["seed"])
-        if case.structure is None:
-            case.structure = 0
-    report = Report(
-        case=case.name, reference="", float64=False, settings=settings, layers=described["layers"]
-    )
+    report = Report(case=case.name, reference="", float64=False, settings=settings, layers=layers)
     request = {
         "do": "run",
         "source": case.source,
@@ -195,6 +187,7 @@ def _read_truth(
         twins = report.settings["twins"]
         worker.ask(request | {"dtype": wanted, "twins": twins, "rounding": rounding}, case.arrays)
         truth = _Truth(folder)
+        truth.float64 = float64
         truth.read(worker, report)
         if not truth.failed:
             break
@@ -244,9 +237,10 @@ def _describe(workers: Workers, case: Case) -> dict[str, Any]:
 def _rounding(dtype: str | None, layers: Mapping[str, Any], float64: bool) -> float:
     """The coarsest rounding of the dtypes that the layers compute in."""
     named = [dtype] if dtype else [_policy(layer) for layer in layers.values()]
-    roundings = [size for name in named for key, size in _ROUNDING.items() if name and key in name]
-    # In float32 itself only a move of a whole unit in the last place is sure to be one.
-    return max(roundings, default=_FLOAT32_ROUNDING if float64 else 2 * _FLOAT32_ROUNDING)
+    narrow = [size for name in named for key, size in ROUNDING.items() if name and key in name]
+    rounding = max(narrow, default=ROUNDING["float32"])
+    # In the dtype itself only a move of a whole unit in the last place is sure to be one.
+    return rounding if float64 else 2 * rounding
 
 
 def _policy(layer: Mapping[str, Any]) -> str:
@@ -263,6 +257,7 @@ class _Truth:
         self._folder = folder
         self.headers: dict[tuple[str, str], dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
+        self.float64 = False
 
     def read(self, reference: Worker, report: Report) -> None:
         """Take a worker's answers; what fails is in `failed` then."""
@@ -346,8 +341,15 @@ def _compare_tensor(
         if not truth.failed:
             result.not_compared[f"{key[0]} {key[1]}"] = "the reference has no such tensor"
         return
-    exact = truth.values(key)
-    comparison = compare(*key, values, exact, floor=expected["floor"], dtype=tensor["dtype"])
+    expected_values = truth.values(key)
+    comparison = compare(
+        *key,
+        values,
+        expected_values,
+        floor=expected["floor"],
+        dtype=tensor["dtype"],
+        exact=truth.float64,
+    )
     if key[0] == "trajectory":
         result.distances[int(key[1])] = comparison.rms
     else:

@@ -73,6 +73,8 @@ def _described(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     message = re.sub(r"\x1b\[\d+m", "", str(error))  # without Keras's bold type
     message = message.split("\n\nArguments received by")[0].replace("\n\n", " ")
+    if len(message) > 600:
+        message = f"{message[:600]} ..."
     places = "; ".join(f"{os.path.basename(f.filename)}:{f.lineno} in {f.name}" for f in frames)
     return f"{type(error).__name__}: {message} ({places})"
 
@@ -257,7 +259,7 @@ def _send_truth(answer: Send, case: _Case, twins: int, rounding: float) -> None:
             weights = [perturbed(w, rng, rounding) for w in weights]
             inputs = [perturbed(x, rng, rounding) for x in inputs]
         case.execution.round(rounding if twin else 0.0, case.seed + twin)
-        for name, part in case.parts(False, weights, inputs):
+        for name, part in case.parts(not case.wide, weights, inputs):
             try:
                 for tensor in part:
                     yield name, tensor
