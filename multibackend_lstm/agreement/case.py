@@ -147,8 +147,8 @@ def _place(
     name = config if name == "function" and isinstance(config, str) else name
     if module is None:  # so Keras writes of a class in __main__
         raise CaseError(
-            f"{name} is defined in the script that runs, which a worker cannot import. Move it into "
-            "a module of its own."
+            f"{name} is defined in the script that runs, which a worker cannot import. Move it "
+            "into a module of its own."
         )
     if module.split(".")[0] not in ("keras", "multibackend_lstm", "builtins"):
         yield registered, f"{module}:{name}"
