@@ -8,7 +8,8 @@
 
 Read it in this order: `checking.py`, `case.py`, `workers.py`, `protocol.py`, then what runs in a
 worker, `worker.py` and `execution.py`, and what is made of it, `comparison.py` and `report.py`.
-The names below are loaded on first use; none of them imports keras or a backend by itself.
+`same_start.py` stands by itself: the same initial weights and order of samples everywhere.
+The names below are loaded on first use, so that importing this imports neither keras nor a backend.
 """
 
 from importlib import import_module
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from multibackend_lstm.agreement.checking import check
     from multibackend_lstm.agreement.comparison import Comparison, compare
     from multibackend_lstm.agreement.report import DisagreementError, Finding, Report
+    from multibackend_lstm.agreement.same_start import fit_order, initialize
     from multibackend_lstm.agreement.workers import WorkerError, Workers
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "Workers",
     "check",
     "compare",
+    "fit_order",
+    "initialize",
 ]
 
 _MODULE_OF = {
@@ -43,6 +47,8 @@ _MODULE_OF = {
     "Workers": "workers",
     "check": "checking",
     "compare": "comparison",
+    "fit_order": "same_start",
+    "initialize": "same_start",
 }
 
 
