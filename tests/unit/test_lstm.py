@@ -244,26 +244,48 @@ def test_the_keras_layer_gives_the_same(cell, mask_kind):
         np.testing.assert_allclose(got, expected, **TOLERANCE)
 
 
+def adam_model(cls, cell, masked, **flags):
+    """A compiled model of one layer, and the values of all its variables before training."""
+    inputs = keras.Input((TIME, FEATURES))
+    masked_inputs = keras.layers.Masking()(inputs) if masked else inputs
+    model = keras.Model(inputs, cls(UNITS, **CELLS[cell][3], **flags)(masked_inputs))
+    model.set_weights(make(cell).get_weights())
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.optimizer.build(model.trainable_variables)
+    variables = [*model.variables, *model.optimizer.variables]
+    return model, [(v, ops.convert_to_numpy(v)) for v in variables]
+
+
 @needs_gradients
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_20_adam_steps_as_the_keras_layer(cell):
-    _, keras_cls, _, _ = CELLS[cell]
-    x, _ = data(shape=(8, TIME, FEATURES))
-    y = np.random.default_rng(3).normal(size=(8, UNITS)).astype("float32")
-    mask = mask_of("right", 8)
-    x[~mask] = 0
-    trained = []
-    start = None
-    for cls in (CELLS[cell][0], keras_cls):
-        inputs = keras.Input((TIME, FEATURES))
-        model = keras.Model(inputs, cls(UNITS)(keras.layers.Masking()(inputs)))
-        start = start or make(cell).get_weights()
-        model.set_weights(start)
-        model.compile(keras.optimizers.Adam(0.01), "mse")
-        model.fit(x, y, batch_size=8, epochs=20, shuffle=False, verbose=0)
-        trained.append(model.get_weights())
-    for got, expected in zip(*trained, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+@pytest.mark.thin_on_jax
+@pytest.mark.parametrize("return_sequences", [False, True])
+@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("mask_kinds", [["none"], ["right", "left", "holes", "rows"]], ids=str)
+@pytest.mark.parametrize(
+    "cell", ["lstm", "gru", pytest.param("gru_reset_before", marks=pytest.mark.slow)]
+)
+def test_20_adam_steps_as_the_keras_layer(cell, mask_kinds, go_backwards, return_sequences):
+    batch, steps = 8, 20
+    flags = {"go_backwards": go_backwards, "return_sequences": return_sequences}
+    shape = (steps * batch, *([TIME] if return_sequences else []), UNITS)
+    y = np.random.default_rng(3).normal(size=shape).astype("float32")
+    models = [adam_model(cls, cell, mask_kinds != ["none"], **flags) for cls in CELLS[cell][:2]]
+    for mask_kind in mask_kinds:
+        x, _ = data(shape=(steps * batch, TIME, FEATURES))
+        if mask_kind != "none":
+            x[~np.tile(mask_of(mask_kind, batch), (steps, 1))] = 0
+        trained = []
+        for model, start in models:
+            for variable, value in start:
+                variable.assign(value)
+            model.fit(x, y, batch_size=batch, shuffle=False, verbose=0)
+            assert int(ops.convert_to_numpy(model.optimizer.iterations)) == steps
+            trained.append(model.get_weights())
+        report = models[0][0].layers[-1].implementation_report()
+        assert report.implementation == expected_path(cell, "auto")[0]
+        for got, expected, before in zip(*trained, make(cell).get_weights(), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+            assert np.abs(got - before).max() > 0.01
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
