@@ -758,17 +758,117 @@ def test_bidirectional(cell, return_sequences, merge_mode):
         np.testing.assert_allclose(got, truth, **TOLERANCE)
 
 
-def test_time_distributed_and_channelwise():
-    x, _ = data(shape=(2, 5, 3, 4))
-    layer = LSTM(UNITS)
-    by_channel = to_numpy(Channelwise(layer, merge="stack")(x))[0]
-    for channel in range(3):
-        np.testing.assert_allclose(
-            by_channel[:, channel], to_numpy(layer(x[:, :, channel]))[0], **TOLERANCE
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_bidirectional_states(cell, masked, tmp_path):
+    cls, _, step, _ = CELLS[cell]
+    x, states = data(states=4)
+    mask = mask_of("rows") if masked else None
+    wrapped = keras.layers.Bidirectional(cls(UNITS, return_sequences=True, return_state=True))
+    inner = [wrapped.forward_layer, wrapped.backward_layer]
+    count = len(inner[0]._state_names)
+    states = states[: 2 * count]
+    sequence, *final = to_numpy(wrapped(x, mask=mask, initial_state=states))
+    truths = [
+        # Bidirectional sets zero_output_for_mask in its layers.
+        reference.run(step, x, given_states, weights_of(layer), mask, backwards, True)
+        for layer, given_states, backwards in zip(
+            inner, (states[:count], states[count:]), (False, True), strict=True
         )
-    by_step = to_numpy(multibackend_lstm.TimeDistributed(layer)(x))[0]
-    for step in range(5):
-        np.testing.assert_allclose(by_step[:, step], to_numpy(layer(x[:, step]))[0], **TOLERANCE)
+    ]
+    both = np.concatenate([truths[0][0], truths[1][0][:, ::-1]], axis=-1)
+    np.testing.assert_allclose(sequence, both, **TOLERANCE)
+    for state, truth in zip(final, [*truths[0][2], *truths[1][2]], strict=True):
+        np.testing.assert_allclose(state, truth, **TOLERANCE)
+    assert [layer.implementation_report().path for layer in inner] == (
+        [expected_path(cell, "auto")[1]] * 2
+    )
+
+    inputs = keras.Input((None, FEATURES))
+    model = keras.Model(inputs, keras.layers.Bidirectional(cls(UNITS))(inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.layers[-1].backward_layer) is cls
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("axes", [(4,), (2, 3)], ids=str)
+@pytest.mark.parametrize("return_sequences", [False, True])
+@pytest.mark.parametrize(
+    "wrapper", [keras.layers.TimeDistributed, multibackend_lstm.TimeDistributed]
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_time_distributed(cell, wrapper, return_sequences, axes):
+    """A series of its own in every outer step, its mask of shape (batch, outer, time)."""
+    cls, _, step, _ = CELLS[cell]
+    outer, batch = 2, 3
+    x, _ = data(shape=(batch, outer, TIME, *axes))
+    layer = wrapper(cls(UNITS, return_sequences=return_sequences))
+    masks = np.stack([mask_of("right", batch), mask_of("rows", batch)], axis=1)
+    for mask in (None, masks):
+        got = to_numpy(layer(x, mask=mask))[0]
+        states = [np.zeros((batch, UNITS))] * len(layer.layer._state_names)
+        for n in range(outer):
+            step_mask = None if mask is None else mask[:, n]
+            truth = reference.run(step, x[:, n], states, weights_of(layer.layer), step_mask)
+            np.testing.assert_allclose(got[:, n], truth[not return_sequences], **TOLERANCE)
+    assert layer.layer.implementation_report().path == expected_path(cell, "auto")[1]
+
+
+@needs_gradients
+@pytest.mark.parametrize(
+    "wrapper", [keras.layers.TimeDistributed, multibackend_lstm.TimeDistributed]
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_training_in_time_distributed(cell, wrapper):
+    """As a model of the same layer with the outer steps as samples."""
+    cls = CELLS[cell][0]
+    x, _ = data(shape=(4, 3, TIME, 2))
+    x[:, 1:, 5:] = 0
+    y = np.random.default_rng(3).normal(size=(4, 3, UNITS)).astype("float32")
+    weights = make(cell, shape=(None, TIME, 2)).get_weights()
+    trained = []
+    for shape, wrap in (((3, TIME, 2), wrapper), ((TIME, 2), lambda layer: layer)):
+        inputs = keras.Input(shape)
+        outputs = wrap(cls(UNITS))(keras.layers.Masking()(inputs))
+        # Times one, to drop the mask: Keras's wrapper passes the series' mask on to the loss.
+        model = keras.Model(inputs, outputs * 1.0)
+        model.set_weights(weights)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        flat = (x.reshape(-1, *shape), y.reshape(-1, *y.shape[len(y.shape) - len(shape) + 1 :]))
+        model.fit(*flat, batch_size=len(flat[0]), epochs=3, shuffle=False, verbose=0)
+        trained.append(model.get_weights())
+    for got, expected, before in zip(*trained, weights, strict=True):
+        np.testing.assert_allclose(got, expected, **TOLERANCE)
+        assert np.abs(got - before).max() > 1e-3
+
+
+def test_a_mask_of_outer_steps_says_nothing_of_the_series_inside():
+    """keras.layers.TimeDistributed hands the layer a mask of rank 1; ours keeps it outside."""
+    x, _ = data(shape=(2, 3, 5, 4))
+    mask = np.array([[True, True, False], [True, False, False]])
+    with pytest.raises(ValueError, match="mask must have the first axes"):
+        keras.layers.TimeDistributed(LSTM(UNITS))(x, mask=mask)
+    layer = multibackend_lstm.TimeDistributed(LSTM(UNITS))
+    np.testing.assert_array_equal(to_numpy(layer(x, mask=mask)), to_numpy(layer(x)))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_channelwise(cell):
+    cls, _, step, _ = CELLS[cell]
+    x, _ = data(shape=(BATCH, TIME, 3, 4))
+    layer = Channelwise(cls(UNITS), merge="stack")
+    mask = np.stack([mask_of(kind) for kind in ("right", "left", "rows")], axis=2)
+    states = [np.zeros((BATCH, UNITS))] * len(layer.layer._state_names)
+    for given_mask in (None, mask):
+        got = to_numpy(layer(x, mask=given_mask))[0]
+        for channel in range(3):
+            channel_mask = None if given_mask is None else mask[:, :, channel]
+            truth = reference.run(
+                step, x[:, :, channel], states, weights_of(layer.layer), channel_mask
+            )[1]
+            np.testing.assert_allclose(got[:, channel], truth, **TOLERANCE)
+    assert layer.layer.implementation_report().path == expected_path(cell, "auto")[1]
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
