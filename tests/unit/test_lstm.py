@@ -940,27 +940,90 @@ def test_torch_compile(cell):
         np.testing.assert_allclose(got, expected, **TOLERANCE)
 
 
+def model_to_export(cell, time, masked=True):
+    """A model and two inputs of different batch sizes, and of different lengths if it may."""
+    inputs = keras.Input((time, 3, 2))
+    x = keras.layers.Masking()(inputs) if masked else inputs
+    model = keras.Model(inputs, CELLS[cell][0](UNITS)(x))
+    x, _ = data(shape=(BATCH, TIME, 3, 2))
+    x[1, 5:] = 0
+    x[2, :2] = 0
+    model(x)  # Keras exports to ONNX what has been called
+    return model, [x, x[:3] if time else x[:3, :6]]
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not NATIVE, reason="the backend does not export")
+@pytest.mark.skipif(BACKEND not in ("tensorflow", "jax"), reason="Keras needs torch_xla for torch")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_export(cell, tmp_path):
-    inputs = keras.Input((TIME, 3, 2))
-    model = keras.Model(inputs, CELLS[cell][0](UNITS)(keras.layers.Masking()(inputs)))
-    x, _ = data(shape=(BATCH, TIME, 3, 2))
-    x[:, 5:] = 0
+def test_export_as_saved_model(cell, tmp_path):
+    """Batch and time unknown; from JAX through jax2tf."""
+    tf = pytest.importorskip("tensorflow", reason="a SavedModel is TensorFlow's")
+    model, inputs = model_to_export(cell, None)
+    model.export(tmp_path / "model", format="tf_saved_model", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "model")
+    for x in inputs:
+        got = loaded.serve(x).numpy()
+        np.testing.assert_allclose(got, model.predict(x, verbose=0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.export")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_export_as_torch_program(cell, tmp_path):
+    """Unknown batch alone: of time torch.export asks the number of steps, torch.nn.LSTM's too."""
+    import torch
+
+    model, inputs = model_to_export(cell, TIME)
+    dims = {0: torch.export.Dim("batch", min=1)}
+    path = str(tmp_path / "model.pt2")
+    model.export(path, format="torch", verbose=False, dynamic_shapes=dims)
+    program = torch.export.load(path)
+    assert f"torch.ops.aten.{cell}.input" in program.graph_module.code  # and not step by step
+    for x in inputs:
+        got = program.module()(torch.tensor(x)).detach().numpy()
+        np.testing.assert_allclose(got, model.predict(x, verbose=0), rtol=0, atol=1e-6)
+
+    model, _ = model_to_export(cell, None)
+    dims[1] = torch.export.Dim("time", min=1)
+    with pytest.raises(RuntimeError, match=r"Constraints violated \(time\)"):
+        model.export(path, format="torch", verbose=False, dynamic_shapes=dims)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's exporter")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_export_as_onnx(cell, tmp_path):
+    """Batch and time unknown, as one operation. With a mask torch's exporter refuses the sort."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="torch.onnx needs it")
+    runtime = pytest.importorskip("onnxruntime", reason="runs what was exported")
+    model, inputs = model_to_export(cell, None, masked=False)
+    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    (name,) = (argument.name for argument in session.get_inputs())
+    for x in inputs:
+        (got,) = session.run(None, {name: x})
+        np.testing.assert_allclose(got, model.predict(x, verbose=0), rtol=0, atol=1e-6)
+    masked, _ = model_to_export(cell, None)
+    with pytest.raises(Exception, match="Sort"):
+        masked.export(tmp_path / "masked.onnx", format="onnx", verbose=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND not in ("torch", "jax"), reason="torch.export, jax.export")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_export_of_the_call(cell):
+    model, (x, _) = model_to_export(cell, TIME)
     expected = model.predict(x, verbose=0)
     if BACKEND == "torch":
         import torch
 
         program = torch.export.export(model.eval(), (torch.tensor(x),))
         got = program.module()(torch.tensor(x)).detach().numpy()
-    elif BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        model.export(tmp_path / "model", verbose=False)
-        loaded = tf.saved_model.load(tmp_path / "model")
-        got = loaded.serve(x).numpy()
     else:
         import jax
         from jax import export
