@@ -926,18 +926,89 @@ def test_regularizers_and_trainable(cell):
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("use_bias", "all_outputs", "dynamic"), [(True, True, False), (False, False, True)]
+)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_torch_compile(cell):
+def test_torch_compile(cell, use_bias, all_outputs, dynamic):
+    """One graph, with the values and gradients of the eager call."""
     import torch
 
-    x, _ = data()
-    mask = torch.tensor(mask_of("holes"))
-    layer = make(cell, return_sequences=True, return_state=True)
-    compiled = torch.compile(lambda x, mask: layer(x, mask=mask))
-    for got, expected in zip(
-        to_numpy(compiled(torch.tensor(x), mask)), to_numpy(layer(x, mask=mask)), strict=True
-    ):
-        np.testing.assert_allclose(got, expected, **TOLERANCE)
+    torch._dynamo.reset()
+    x, states = data()
+    mask = torch.tensor(mask_of("rows"))
+    flags = {"use_bias": use_bias, "return_sequences": all_outputs, "return_state": all_outputs}
+    layer = make(cell, shape=(None, None, FEATURES), **flags)
+    weights = [v.value for v in layer.trainable_variables]
+
+    def call(x, mask, *states):
+        outputs = layer(x, mask=mask, initial_state=list(states))
+        outputs = outputs if all_outputs else [outputs]
+        return sum((output * (1 + n + output)).sum() for n, output in enumerate(outputs))
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for given_mask, count in ((None, BATCH), (mask, BATCH), (mask, 3)):
+        part = None if given_mask is None else given_mask[:count]
+        given_states = states[: len(layer._state_names)]
+        tensors = [torch.tensor(a[:count], requires_grad=True) for a in (x, *given_states)]
+        values = []
+        for function in (compiled, call):
+            value = function(tensors[0], part, *tensors[1:])
+            values.append([value, *torch.autograd.grad(value, [*tensors, *weights])])
+        for got, expected in zip(*values, strict=True):
+            np.testing.assert_allclose(to_numpy(got)[0], to_numpy(expected)[0], **TOLERANCE)
+    with torch.no_grad():
+        assert torch.allclose(compiled(tensors[0], part, *tensors[1:]), values[0][0])
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's operations")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_operation_for_torch_compile(cell):
+    """What torch asks of an operation: schema, shapes, gradients, all of it traced too."""
+    import torch
+
+    x, states = data()
+    gates = {"lstm": 4, "gru": 3}[cell] * UNITS
+    rng = np.random.default_rng(1)
+    sizes = [(gates, FEATURES), (gates, UNITS), (gates,), (gates,)]
+
+    def tensor(array):
+        return torch.tensor(array, dtype=torch.float32, requires_grad=True)
+
+    given_states = [tensor(s[None]) for s in states[: {"lstm": 2, "gru": 1}[cell]]]
+    for count in (2, 4):  # without and with a bias
+        weights = [tensor(rng.normal(size=size)) for size in sizes[:count]]
+        torch.library.opcheck(
+            torch.ops.multibackend_lstm.rnn, (cell, tensor(x), given_states, weights)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_fit_with_torch_compile(cell):
+    """As without, if a compiler for what torch.compile writes is there."""
+    import torch
+
+    x, _ = data(shape=(8, TIME, 3, 2))
+    x[:, 5:] = 0
+    y = np.full((8, UNITS), 0.3, "float32")
+    trained = []
+    for jit_compile in (False, True):
+        torch._dynamo.reset()
+        inputs = keras.Input((TIME, 3, 2))
+        model = keras.Model(inputs, CELLS[cell][0](UNITS)(keras.layers.Masking()(inputs)))
+        model.set_weights(make(cell, shape=(None, TIME, 6)).get_weights())
+        model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=jit_compile)
+        try:
+            model.fit(x, y, epochs=3, batch_size=8, verbose=0)
+        except torch._inductor.exc.InvalidCxxCompiler:
+            pytest.skip("no C++ compiler")
+        trained.append(model.get_weights())
+    for got, expected in zip(*trained, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def model_to_export(cell, time, masked=True):
