@@ -173,8 +173,11 @@ class Recurrent:
     ) -> Any:
         """See the class."""
         inputs = self._flatten(sequences)
-        valid = self._valid_steps(sequences, mask, lengths)
+        valid, unfit = self._valid_steps(sequences, mask, lengths)
         states = self._initial_states(inputs, initial_state)
+        if unfit is not None:
+            # A traced function cannot raise, and NaN is better than a wrong number.
+            states = [ops.where(unfit, ops.full_like(s, math.nan), s) for s in states]
         if self.go_backwards:
             inputs = ops.flip(inputs, axis=1)
             valid = None if valid is None else ops.flip(valid, axis=1)
@@ -203,8 +206,13 @@ class Recurrent:
         batch, time = ops.shape(x)[:2]
         return ops.reshape(x, (batch, time, features))
 
-    def _valid_steps(self, sequences: KerasTensor, mask: Any, lengths: Any) -> Any:
-        """A boolean `(batch, time)` tensor from the mask or the lengths, or None."""
+    def _valid_steps(self, sequences: KerasTensor, mask: Any, lengths: Any) -> tuple[Any, Any]:
+        """Boolean tensors from the mask or the lengths, each None where there is nothing to say.
+
+        Returns:
+            The valid steps, `(batch, time)`, and the samples whose length is outside of
+            `[0, time]`, `(batch, 1)`, where that shows only when a traced function runs.
+        """
         if mask is not None and lengths is not None:
             raise ValueError(
                 f"{self.name}: `lengths` stands in place of a mask, and both were given (the "
@@ -214,17 +222,21 @@ class Recurrent:
             mask = ops.convert_to_tensor(mask)
             check_mask(self.name, mask.shape, sequences.shape, max_rank=len(sequences.shape))
             _check_dtype(self.name, "mask", mask, "booleans (or integers, 0 for a masked step)")
-            return reduce_mask(mask)
+            return reduce_mask(mask), None
         if lengths is not None:
             lengths = ops.convert_to_tensor(lengths)
             _check_dtype(self.name, "lengths", lengths, "integers", booleans=False)
-            self._check_lengths(lengths, sequences)
-            return (
-                _positions(self._flatten(sequences)[..., 0]) < ops.cast(lengths, "int32")[:, None]
-            )
-        return None
+            checked = self._check_lengths(lengths, sequences)
+            lengths = ops.cast(lengths, "int32")[:, None]
+            valid = _positions(self._flatten(sequences)[..., 0]) < lengths
+            if checked:
+                return valid, None
+            unfit = ops.logical_or(lengths < 0, lengths > ops.shape(sequences)[1])
+            return ops.logical_or(valid, unfit), unfit
+        return None, None
 
-    def _check_lengths(self, lengths: Any, sequences: KerasTensor) -> None:
+    def _check_lengths(self, lengths: Any, sequences: KerasTensor) -> bool:
+        """Whether the values are known, and then in the range: else an error."""
         batch, time = sequences.shape[:2]
         rule = f"{self.name}: `lengths` must hold one integer a sample, of shape (batch,)"
         if len(lengths.shape) != 1 or (
@@ -235,14 +247,15 @@ class Recurrent:
                 f"{tuple(sequences.shape)}. For lengths of shape (batch, 1), pass `lengths[:, 0]`."
             )
         values = backends.active().concrete(lengths)
-        if values is None or not values.size or time is None:
-            return  # not known while a function is traced; there, lengths are cut to [0, time]
-        if values.min() < 0 or values.max() > time:
+        if values is None or time is None:
+            return False  # while a function is traced
+        if values.size and (values.min() < 0 or values.max() > time):
             raise ValueError(
                 f"{rule}, and each in [0, time], here [0, {time}]. Received lengths from "
                 f"{values.min()} to {values.max()}. Count the valid steps of the padded or cut "
                 "series, not of the original one."
             )
+        return True
 
     def _initial_states(self, inputs: KerasTensor, initial_state: Any) -> list[Any]:
         """The states as tensors `(batch, units)` in float32 or wider."""

@@ -360,6 +360,39 @@ def test_lengths_are_a_mask(cell, axes):
             np.testing.assert_array_equal(got, expected)
 
 
+def traced(function, jit):
+    """The function as the backend traces it, in which values are not known."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        spec = [tf.TensorSpec((None, None, FEATURES)), tf.TensorSpec((None,), tf.int32)]
+        return tf.function(function, jit_compile=jit, input_signature=None if jit else spec)
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    import torch
+
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    return lambda x, lengths: compiled(torch.tensor(x), torch.tensor(lengths))
+
+
+@needs_gradients
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize("jit", [False, *([True] if BACKEND == "tensorflow" else [])])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_lengths_out_of_range_give_nan_where_no_error_can_be_raised(cell, jit):
+    x, _ = data()
+    lengths = np.array([0, 1, TIME, -1, TIME + 1, 3], "int32")
+    fit = np.array([True, True, True, False, False, True])
+    layer = make(cell, shape=(None, None, FEATURES), return_sequences=True, return_state=True)
+    outputs = to_numpy(traced(lambda x, lengths: layer(x, lengths=lengths), jit)(x, lengths))
+    expected = to_numpy(layer(x[fit], lengths=lengths[fit]))
+    for output, truth in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output[fit], truth, **TOLERANCE)
+        assert np.isnan(output[~fit]).all()
+
+
 def test_lengths_in_a_functional_model():
     inputs = keras.Input((None, FEATURES))
     lengths = keras.Input((), dtype="int32")
