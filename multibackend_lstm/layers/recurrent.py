@@ -496,18 +496,18 @@ def hold_outputs(sequence: Any, last: Any, valid: Any, zero: bool) -> tuple[Any,
     has_output = valid if zero else ops.cumsum(ops.cast(valid, "int32"), axis=1) > 0
     if sequence is not None:
         sequence = ops.where(
-            _expand(has_output, len(sequence.shape)), sequence, ops.zeros_like(sequence)
+            expand(has_output, len(sequence.shape)), sequence, ops.zeros_like(sequence)
         )
     has_last = has_output[:, -1:]
-    return sequence, ops.where(_expand(has_last, len(last.shape)), last, ops.zeros_like(last))
+    return sequence, ops.where(expand(has_last, len(last.shape)), last, ops.zeros_like(last))
 
 
 def without_masked(inputs: Any, valid: Any) -> Any:
     """Zeros in masked steps: selected, since a masked NaN must not reach any arithmetic."""
-    return ops.where(_expand(valid, len(inputs.shape)), inputs, ops.zeros_like(inputs))
+    return ops.where(expand(valid, len(inputs.shape)), inputs, ops.zeros_like(inputs))
 
 
-def _expand(x: Any, rank: int) -> Any:
+def expand(x: Any, rank: int) -> Any:
     """Axes of size 1 added behind, up to `rank` axes."""
     return x[(..., *[None] * (rank - len(x.shape)))]
 

@@ -46,7 +46,7 @@ def draw_solution(solution, rng):
         solution,
         units=(5, 3) if rng.random() < 0.5 else 4,
         bidirectional=bool(rng.random() < 0.5),
-        masking=None if solution == "conv_lstm" or rng.random() < 0.5 else 0.0,
+        masking=None if rng.random() < 0.5 else 0.0,
         outputs=3,
         task=str(rng.choice(["regression", "binary", "multiclass"])),
     )
