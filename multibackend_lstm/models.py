@@ -83,7 +83,7 @@ def build_model(
         ValueError: for an unknown solution or task (the message lists those there are); an
             `input_shape` with a length or an unknown axis that the solution cannot take; `units`
             or `outputs` below 1, or 1 output for `"multiclass"`; a `masking` value that is not
-            finite, or any with `"conv_lstm"`.
+            finite.
     """
     owner = "build_model"
     check_choice(owner, "solution", solution, tuple(SOLUTIONS))
@@ -98,7 +98,7 @@ def build_model(
     for count in stacked_units or (0,):
         check_positive(owner, "units", count)
     shape = _model_input_shape(tuple(input_shape), solution)
-    _check_masking(masking, solution)
+    _check_masking(masking)
 
     inputs = keras.Input(shape, name="inputs")
     x = inputs
@@ -166,18 +166,10 @@ def _model_input_shape(shape: tuple[int | None, ...], solution: str) -> tuple[in
     return shape
 
 
-def _check_masking(masking: float | None, solution: str) -> None:
-    if masking is None:
-        return
-    if not math.isfinite(masking):
+def _check_masking(masking: float | None) -> None:
+    if masking is not None and not math.isfinite(masking):
         raise ValueError(
             "build_model: `masking` must be a finite number, since nothing equals NaN. Received "
             f"{masking!r}. Put a number that does not occur in place of the missing values, for "
             "instance `numpy.nan_to_num(x, nan=-1e9)` with masking=-1e9."
-        )
-    if solution == "conv_lstm":
-        raise ValueError(
-            'build_model: `masking` cannot be used with solution="conv_lstm", since a masked '
-            "ConvLSTM fails on JAX or gives other numbers than on the other backends "
-            '(`multibackend-lstm doctor`). Use solution="conv", or fill the missing steps.'
         )

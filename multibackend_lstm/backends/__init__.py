@@ -76,6 +76,12 @@ class Options(NamedTuple):
     cudnn: bool = True
 
 
+_loaded: dict[str, ModuleType] = {}
+
+
 def active() -> ModuleType:
     """The file of the backend that Keras runs on."""
-    return import_module(f"{__name__}.{_FILES.get(keras.backend.backend(), 'numpy')}")
+    name = _FILES.get(keras.backend.backend(), "numpy")
+    if name not in _loaded:  # torch.compile can follow a look-up, and no import
+        _loaded[name] = import_module(f"{__name__}.{name}")
+    return _loaded[name]

@@ -178,27 +178,87 @@ def _at_length(sequence: torch.Tensor, lengths: torch.Tensor, h: torch.Tensor) -
     return torch.where(lengths[:, None] > 0, sequence.gather(1, index)[:, 0], h.to(sequence.dtype))
 
 
-def _aten(kernel: Any, inputs: torch.Tensor, states: Any, weights: list[Any], bias: bool) -> Any:
+def _aten(
+    kernel: str, inputs: torch.Tensor, states: list[Any], weights: list[Any]
+) -> list[torch.Tensor]:
     """Call `torch._VF.lstm` or `gru`, one layer in one direction, batch first.
 
-    Not compiled: torch.compile cannot differentiate the former (an AssertionError in torch 2.13),
-    and writes a loop of the latter out step by step.
+    Returns:
+        The sequence and the final states; states have an axis for the layer in front.
     """
-    if torch.compiler.is_compiling():
-        return _uncompiled_aten(kernel, inputs, states, weights, bias)
-    return _call_aten(kernel, inputs, states, weights, bias)
+    if torch.compiler.is_dynamo_compiling() and not getattr(torch.compiler, "is_exporting", bool)():
+        outputs: list[torch.Tensor] = torch.ops.multibackend_lstm.rnn(
+            kernel, inputs, states, weights
+        )
+        return outputs
+    return _call_aten(kernel, inputs, states, weights, torch.is_grad_enabled())
 
 
 def _call_aten(
-    kernel: Any, inputs: torch.Tensor, states: Any, weights: list[Any], bias: bool
-) -> Any:
+    kernel: str, inputs: torch.Tensor, states: list[Any], weights: list[Any], train: bool
+) -> list[torch.Tensor]:
+    given = states if kernel == "lstm" else states[0]
     # (input, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
-    train = torch.is_grad_enabled()
-    return kernel(inputs, states, weights, bias, 1, 0.0, train, False, True)
+    call = getattr(torch._VF, kernel)
+    return list(call(inputs, given, weights, len(weights) > 2, 1, 0.0, train, False, True))
 
 
-# Outside of torch.compile this wrapper would cost time for nothing.
-_uncompiled_aten = torch.compiler.disable(_call_aten)
+# torch.compile cannot differentiate the kernel of an LSTM (an AssertionError in torch 2.13), and
+# writes a loop of a GRU out step by step. So it gets each as one operation of its own, whose
+# backward pass runs the kernel again: what that saved cannot be handed from one to the other.
+_SIGNATURE = "(str kernel, Tensor inputs, Tensor[] states, Tensor[] weights"
+torch.library.define("multibackend_lstm::rnn", f"{_SIGNATURE}) -> Tensor[]")
+torch.library.define(
+    "multibackend_lstm::rnn_backward", f"{_SIGNATURE}, Tensor[] gradients) -> Tensor[]"
+)
+
+
+@torch.library.impl("multibackend_lstm::rnn", "default")
+def _rnn(kernel: str, inputs: Any, states: list[Any], weights: list[Any]) -> list[Any]:
+    with torch.no_grad():
+        outputs = _call_aten(kernel, inputs, states, weights, False)
+    return [output.contiguous() for output in outputs]
+
+
+@torch.library.register_fake("multibackend_lstm::rnn")
+def _rnn_shapes(kernel: str, inputs: Any, states: list[Any], weights: list[Any]) -> list[Any]:
+    sequence = inputs.new_empty((*inputs.shape[:2], states[0].shape[2]))
+    return [sequence, *(torch.empty_like(state) for state in states)]
+
+
+@torch.library.impl("multibackend_lstm::rnn_backward", "default")
+def _rnn_backward(
+    kernel: str, inputs: Any, states: list[Any], weights: list[Any], gradients: list[Any]
+) -> list[Any]:
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (inputs, *states, *weights)]
+        last = 1 + len(states)
+        outputs = _call_aten(kernel, leaves[0], leaves[1:last], leaves[last:], True)
+        return [x.contiguous() for x in torch.autograd.grad(outputs, leaves, gradients)]
+
+
+@torch.library.register_fake("multibackend_lstm::rnn_backward")
+def _rnn_backward_shapes(
+    kernel: str, inputs: Any, states: list[Any], weights: list[Any], gradients: list[Any]
+) -> list[Any]:
+    return [x.new_empty(x.shape) for x in (inputs, *states, *weights)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.kernel, x, states, weights = inputs
+    ctx.last = 1 + len(states)
+    ctx.save_for_backward(x, *states, *weights)
+
+
+def _gradients(ctx: Any, gradients: list[Any]) -> tuple[Any, ...]:
+    saved, last = ctx.saved_tensors, ctx.last
+    found = torch.ops.multibackend_lstm.rnn_backward(
+        ctx.kernel, saved[0], saved[1:last], saved[last:], gradients
+    )
+    return None, found[0], found[1:last], found[last:]
+
+
+torch.library.register_autograd("multibackend_lstm::rnn", _gradients, setup_context=_save)
 
 
 def lstm(
@@ -214,7 +274,7 @@ def lstm(
     inputs, (h, c), parameters = _for_kernel(
         inputs, states, [kernel.t(), recurrent_kernel.t(), *biases]
     )
-    sequence, last, c = _aten(torch._VF.lstm, inputs, (h, c), parameters, bool(biases))
+    sequence, last, c = _aten("lstm", inputs, [h, c], parameters)
     last, c = last[0], c[0]
     if valid is not None:
         last = _at_length(sequence, valid.sum(1), h[0])
@@ -240,5 +300,5 @@ def gru(
     inputs, (h,), parameters = _for_kernel(
         inputs, states, [reordered(kernel).t(), reordered(recurrent_kernel).t(), *biases]
     )
-    sequence, last = _aten(torch._VF.gru, inputs, h, parameters, bool(biases))
+    sequence, last = _aten("gru", inputs, [h], parameters)
     return sequence.to(dtype), last[0].to(dtype), [last[0]], "torch.gru"

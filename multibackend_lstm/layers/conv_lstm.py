@@ -7,8 +7,16 @@ import keras
 from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
-from multibackend_lstm.layers.recurrent import ImplementationReport, called_report
-from multibackend_lstm.layers.validation import Shape
+from multibackend_lstm.backends.numpy import scan as eager_scan
+from multibackend_lstm.layers.recurrent import (
+    ImplementationReport,
+    called_report,
+    expand,
+    hold_outputs,
+    run_kernel,
+    without_masked,
+)
+from multibackend_lstm.layers.validation import Shape, check_mask, reduce_mask
 
 # Most entries of the LSTM's recurrent kernel, most of which are zeros. Beyond that the
 # convolutions' fewer operations win.
@@ -23,7 +31,8 @@ class _AsLSTM:
     positions is an LSTM of `positions * filters` units, and a loop over time of small
     convolutions becomes one call of a kernel.
 
-    What that kernel lacks, masks among it, is left to Keras; `implementation_report()` says so.
+    What that kernel lacks is left to Keras; `implementation_report()` says so. With a mask, which
+    Keras 3.15 gets wrong on JAX, Keras's cell runs in a loop of this package.
     """
 
     cell: Any
@@ -34,6 +43,7 @@ class _AsLSTM:
     go_backwards: bool
     stateful: bool
     unroll: bool
+    zero_output_for_mask: bool
 
     _report: ImplementationReport | None = None
 
@@ -51,16 +61,57 @@ class _AsLSTM:
         training: bool | None = False,
     ) -> Any:
         """See the Keras layer."""
-        refused = self._refusal(sequences.shape, bool(training), initial_state, mask)
+        if mask is not None:
+            mask = ops.convert_to_tensor(mask)
+            check_mask(self.name, mask.shape, sequences.shape, max_rank=len(sequences.shape))
+            mask = reduce_mask(mask)
+            sequences = without_masked(sequences, mask)
+        refused = self._refusal(sequences.shape, bool(training), initial_state)
         if refused is None:
             try:
-                return self._call_lstm(sequences)
+                return self._call_lstm(sequences, mask)
             except backends.Refused as reason:
                 refused = str(reason)
-        self._note("keras", f"keras.layers.{type(self).__name__}", refused)
+        path = f"keras.layers.{type(self).__name__}"
+        if mask is not None:
+            path += ", its cell in a loop with the mask"
+        self._note("keras", path, refused)
         return super().call(  # type: ignore[misc]
             sequences, initial_state=initial_state, mask=mask, training=training
         )
+
+    def compute_mask(self, sequences: KerasTensor, mask: Any = None) -> Any:
+        """The `(batch, time)` mask if sequences are returned."""
+        if mask is not None:
+            mask = reduce_mask(mask)
+        return super().compute_mask(sequences, mask)  # type: ignore[misc]
+
+    def inner_loop(
+        self, sequences: KerasTensor, initial_state: Any, mask: Any, training: bool = False
+    ) -> Any:
+        """The loop over time of `keras.layers.RNN.call`; with a mask one of this package."""
+        if mask is None:
+            return super().inner_loop(  # type: ignore[misc]
+                sequences, initial_state, mask, training=training
+            )
+        if self.go_backwards:
+            sequences, mask = ops.flip(sequences, axis=1), ops.flip(mask, axis=1)
+
+        def step(states: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+            new_states = self.cell(x[0], states, training=training)[1]
+            valid = expand(x[1], len(states[0].shape))
+            states = [ops.where(valid, *pair) for pair in zip(new_states, states, strict=True)]
+            return states, states[:1]
+
+        steps = [ops.swapaxes(x, 0, 1) for x in (sequences, mask)]
+        # Copies, since torch overwrites the variables of the state.
+        states = [ops.copy(state) for state in initial_state]
+        scan = eager_scan if self.unroll else backends.active().scan
+        states, (outputs,) = scan(step, states, steps)
+        outputs, last = hold_outputs(
+            ops.swapaxes(outputs, 0, 1), states[0], mask, self.zero_output_for_mask
+        )
+        return last, outputs, states
 
     def implementation_report(self) -> ImplementationReport:
         """Which path served the last call, and why the LSTM kernel was refused."""
@@ -71,15 +122,11 @@ class _AsLSTM:
             self.name, keras.backend.backend(), implementation, path, refused
         )
 
-    def _refusal(
-        self, shape: Shape, training: bool, initial_state: Any = None, mask: Any = None
-    ) -> str | None:
+    def _refusal(self, shape: Shape, training: bool, initial_state: Any = None) -> str | None:
         """Why the layer cannot run as one LSTM, `None` if it can."""
         cell = self.cell
         if initial_state is not None or self.stateful:
             return "an initial state, or stateful=True"
-        if mask is not None:
-            return "a mask"
         if shape[1] == 0 or cell.data_format != "channels_last" or self.unroll:
             return "no steps, data_format='channels_first' or unroll=True"
         if cell.activation not in (keras.activations.tanh, ops.tanh):
@@ -97,13 +144,14 @@ class _AsLSTM:
         """`(*positions, filters)` for the sequences' shape."""
         return self.cell.compute_output_shape((None, *shape[2:]))[0][1:]
 
-    def _call_lstm(self, sequences: KerasTensor) -> Any:
+    def _call_lstm(self, sequences: KerasTensor, valid: Any) -> Any:
         cell, positions = self.cell, self._state_shape(sequences.shape)
         batch, time = ops.shape(sequences)[:2]
         inputs = ops.cast(sequences, self.compute_dtype)
         inputs = ops.reshape(inputs, (batch, time, math.prod(sequences.shape[2:])))
         if self.go_backwards:
             inputs = ops.flip(inputs, axis=1)
+            valid = None if valid is None else ops.flip(valid, axis=1)
         bias = cell.bias
         if bias is not None:
             bias = ops.tile(self._cast(bias)[None], (math.prod(positions[:-1]), 1))
@@ -121,13 +169,13 @@ class _AsLSTM:
         )
         half = self.compute_dtype in ("float16", "bfloat16")
         state = ops.zeros((batch, math.prod(positions)), "float32" if half else self.compute_dtype)
-        sequence, last, states, path = backends.active().lstm(
-            inputs,
-            [state, state],
-            None,
-            weights,
-            options=backends.Options(sequence=self.return_sequences, states=self.return_state),
+        options = backends.Options(sequence=self.return_sequences, states=self.return_state)
+        sequence, last, states, path = run_kernel(
+            "lstm", inputs, [state, state], valid, weights, options
         )
+        if valid is not None:
+            sequence = sequence if self.return_sequences else None
+            sequence, last = hold_outputs(sequence, last, valid, self.zero_output_for_mask)
         self._note("native", path, None)
         output = (
             ops.reshape(sequence, (batch, time, *positions))
@@ -161,8 +209,11 @@ class ConvLSTM1D(_AsLSTM, keras.layers.ConvLSTM1D):
     """`keras.layers.ConvLSTM1D`, faster where positions are few.
 
     The same constructor, weights and values: `(batch, time, positions, features)` to
-    `(batch, [time,] positions, filters)` (Shi et al. 2015). It casts, masks and saves as the
+    `(batch, [time,] positions, filters)` (Shi et al. 2015). It casts and saves as the
     Keras layer does. Up to 512 positions times filters run as one LSTM of the backend.
+
+    A mask `(batch, time)`, or with more axes, of which any valid entry makes a step valid, means
+    what it means for `LSTM`, on every backend: the values are those of Keras on TensorFlow.
     """
 
 
@@ -171,8 +222,11 @@ class ConvLSTM2D(_AsLSTM, keras.layers.ConvLSTM2D):
     """`keras.layers.ConvLSTM2D`, faster where positions are few.
 
     The same constructor, weights and values: `(batch, time, rows, columns, features)` to
-    `(batch, [time,] rows, columns, filters)` (Shi et al. 2015). It casts, masks and saves as the
+    `(batch, [time,] rows, columns, filters)` (Shi et al. 2015). It casts and saves as the
     Keras layer does. Up to 512 positions times filters run as one LSTM of the backend.
+
+    A mask `(batch, time)`, or with more axes, of which any valid entry makes a step valid, means
+    what it means for `LSTM`, on every backend: the values are those of Keras on TensorFlow.
     """
 
 
@@ -181,6 +235,9 @@ class ConvLSTM3D(_AsLSTM, keras.layers.ConvLSTM3D):
     """`keras.layers.ConvLSTM3D`, faster where positions are few.
 
     The same constructor, weights and values: `(batch, time, *three axes, features)` to
-    `(batch, [time,] *three axes, filters)` (Shi et al. 2015). It casts, masks and saves as the
+    `(batch, [time,] *three axes, filters)` (Shi et al. 2015). It casts and saves as the
     Keras layer does. Up to 512 positions times filters run as one LSTM of the backend.
+
+    A mask `(batch, time)`, or with more axes, of which any valid entry makes a step valid, means
+    what it means for `LSTM`, on every backend: the values are those of Keras on TensorFlow.
     """

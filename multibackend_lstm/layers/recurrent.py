@@ -173,20 +173,22 @@ class Recurrent:
     ) -> Any:
         """See the class."""
         inputs = self._flatten(sequences)
-        valid = self._valid_steps(sequences, mask, lengths)
+        valid, unfit = self._valid_steps(sequences, mask, lengths)
         states = self._initial_states(inputs, initial_state)
+        if unfit is not None:
+            # A traced function cannot raise, and NaN is better than a wrong number.
+            states = [ops.where(unfit, ops.full_like(s, math.nan), s) for s in states]
         if self.go_backwards:
             inputs = ops.flip(inputs, axis=1)
             valid = None if valid is None else ops.flip(valid, axis=1)
 
         output, last, new_states = self._run(inputs, valid, states, bool(training))
-        output, last = (ops.cast(x, self.compute_dtype) for x in (output, last))
+        result = ops.cast(output if self.return_sequences else last, self.compute_dtype)
 
         if self.stateful:
             for variable, state in zip(self.states, new_states, strict=True):
                 # The gradient stops at the border of two calls.
                 variable.assign(ops.stop_gradient(ops.cast(state, variable.dtype)))
-        result = output if self.return_sequences else last
         if self.return_state:
             return (result, *(ops.cast(state, self.compute_dtype) for state in new_states))
         return result
@@ -203,8 +205,13 @@ class Recurrent:
         batch, time = ops.shape(x)[:2]
         return ops.reshape(x, (batch, time, features))
 
-    def _valid_steps(self, sequences: KerasTensor, mask: Any, lengths: Any) -> Any:
-        """A boolean `(batch, time)` tensor from the mask or the lengths, or None."""
+    def _valid_steps(self, sequences: KerasTensor, mask: Any, lengths: Any) -> tuple[Any, Any]:
+        """Boolean tensors from the mask or the lengths, each None where there is nothing to say.
+
+        Returns:
+            The valid steps, `(batch, time)`, and the samples whose length is outside of
+            `[0, time]`, `(batch, 1)`, where that shows only when a traced function runs.
+        """
         if mask is not None and lengths is not None:
             raise ValueError(
                 f"{self.name}: `lengths` stands in place of a mask, and both were given (the "
@@ -214,17 +221,21 @@ class Recurrent:
             mask = ops.convert_to_tensor(mask)
             check_mask(self.name, mask.shape, sequences.shape, max_rank=len(sequences.shape))
             _check_dtype(self.name, "mask", mask, "booleans (or integers, 0 for a masked step)")
-            return reduce_mask(mask)
+            return reduce_mask(mask), None
         if lengths is not None:
             lengths = ops.convert_to_tensor(lengths)
             _check_dtype(self.name, "lengths", lengths, "integers", booleans=False)
-            self._check_lengths(lengths, sequences)
-            return (
-                _positions(self._flatten(sequences)[..., 0]) < ops.cast(lengths, "int32")[:, None]
-            )
-        return None
+            checked = self._check_lengths(lengths, sequences)
+            lengths = ops.cast(lengths, "int32")[:, None]
+            valid = _positions(self._flatten(sequences)[..., 0]) < lengths
+            if checked:
+                return valid, None
+            unfit = ops.logical_or(lengths < 0, lengths > ops.shape(sequences)[1])
+            return ops.logical_or(valid, unfit), unfit
+        return None, None
 
-    def _check_lengths(self, lengths: Any, sequences: KerasTensor) -> None:
+    def _check_lengths(self, lengths: Any, sequences: KerasTensor) -> bool:
+        """Whether the values are known, and then in the range: else an error."""
         batch, time = sequences.shape[:2]
         rule = f"{self.name}: `lengths` must hold one integer a sample, of shape (batch,)"
         if len(lengths.shape) != 1 or (
@@ -235,14 +246,15 @@ class Recurrent:
                 f"{tuple(sequences.shape)}. For lengths of shape (batch, 1), pass `lengths[:, 0]`."
             )
         values = backends.active().concrete(lengths)
-        if values is None or not values.size or time is None:
-            return  # not known while a function is traced; there, lengths are cut to [0, time]
-        if values.min() < 0 or values.max() > time:
+        if values is None or time is None:
+            return False  # while a function is traced
+        if values.size and (values.min() < 0 or values.max() > time):
             raise ValueError(
                 f"{rule}, and each in [0, time], here [0, {time}]. Received lengths from "
                 f"{values.min()} to {values.max()}. Count the valid steps of the padded or cut "
                 "series, not of the original one."
             )
+        return True
 
     def _initial_states(self, inputs: KerasTensor, initial_state: Any) -> list[Any]:
         """The states as tensors `(batch, units)` in float32 or wider."""
@@ -285,7 +297,7 @@ class Recurrent:
     def _run(
         self, inputs: KerasTensor, valid: Any, states: list[Any], training: bool
     ) -> tuple[Any, Any, list[Any]]:
-        """Outputs of all steps, output of the last one, and final states."""
+        """Outputs of all steps (if they are returned), of the last one, and final states."""
         dropout_masks, recurrent_masks = self._dropout_masks(inputs, training)
         if inputs.shape[1] == 0:
             self._note("ops", "no steps", None)
@@ -293,20 +305,13 @@ class Recurrent:
             return ops.zeros((batch, 0, units), dtype), ops.zeros((batch, units), dtype), states
 
         if valid is not None:
-            # Selected, not multiplied by 0: a masked NaN must not reach any arithmetic.
-            inputs = ops.where(valid[..., None], inputs, ops.zeros_like(inputs))
+            inputs = without_masked(inputs, valid)
         outputs, last, states = self._recur(inputs, states, valid, dropout_masks, recurrent_masks)
         if valid is None:
             return outputs, last, states
 
-        # The output holds through masked steps, and is 0 before the first valid one.
-        has_output = valid
-        if not self.zero_output_for_mask:
-            has_output = ops.cumsum(ops.cast(valid, "int32"), axis=1) > 0
-        if self.return_sequences:
-            outputs = ops.where(has_output[..., None], outputs, ops.zeros_like(outputs))
-        last = ops.where(has_output[:, -1:], last, ops.zeros_like(last))
-        return outputs, last, states
+        sequence = outputs if self.return_sequences else None
+        return *hold_outputs(sequence, last, valid, self.zero_output_for_mask), states
 
     def _recur(
         self,
@@ -345,26 +350,14 @@ class Recurrent:
 
     def _run_kernel(self, inputs: Any, states: list[Any], valid: Any, weights: Any) -> Any:
         """As `_recur`; Refused is raised through."""
-        backend = backends.active()
         options = backends.Options(
             sequence=self.return_sequences,
             states=self.return_state or self.stateful,
             cudnn=self._cudnn,
         )
-        to_front = valid is not None and backend.valid_steps_first()
-        if to_front:
-            # A mask with holes is the same as its valid steps moved together, so that a kernel
-            # which knows lengths alone can serve it.
-            ones = ops.cast(valid, "int32")
-            count = ops.cumsum(ones, axis=1)  # of valid steps up to each step
-            order = _positions(ones) + ops.where(valid, 0, ops.shape(inputs)[1])
-            inputs = _take_steps(inputs, ops.argsort(order, axis=1))
-            valid = _positions(ones) < count[:, -1:]
-        kernel = getattr(backend, self._kernel)
-        sequence, last, states, path = kernel(inputs, states, valid, weights, options=options)
-        if to_front and self.return_sequences:
-            # Each step gets the output of the last valid step up to it.
-            sequence = _take_steps(sequence, ops.maximum(count - 1, 0))
+        sequence, last, states, path = run_kernel(
+            self._kernel, inputs, states, valid, weights, options
+        )
         self._note("native", path, None)
         return sequence, last, states
 
@@ -467,6 +460,56 @@ class Recurrent:
         scan = eager_scan if self.unroll else backends.active().scan
         states, (outputs,) = scan(step, states, xs)
         return ops.transpose(outputs, (1, 0, 2)), states[0], states
+
+
+def run_kernel(
+    name: str, inputs: Any, states: list[Any], valid: Any, weights: Any, options: Any
+) -> tuple[Any, Any, list[Any], str]:
+    """The backend's kernel for any mask; see `backends/__init__.py`. Refused is raised through."""
+    backend = backends.active()
+    to_front = valid is not None and backend.valid_steps_first()
+    if to_front:
+        # A mask with holes is the same as its valid steps moved together, so that a kernel
+        # which knows lengths alone can serve it.
+        ones = ops.cast(valid, "int32")
+        count = ops.cumsum(ones, axis=1)  # of valid steps up to each step
+        order = _positions(ones) + ops.where(valid, 0, ops.shape(inputs)[1])
+        inputs = _take_steps(inputs, ops.argsort(order, axis=1))
+        valid = _positions(ones) < count[:, -1:]
+    kernel = getattr(backend, name)
+    sequence, last, states, path = kernel(inputs, states, valid, weights, options=options)
+    if to_front and options.sequence:
+        # Each step gets the output of the last valid step up to it.
+        sequence = _take_steps(sequence, ops.maximum(count - 1, 0))
+    return sequence, last, states, path
+
+
+def hold_outputs(sequence: Any, last: Any, valid: Any, zero: bool) -> tuple[Any, Any]:
+    """Zeros where there is no output to hold.
+
+    Args:
+        sequence: `(batch, time, *axes)`, which holds the last state in masked steps; or None.
+        last: `(batch, *axes)`.
+        valid: boolean `(batch, time)`.
+        zero: whether every masked step gives zeros, and not only those before the first valid one.
+    """
+    has_output = valid if zero else ops.cumsum(ops.cast(valid, "int32"), axis=1) > 0
+    if sequence is not None:
+        sequence = ops.where(
+            expand(has_output, len(sequence.shape)), sequence, ops.zeros_like(sequence)
+        )
+    has_last = has_output[:, -1:]
+    return sequence, ops.where(expand(has_last, len(last.shape)), last, ops.zeros_like(last))
+
+
+def without_masked(inputs: Any, valid: Any) -> Any:
+    """Zeros in masked steps: selected, since a masked NaN must not reach any arithmetic."""
+    return ops.where(expand(valid, len(inputs.shape)), inputs, ops.zeros_like(inputs))
+
+
+def expand(x: Any, rank: int) -> Any:
+    """Axes of size 1 added behind, up to `rank` axes."""
+    return x[(..., *[None] * (rank - len(x.shape)))]
 
 
 def recurrent_product(h: Any, kernel: Any, masks: list[Any]) -> Any:

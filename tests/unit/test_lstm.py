@@ -244,26 +244,48 @@ def test_the_keras_layer_gives_the_same(cell, mask_kind):
         np.testing.assert_allclose(got, expected, **TOLERANCE)
 
 
+def adam_model(cls, cell, masked, **flags):
+    """A compiled model of one layer, and the values of all its variables before training."""
+    inputs = keras.Input((TIME, FEATURES))
+    masked_inputs = keras.layers.Masking()(inputs) if masked else inputs
+    model = keras.Model(inputs, cls(UNITS, **CELLS[cell][3], **flags)(masked_inputs))
+    model.set_weights(make(cell).get_weights())
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.optimizer.build(model.trainable_variables)
+    variables = [*model.variables, *model.optimizer.variables]
+    return model, [(v, ops.convert_to_numpy(v)) for v in variables]
+
+
 @needs_gradients
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_20_adam_steps_as_the_keras_layer(cell):
-    _, keras_cls, _, _ = CELLS[cell]
-    x, _ = data(shape=(8, TIME, FEATURES))
-    y = np.random.default_rng(3).normal(size=(8, UNITS)).astype("float32")
-    mask = mask_of("right", 8)
-    x[~mask] = 0
-    trained = []
-    start = None
-    for cls in (CELLS[cell][0], keras_cls):
-        inputs = keras.Input((TIME, FEATURES))
-        model = keras.Model(inputs, cls(UNITS)(keras.layers.Masking()(inputs)))
-        start = start or make(cell).get_weights()
-        model.set_weights(start)
-        model.compile(keras.optimizers.Adam(0.01), "mse")
-        model.fit(x, y, batch_size=8, epochs=20, shuffle=False, verbose=0)
-        trained.append(model.get_weights())
-    for got, expected in zip(*trained, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+@pytest.mark.thin_on_jax
+@pytest.mark.parametrize("return_sequences", [False, True])
+@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("mask_kinds", [["none"], ["right", "left", "holes", "rows"]], ids=str)
+@pytest.mark.parametrize(
+    "cell", ["lstm", "gru", pytest.param("gru_reset_before", marks=pytest.mark.slow)]
+)
+def test_20_adam_steps_as_the_keras_layer(cell, mask_kinds, go_backwards, return_sequences):
+    batch, steps = 8, 20
+    flags = {"go_backwards": go_backwards, "return_sequences": return_sequences}
+    shape = (steps * batch, *([TIME] if return_sequences else []), UNITS)
+    y = np.random.default_rng(3).normal(size=shape).astype("float32")
+    models = [adam_model(cls, cell, mask_kinds != ["none"], **flags) for cls in CELLS[cell][:2]]
+    for mask_kind in mask_kinds:
+        x, _ = data(shape=(steps * batch, TIME, FEATURES))
+        if mask_kind != "none":
+            x[~np.tile(mask_of(mask_kind, batch), (steps, 1))] = 0
+        trained = []
+        for model, start in models:
+            for variable, value in start:
+                variable.assign(value)
+            model.fit(x, y, batch_size=batch, shuffle=False, verbose=0)
+            assert int(ops.convert_to_numpy(model.optimizer.iterations)) == steps
+            trained.append(model.get_weights())
+        report = models[0][0].layers[-1].implementation_report()
+        assert report.implementation == expected_path(cell, "auto")[0]
+        for got, expected, before in zip(*trained, make(cell).get_weights(), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+            assert np.abs(got - before).max() > 0.01
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -336,6 +358,39 @@ def test_lengths_are_a_mask(cell, axes):
             to_numpy(layer(x, lengths=lengths)), to_numpy(layer(x, mask=mask)), strict=True
         ):
             np.testing.assert_array_equal(got, expected)
+
+
+def traced(function, jit):
+    """The function as the backend traces it, in which values are not known."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        spec = [tf.TensorSpec((None, None, FEATURES)), tf.TensorSpec((None,), tf.int32)]
+        return tf.function(function, jit_compile=jit, input_signature=None if jit else spec)
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    import torch
+
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    return lambda x, lengths: compiled(torch.tensor(x), torch.tensor(lengths))
+
+
+@needs_gradients
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize("jit", [False, *([True] if BACKEND == "tensorflow" else [])])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_lengths_out_of_range_give_nan_where_no_error_can_be_raised(cell, jit):
+    x, _ = data()
+    lengths = np.array([0, 1, TIME, -1, TIME + 1, 3], "int32")
+    fit = np.array([True, True, True, False, False, True])
+    layer = make(cell, shape=(None, None, FEATURES), return_sequences=True, return_state=True)
+    outputs = to_numpy(traced(lambda x, lengths: layer(x, lengths=lengths), jit)(x, lengths))
+    expected = to_numpy(layer(x[fit], lengths=lengths[fit]))
+    for output, truth in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output[fit], truth, **TOLERANCE)
+        assert np.isnan(output[~fit]).all()
 
 
 def test_lengths_in_a_functional_model():
@@ -736,17 +791,117 @@ def test_bidirectional(cell, return_sequences, merge_mode):
         np.testing.assert_allclose(got, truth, **TOLERANCE)
 
 
-def test_time_distributed_and_channelwise():
-    x, _ = data(shape=(2, 5, 3, 4))
-    layer = LSTM(UNITS)
-    by_channel = to_numpy(Channelwise(layer, merge="stack")(x))[0]
-    for channel in range(3):
-        np.testing.assert_allclose(
-            by_channel[:, channel], to_numpy(layer(x[:, :, channel]))[0], **TOLERANCE
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_bidirectional_states(cell, masked, tmp_path):
+    cls, _, step, _ = CELLS[cell]
+    x, states = data(states=4)
+    mask = mask_of("rows") if masked else None
+    wrapped = keras.layers.Bidirectional(cls(UNITS, return_sequences=True, return_state=True))
+    inner = [wrapped.forward_layer, wrapped.backward_layer]
+    count = len(inner[0]._state_names)
+    states = states[: 2 * count]
+    sequence, *final = to_numpy(wrapped(x, mask=mask, initial_state=states))
+    truths = [
+        # Bidirectional sets zero_output_for_mask in its layers.
+        reference.run(step, x, given_states, weights_of(layer), mask, backwards, True)
+        for layer, given_states, backwards in zip(
+            inner, (states[:count], states[count:]), (False, True), strict=True
         )
-    by_step = to_numpy(multibackend_lstm.TimeDistributed(layer)(x))[0]
-    for step in range(5):
-        np.testing.assert_allclose(by_step[:, step], to_numpy(layer(x[:, step]))[0], **TOLERANCE)
+    ]
+    both = np.concatenate([truths[0][0], truths[1][0][:, ::-1]], axis=-1)
+    np.testing.assert_allclose(sequence, both, **TOLERANCE)
+    for state, truth in zip(final, [*truths[0][2], *truths[1][2]], strict=True):
+        np.testing.assert_allclose(state, truth, **TOLERANCE)
+    assert [layer.implementation_report().path for layer in inner] == (
+        [expected_path(cell, "auto")[1]] * 2
+    )
+
+    inputs = keras.Input((None, FEATURES))
+    model = keras.Model(inputs, keras.layers.Bidirectional(cls(UNITS))(inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.layers[-1].backward_layer) is cls
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("axes", [(4,), (2, 3)], ids=str)
+@pytest.mark.parametrize("return_sequences", [False, True])
+@pytest.mark.parametrize(
+    "wrapper", [keras.layers.TimeDistributed, multibackend_lstm.TimeDistributed]
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_time_distributed(cell, wrapper, return_sequences, axes):
+    """A series of its own in every outer step, its mask of shape (batch, outer, time)."""
+    cls, _, step, _ = CELLS[cell]
+    outer, batch = 2, 3
+    x, _ = data(shape=(batch, outer, TIME, *axes))
+    layer = wrapper(cls(UNITS, return_sequences=return_sequences))
+    masks = np.stack([mask_of("right", batch), mask_of("rows", batch)], axis=1)
+    for mask in (None, masks):
+        got = to_numpy(layer(x, mask=mask))[0]
+        states = [np.zeros((batch, UNITS))] * len(layer.layer._state_names)
+        for n in range(outer):
+            step_mask = None if mask is None else mask[:, n]
+            truth = reference.run(step, x[:, n], states, weights_of(layer.layer), step_mask)
+            np.testing.assert_allclose(got[:, n], truth[not return_sequences], **TOLERANCE)
+    assert layer.layer.implementation_report().path == expected_path(cell, "auto")[1]
+
+
+@needs_gradients
+@pytest.mark.parametrize(
+    "wrapper", [keras.layers.TimeDistributed, multibackend_lstm.TimeDistributed]
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_training_in_time_distributed(cell, wrapper):
+    """As a model of the same layer with the outer steps as samples."""
+    cls = CELLS[cell][0]
+    x, _ = data(shape=(4, 3, TIME, 2))
+    x[:, 1:, 5:] = 0
+    y = np.random.default_rng(3).normal(size=(4, 3, UNITS)).astype("float32")
+    weights = make(cell, shape=(None, TIME, 2)).get_weights()
+    trained = []
+    for shape, wrap in (((3, TIME, 2), wrapper), ((TIME, 2), lambda layer: layer)):
+        inputs = keras.Input(shape)
+        outputs = wrap(cls(UNITS))(keras.layers.Masking()(inputs))
+        # Times one, to drop the mask: Keras's wrapper passes the series' mask on to the loss.
+        model = keras.Model(inputs, outputs * 1.0)
+        model.set_weights(weights)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        flat = (x.reshape(-1, *shape), y.reshape(-1, *y.shape[len(y.shape) - len(shape) + 1 :]))
+        model.fit(*flat, batch_size=len(flat[0]), epochs=3, shuffle=False, verbose=0)
+        trained.append(model.get_weights())
+    for got, expected, before in zip(*trained, weights, strict=True):
+        np.testing.assert_allclose(got, expected, **TOLERANCE)
+        assert np.abs(got - before).max() > 1e-3
+
+
+def test_a_mask_of_outer_steps_says_nothing_of_the_series_inside():
+    """keras.layers.TimeDistributed hands the layer a mask of rank 1; ours keeps it outside."""
+    x, _ = data(shape=(2, 3, 5, 4))
+    mask = np.array([[True, True, False], [True, False, False]])
+    with pytest.raises(ValueError, match="mask must have the first axes"):
+        keras.layers.TimeDistributed(LSTM(UNITS))(x, mask=mask)
+    layer = multibackend_lstm.TimeDistributed(LSTM(UNITS))
+    np.testing.assert_array_equal(to_numpy(layer(x, mask=mask)), to_numpy(layer(x)))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_channelwise(cell):
+    cls, _, step, _ = CELLS[cell]
+    x, _ = data(shape=(BATCH, TIME, 3, 4))
+    layer = Channelwise(cls(UNITS), merge="stack")
+    mask = np.stack([mask_of(kind) for kind in ("right", "left", "rows")], axis=2)
+    states = [np.zeros((BATCH, UNITS))] * len(layer.layer._state_names)
+    for given_mask in (None, mask):
+        got = to_numpy(layer(x, mask=given_mask))[0]
+        for channel in range(3):
+            channel_mask = None if given_mask is None else mask[:, :, channel]
+            truth = reference.run(
+                step, x[:, :, channel], states, weights_of(layer.layer), channel_mask
+            )[1]
+            np.testing.assert_allclose(got[:, channel], truth, **TOLERANCE)
+    assert layer.layer.implementation_report().path == expected_path(cell, "auto")[1]
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -804,41 +959,175 @@ def test_regularizers_and_trainable(cell):
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("use_bias", "all_outputs", "dynamic"), [(True, True, False), (False, False, True)]
+)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_torch_compile(cell):
+def test_torch_compile(cell, use_bias, all_outputs, dynamic):
+    """One graph, with the values and gradients of the eager call."""
     import torch
 
-    x, _ = data()
-    mask = torch.tensor(mask_of("holes"))
-    layer = make(cell, return_sequences=True, return_state=True)
-    compiled = torch.compile(lambda x, mask: layer(x, mask=mask))
-    for got, expected in zip(
-        to_numpy(compiled(torch.tensor(x), mask)), to_numpy(layer(x, mask=mask)), strict=True
-    ):
-        np.testing.assert_allclose(got, expected, **TOLERANCE)
+    torch._dynamo.reset()
+    x, states = data()
+    mask = torch.tensor(mask_of("rows"))
+    flags = {"use_bias": use_bias, "return_sequences": all_outputs, "return_state": all_outputs}
+    layer = make(cell, shape=(None, None, FEATURES), **flags)
+    weights = [v.value for v in layer.trainable_variables]
+
+    def call(x, mask, *states):
+        outputs = layer(x, mask=mask, initial_state=list(states))
+        outputs = outputs if all_outputs else [outputs]
+        return sum((output * (1 + n + output)).sum() for n, output in enumerate(outputs))
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for given_mask, count in ((None, BATCH), (mask, BATCH), (mask, 3)):
+        part = None if given_mask is None else given_mask[:count]
+        given_states = states[: len(layer._state_names)]
+        tensors = [torch.tensor(a[:count], requires_grad=True) for a in (x, *given_states)]
+        values = []
+        for function in (compiled, call):
+            value = function(tensors[0], part, *tensors[1:])
+            values.append([value, *torch.autograd.grad(value, [*tensors, *weights])])
+        for got, expected in zip(*values, strict=True):
+            np.testing.assert_allclose(to_numpy(got)[0], to_numpy(expected)[0], **TOLERANCE)
+    with torch.no_grad():
+        assert torch.allclose(compiled(tensors[0], part, *tensors[1:]), values[0][0])
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's operations")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_operation_for_torch_compile(cell):
+    """What torch asks of an operation: schema, shapes, gradients, all of it traced too."""
+    import torch
+
+    x, states = data()
+    gates = {"lstm": 4, "gru": 3}[cell] * UNITS
+    rng = np.random.default_rng(1)
+    sizes = [(gates, FEATURES), (gates, UNITS), (gates,), (gates,)]
+
+    def tensor(array):
+        return torch.tensor(array, dtype=torch.float32, requires_grad=True)
+
+    given_states = [tensor(s[None]) for s in states[: {"lstm": 2, "gru": 1}[cell]]]
+    for count in (2, 4):  # without and with a bias
+        weights = [tensor(rng.normal(size=size)) for size in sizes[:count]]
+        torch.library.opcheck(
+            torch.ops.multibackend_lstm.rnn, (cell, tensor(x), given_states, weights)
+        )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not NATIVE, reason="the backend does not export")
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_export(cell, tmp_path):
-    inputs = keras.Input((TIME, 3, 2))
-    model = keras.Model(inputs, CELLS[cell][0](UNITS)(keras.layers.Masking()(inputs)))
-    x, _ = data(shape=(BATCH, TIME, 3, 2))
+def test_fit_with_torch_compile(cell):
+    """As without, if a compiler for what torch.compile writes is there."""
+    import torch
+
+    x, _ = data(shape=(8, TIME, 3, 2))
     x[:, 5:] = 0
+    y = np.full((8, UNITS), 0.3, "float32")
+    trained = []
+    for jit_compile in (False, True):
+        torch._dynamo.reset()
+        inputs = keras.Input((TIME, 3, 2))
+        model = keras.Model(inputs, CELLS[cell][0](UNITS)(keras.layers.Masking()(inputs)))
+        model.set_weights(make(cell, shape=(None, TIME, 6)).get_weights())
+        model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=jit_compile)
+        try:
+            model.fit(x, y, epochs=3, batch_size=8, verbose=0)
+        except torch._inductor.exc.InvalidCxxCompiler:
+            pytest.skip("no C++ compiler")
+        trained.append(model.get_weights())
+    for got, expected in zip(*trained, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def model_to_export(cell, time, masked=True):
+    """A model and two inputs of different batch sizes, and of different lengths if it may."""
+    inputs = keras.Input((time, 3, 2))
+    x = keras.layers.Masking()(inputs) if masked else inputs
+    model = keras.Model(inputs, CELLS[cell][0](UNITS)(x))
+    x, _ = data(shape=(BATCH, TIME, 3, 2))
+    x[1, 5:] = 0
+    x[2, :2] = 0
+    model(x)  # Keras exports to ONNX what has been called
+    return model, [x, x[:3] if time else x[:3, :6]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND not in ("tensorflow", "jax"), reason="Keras needs torch_xla for torch")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_export_as_saved_model(cell, tmp_path):
+    """Batch and time unknown; from JAX through jax2tf."""
+    tf = pytest.importorskip("tensorflow", reason="a SavedModel is TensorFlow's")
+    model, inputs = model_to_export(cell, None)
+    model.export(tmp_path / "model", format="tf_saved_model", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "model")
+    for x in inputs:
+        got = loaded.serve(x).numpy()
+        np.testing.assert_allclose(got, model.predict(x, verbose=0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.export")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_export_as_torch_program(cell, tmp_path):
+    """Unknown batch alone: of time torch.export asks the number of steps, torch.nn.LSTM's too."""
+    import torch
+
+    model, inputs = model_to_export(cell, TIME)
+    dims = {0: torch.export.Dim("batch", min=1)}
+    path = str(tmp_path / "model.pt2")
+    model.export(path, format="torch", verbose=False, dynamic_shapes=dims)
+    program = torch.export.load(path)
+    assert f"torch.ops.aten.{cell}.input" in program.graph_module.code  # and not step by step
+    for x in inputs:
+        got = program.module()(torch.tensor(x)).detach().numpy()
+        np.testing.assert_allclose(got, model.predict(x, verbose=0), rtol=0, atol=1e-6)
+
+    model, _ = model_to_export(cell, None)
+    dims[1] = torch.export.Dim("time", min=1)
+    with pytest.raises(RuntimeError, match=r"Constraints violated \(time\)"):
+        model.export(path, format="torch", verbose=False, dynamic_shapes=dims)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's exporter")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_export_as_onnx(cell, tmp_path):
+    """Batch and time unknown, as one operation. With a mask torch's exporter refuses the sort."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="torch.onnx needs it")
+    runtime = pytest.importorskip("onnxruntime", reason="runs what was exported")
+    model, inputs = model_to_export(cell, None, masked=False)
+    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    (name,) = (argument.name for argument in session.get_inputs())
+    for x in inputs:
+        (got,) = session.run(None, {name: x})
+        np.testing.assert_allclose(got, model.predict(x, verbose=0), rtol=0, atol=1e-6)
+    masked, _ = model_to_export(cell, None)
+    with pytest.raises(Exception, match="Sort"):
+        masked.export(tmp_path / "masked.onnx", format="onnx", verbose=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND not in ("torch", "jax"), reason="torch.export, jax.export")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_export_of_the_call(cell):
+    model, (x, _) = model_to_export(cell, TIME)
     expected = model.predict(x, verbose=0)
     if BACKEND == "torch":
         import torch
 
         program = torch.export.export(model.eval(), (torch.tensor(x),))
         got = program.module()(torch.tensor(x)).detach().numpy()
-    elif BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        model.export(tmp_path / "model", verbose=False)
-        loaded = tf.saved_model.load(tmp_path / "model")
-        got = loaded.serve(x).numpy()
     else:
         import jax
         from jax import export

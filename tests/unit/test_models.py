@@ -159,10 +159,12 @@ def test_longer_input_shapes(solution, shape):
     assert model.predict(x, verbose=0).shape == (2, 1)
 
 
-@pytest.mark.parametrize("solution", ["reshape", "pre_reshape", "conv", "channelwise"])
-@pytest.mark.parametrize("units", [4, (4, 3)])
-def test_masked_steps_are_skipped(x, solution, units):
-    model = build_model((None, *SHAPE[1:]), solution, units=units, masking=-9.0)
+@pytest.mark.parametrize("solution", SOLUTIONS)
+@pytest.mark.parametrize(("bidirectional", "units"), [(False, 4), (False, (4, 3)), (True, (4, 3))])
+def test_masked_steps_are_skipped(x, solution, units, bidirectional):
+    model = build_model(
+        (None, *SHAPE[1:]), solution, units=units, masking=-9.0, bidirectional=bidirectional
+    )
     padded = np.concatenate([x, np.full((BATCH, 4, CHANNELS, FEATURES), -9, "float32")], axis=1)
     if solution == "pre_reshape":
         x, padded = flatten_features(x), flatten_features(padded)
@@ -234,7 +236,6 @@ def test_the_mark_of_missing_steps_is_compared_in_full_precision(x):
         ({"outputs": 0}, "`outputs` must be"),
         ({"task": "multiclass"}, 'outputs=1.*task="binary"'),
         ({"masking": float("nan")}, "nan_to_num"),
-        ({"masking": 0.0, "solution": "conv_lstm"}, "ConvLSTM"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from multibackend_lstm.layers import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
+from unit import recurrent_reference, references
+from unit.tools import gradients, needs_gradients
 
 PAIRS = {
     1: (ConvLSTM1D, keras.layers.ConvLSTM1D),
@@ -137,3 +139,149 @@ def test_mixed_precision(policy):
     assert mine.dtype == other.dtype
     for a, b in zip(arrays(mine), arrays(other), strict=True):
         np.testing.assert_allclose(a.astype("float32"), b.astype("float32"), atol=0.05)
+
+
+# Masks. Keras 3.15 fails with one on JAX, or gives other numbers there, so the truth is NumPy's.
+
+
+def mask_for(shape):
+    """A left-padded sample and one with a hole, or a hole and a fully masked sample."""
+    mask = np.ones(shape[:2], bool)
+    mask[0, 1] = False
+    mask[1] = False
+    return {"left": np.flip(np.tri(*shape[:2], dtype=bool), 1), "rows": mask}
+
+
+def truth_of(layer, x, mask, states=None):
+    """Sequence, last output and states in float64; everything per step and position."""
+    kernel, recurrent_kernel, *bias = layer.get_weights()
+    positions = layer.compute_output_shape(x.shape)
+    positions = positions[0] if layer.return_state else positions
+    positions = positions[2 if layer.return_sequences else 1 :]
+
+    def step(flat_x, flat_states, weights):
+        h, c = (state.reshape(len(x), *positions) for state in flat_states)
+        z = references.convolve(
+            flat_x.reshape(len(x), *x.shape[2:]),
+            kernel,
+            bias[0] if bias else 0,
+            layer.strides,
+            layer.padding,
+            layer.dilation_rate,
+        )
+        z = z + references.convolve(h, recurrent_kernel, padding="same")
+        i, f, g, o = np.split(z, 4, axis=-1)
+        c = references.sigmoid(f) * c + references.sigmoid(i) * np.tanh(g)
+        h = references.sigmoid(o) * np.tanh(c)
+        return [state.reshape(len(x), -1) for state in (h, c)]
+
+    width = int(np.prod(positions))
+    states = states or [np.zeros((len(x), width))] * 2
+    sequence, last, states = recurrent_reference.run(
+        step, x, states, [], mask, layer.go_backwards, layer.zero_output_for_mask
+    )
+    leading = x.shape[: 2 if layer.return_sequences else 1]
+    output = sequence if layer.return_sequences else last
+    return [
+        output.reshape(*leading, *positions),
+        *(state.reshape(len(x), *positions) for state in states),
+    ]
+
+
+# Dropout with a rate of almost 0 sends the layer to Keras's cell and leaves the numbers.
+PATHS = {"native": {}, "keras": {"dropout": 1e-9}}
+
+
+@pytest.mark.parametrize("kind", ["left", "rows"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "same", "return_sequences": True},
+        {"use_bias": False, "go_backwards": True},
+        {"strides": 2, "return_sequences": True, "zero_output_for_mask": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("rank", PAIRS)
+@pytest.mark.thin_on_jax
+def test_masked_values(rank, path, options, kind):
+    layer, _, x = pair(rank, 3, 2, return_state=True, **options, **PATHS[path])
+    mask = mask_for(x.shape)[kind]
+    dirty = x.copy()
+    dirty[~mask] = np.nan
+    outputs = arrays(layer(dirty, mask=mask, training=path == "keras"))
+    for output, truth in zip(outputs, truth_of(layer, x, mask), strict=True):
+        np.testing.assert_allclose(output, truth, atol=2e-6)
+    assert layer.implementation_report().implementation == path
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras is right there alone")
+@pytest.mark.parametrize("rank", PAIRS)
+def test_masked_values_are_those_of_keras_on_tensorflow(rank):
+    ours, theirs, x = pair(rank, 3, 2, return_sequences=True, return_state=True)
+    for mask in mask_for(x.shape).values():
+        outputs = (arrays(layer(x, mask=mask)) for layer in (ours, theirs))
+        for mine, other in zip(*outputs, strict=True):
+            np.testing.assert_allclose(mine, other, atol=2e-6)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_masked_with_an_initial_state(unroll):
+    layer, _, x = pair(1, 3, 2, padding="same", return_state=True, unroll=unroll)
+    mask = mask_for(x.shape)["rows"]
+    states = [np.random.default_rng(n).normal(size=(2, 5, 3)).astype("float32") for n in (2, 3)]
+    outputs = arrays(layer(x, mask=mask, initial_state=states))
+    for output, truth in zip(
+        outputs, truth_of(layer, x, mask, [s.reshape(2, -1) for s in states]), strict=True
+    ):
+        np.testing.assert_allclose(output, truth, atol=2e-6)
+
+
+def test_a_mask_with_more_axes_is_valid_where_any_entry_is():
+    layer, _, x = pair(1, 3, 2, return_sequences=True)
+    mask = mask_for(x.shape)["rows"]
+    finer = np.zeros(x.shape[:3], bool)
+    finer[:, :, 1] = mask
+    np.testing.assert_array_equal(*(arrays(layer(x, mask=m))[0] for m in (mask, finer)))
+    assert layer.compute_mask(x, keras.ops.convert_to_tensor(finer)).shape == mask.shape
+    with pytest.raises(ValueError, match="mask must have the first axes"):
+        layer(x, mask=mask[:, 1:])
+
+
+@needs_gradients
+def test_masked_gradients_of_both_paths_agree():
+    native, _, x = pair(1, 2, 2, padding="same", return_sequences=True)
+    looped, _, _ = pair(1, 2, 2, padding="same", return_sequences=True, unroll=True)
+    mask = mask_for(x.shape)["rows"]
+    found = [gradients(layer, x, mask=mask) for layer in (native, looped)]
+    for got, expected in zip(*(keras.tree.flatten(f) for f in found), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+        assert np.any(expected)
+    assert [layer.implementation_report().implementation for layer in (native, looped)] == [
+        "native",
+        "keras",
+    ]
+
+
+@needs_gradients
+@pytest.mark.parametrize("options", [{}, {"activation": "softsign"}], ids=str)
+def test_training_with_padding_is_training_without(options):
+    """In one graph with an unknown number of steps, on either path."""
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype("float32")
+    padded = np.concatenate([x, np.zeros((2, 3, 5, 3), "float32")], axis=1)
+    y = np.random.default_rng(2).normal(size=(2, 4, 3)).astype("float32")
+    inputs = keras.Input((None, 5, 3))
+    masked = keras.layers.Masking()(inputs)
+    hidden = ConvLSTM1D(3, 2, padding="same", return_sequences=True, **options)(masked)
+    model = keras.Model(inputs, ConvLSTM1D(3, 2, **options)(hidden))
+    start, trained = model.get_weights(), []
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    for data in (x, padded):
+        model.set_weights(start)
+        for _ in range(3):
+            model.train_on_batch(data, y)
+        trained.append(model.get_weights())
+    for mine, other, before in zip(*trained, start, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+        assert np.abs(mine - before).max() > 1e-4
