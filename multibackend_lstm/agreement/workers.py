@@ -336,7 +336,8 @@ class Workers:
 
         # The reference has a process of its own, which works beside that of the target.
         named = [(REFERENCE, self.reference), *((str(t), t) for t in self.targets)]
-        threads = [threading.Thread(target=start, args=pair) for pair in named]
+        # Daemons, so that an interrupted parent need not wait for them; its end ends workers.
+        threads = [threading.Thread(target=start, args=pair, daemon=True) for pair in named]
         for thread in threads:
             thread.start()
         for thread in threads:
