@@ -171,8 +171,6 @@ class Report:
             yield f"[yellow]note[/yellow] {escape(self.settings['resolution'])}"
         if not self.findings:
             yield "[green]All targets agree.[/green]"
-        if "resolution" in self.settings:
-            yield f"[yellow]{escape(self.settings['resolution'])}[/yellow]"
 
     def to_json(self) -> dict[str, Any]:
         """All of it in plain values."""
