@@ -154,7 +154,9 @@ class Report:
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=escape(f"{self.case}, compared with {self.reference}"))
+        # Not as the table's title, which would be broken to the table's width.
+        yield f"[bold]{escape(f'{self.case}, compared with {self.reference}')}[/bold]"
+        table = Table()
         table.add_column("largest score (tensors)")
         for result in self.results:
             table.add_column(result.target, justify="right")

@@ -312,7 +312,7 @@ def _targets(report: Report) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="Targets", show_lines=True)
+    table = Table(show_lines=True)
     precision = report.settings["precision"]
     for heading in ("target", "device", "versions", f"set by {precision} precision"):
         table.add_column(heading, overflow="fold")
