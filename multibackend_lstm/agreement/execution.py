@@ -132,6 +132,8 @@ def with_dtype(config: Any, dtype: str) -> Any:
         return config
     if config.get("class_name") == "DTypePolicy":
         return {**config, "config": {"name": dtype}}
+    if config.get("class_name") == "__keras_tensor__":
+        return config  # it stands for a layer's output, and is no policy
     new = {key: with_dtype(value, dtype) for key, value in config.items()}
     named = config.get("dtype")
     if isinstance(named, str) and "float" in named:
