@@ -134,7 +134,9 @@ def test_a_module_that_workers_cannot_import(project):
     folder = "--import-mode=importlib"
     result = project(source, folder, "--agreement-targets", HERE, "--rootdir=/", "-c/dev/null")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*which a worker cannot import: it is not on sys.path*pythonpath*"])
+    result.stdout.fnmatch_lines(
+        ["*which a worker cannot import: it is not on sys.path*pythonpath*"]
+    )
 
 
 @pytest.mark.parametrize(
