@@ -30,10 +30,7 @@ def project(pytester, monkeypatch):
         """
         [tool.pytest.ini_options]
         addopts = ["--strict-markers"]
-        filterwarnings = [
-            "error",
-            "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
-        ]
+        filterwarnings = ["error"]
         """
     )
 
