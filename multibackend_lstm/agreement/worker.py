@@ -154,8 +154,6 @@ def _run(
     truth = twins > 0
     wide = truth and dtype == "float64"
     keras.config.set_floatx("float64" if wide else "float32")
-    # For the layers that a user's layer builds within itself, which no config names.
-    keras.config.set_dtype_policy(dtype or "float32")
     try:
         from multibackend_lstm.agreement.execution import Execution, load
 
