@@ -1,8 +1,15 @@
-"""Sessions of nox: `nox -l` lists them, and arguments after `--` go to the command inside."""
+"""Sessions of nox: `nox -l` lists them, and arguments after `--` go to the command inside.
+
+`nox --no-venv -s ...` installs nothing and runs in a Python that already holds what is needed, GPU
+builds of the backends for one: the Python that runs nox, or the one on PATH if that has no keras.
+"""
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import nox
@@ -22,13 +29,39 @@ BACKEND_REQUIREMENTS = {
 }
 TWO_PROCESSES = ("-n", "2")
 UNIT_TESTS = ("tests/unit", "-m", "not slow", *TWO_PROCESSES)
+CROSS_BACKEND_TESTS = ("tests/cross_backend", "examples")
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
 
 
-def install(session: nox.Session, *requirements: str, editable: bool = True) -> None:
+def has_environment(session: nox.Session) -> bool:
+    """Whether the session has an environment of its own, into which it may install."""
+    return session.venv_backend != "none"
+
+
+def pip_install(session: nox.Session, *arguments: str) -> None:
+    """Install into the session's environment; without one, use what is there."""
+    if has_environment(session):
+        session.install(*arguments)
+    else:
+        session.log("no virtual environment: what is installed is used as it is")
+
+
+def install(session: nox.Session, *requirements: str) -> None:
     """Install the package with its `plot` extra and what else a session needs."""
-    package = ("-e", ".[plot]") if editable else (".[plot]",)
-    session.install(*CONSTRAINTS, *package, *requirements)
+    pip_install(session, *CONSTRAINTS, "-e", ".[plot]", *requirements)
+
+
+def python(
+    session: nox.Session, *arguments: str | Path, env: Mapping[str, str | None] | None = None
+) -> None:
+    """Run the session's Python; without an environment, one that finds this checkout."""
+    if has_environment(session):
+        session.run("python", *arguments, env=env)
+        return
+    interpreter = sys.executable if find_spec("keras") else "python"
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**(env or {}), "PYTHONPATH": os.pathsep.join(paths)}
+    session.run(interpreter, *arguments, env=env, external=True)
 
 
 def group(name: str) -> list[str]:
@@ -36,23 +69,17 @@ def group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(PYPROJECT, name))
 
 
-def pytest(session: nox.Session, backend: str, *arguments: str) -> None:
+def pytest(session: nox.Session, backend: str, *arguments: str, **env: str) -> None:
     """Run pytest on one backend, in processes of its own."""
-    session.run(
-        "python",
-        "-m",
-        "pytest",
-        *arguments,
-        *session.posargs,
-        env={"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
+    env = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", **env}
+    python(session, "-m", "pytest", *arguments, *session.posargs, env=env)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
     """Train every solution on real sensor data, and compare the backends."""
     install(session, *group("backends"))
-    session.run("multibackend-lstm", "demo", *session.posargs)
+    python(session, "-m", "multibackend_lstm", "demo", *session.posargs)
 
 
 @nox.session
@@ -61,7 +88,7 @@ def tests(session: nox.Session) -> None:
     install(session, *group("test"), *group("backends"))
     for backend in BACKENDS:
         pytest(session, backend, *UNIT_TESTS)
-    pytest(session, "jax", "tests/agreement", "tests/cross_backend", "-m", "not slow")
+    pytest(session, "jax", "tests/agreement", *CROSS_BACKEND_TESTS, "-m", "not slow")
 
 
 @nox.session
@@ -84,6 +111,8 @@ def unit(session: nox.Session, backend: str) -> None:
 @nox.session
 def minimums(session: nox.Session) -> None:
     """Unit tests on the oldest supported versions, with the lightest backend."""
+    if not has_environment(session):
+        session.error("the oldest versions need an environment of their own: leave out --no-venv")
     project = PYPROJECT["project"]
     oldest = [
         requirement.replace(">=", "==")
@@ -103,10 +132,10 @@ def minimums(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Format, lint and types."""
-    install(session, *group("lint"), "nox")
-    session.run("ruff", "format", "--check", ".")
-    session.run("ruff", "check", ".")
-    session.run("mypy", *session.posargs)
+    install(session, *group("lint"), *group("test"), "nox")
+    python(session, "-m", "ruff", "format", "--check", ".")
+    python(session, "-m", "ruff", "check", ".")
+    python(session, "-m", "mypy", *session.posargs)
 
 
 @nox.session(default=False)
@@ -114,7 +143,23 @@ def benchmarks(session: nox.Session) -> None:
     """Run a benchmark script: `nox -s benchmarks -- time_distributed.py --repeats 5`."""
     install(session, *group("benchmarks"), *group("backends"))
     script, *arguments = session.posargs or ("time_distributed.py",)
-    session.run("python", str(ROOT / "benchmarks" / script), *arguments)
+    python(session, ROOT / "benchmarks" / script, *arguments)
+
+
+@nox.session(default=False)
+@nox.parametrize("device", [nox.param(kind, id=kind) for kind in ("cpu", "gpu")])
+def agreement(session: nox.Session, device: str) -> None:
+    """Compare the backends on a device: `nox -s "agreement(gpu)"` fails where there is no GPU."""
+    if device == "cpu":
+        install(session, *group("test"), *group("backends"))
+        pytest(session, "jax", *CROSS_BACKEND_TESTS)
+        return
+    backends = [requirement.replace("jax", "jax[cuda12]") for requirement in group("backends")]
+    install(session, *group("test"), *backends)
+    # Several processes share the GPU's memory, of which JAX and TensorFlow would each take most.
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    python(session, ROOT / "benchmarks" / "gpu_go_backwards.py", env=shared)
+    pytest(session, "jax", *CROSS_BACKEND_TESTS, **shared)
 
 
 @nox.session
@@ -127,17 +172,17 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def build(session: nox.Session) -> None:
     """Build wheel and sdist, check them, and run the wheel in an environment of its own."""
-    session.install(*group("build"))
+    pip_install(session, *group("build"))
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
-    session.run("python", "-m", "build", "--outdir", "dist", *session.posargs)
-    session.run("twine", "check", "--strict", *map(str, (ROOT / "dist").iterdir()))
+    python(session, "-m", "build", "--outdir", "dist", *session.posargs)
+    python(session, "-m", "twine", "check", "--strict", *(ROOT / "dist").iterdir())
     (wheel,) = (ROOT / "dist").glob("*.whl")
     with tempfile.TemporaryDirectory() as folder:
-        session.run("python", "-m", "venv", folder)
-        python = str(Path(folder, "Scripts" if os.name == "nt" else "bin", "python"))
-        session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[jax]", external=True)
+        python(session, "-m", "venv", folder)
+        built = str(Path(folder, "Scripts" if os.name == "nt" else "bin", "python"))
+        session.run(built, "-m", "pip", "install", "--quiet", f"{wheel}[jax]", external=True)
         # Outside the checkout, so that the wheel is what gets imported.
         with session.chdir(folder):
-            module = (python, "-m", "multibackend_lstm")
+            module = (built, "-m", "multibackend_lstm")
             session.run(*module, "doctor", external=True)
             session.run(*module, "demo", "--solution", "reshape", "--epochs", "1", external=True)

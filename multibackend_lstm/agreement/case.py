@@ -1,8 +1,12 @@
 """What is to be compared: a model in a form that every worker can build, and its inputs."""
 
 import json
+import os
+import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +106,15 @@ def _case_of_object(model: Any, inputs: Any) -> Case:
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(model), default=_plain))
     described = json.loads(json.dumps(describe(model), default=_plain))
     source = {"config": config, "objects": dict(_custom_objects(config))}
+    with warnings.catch_warnings():
+        # Keras turns tensors into arrays in a way that NumPy 2 warns of (pytorch#136264); tests
+        # that take warnings for errors are to pass.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        weights = numpy_weights(model)
     return Case(
         model.name,
         source,
-        numpy_weights(model),
+        weights,
         structure=described["structure"],
         described=described,
     )
@@ -151,7 +160,38 @@ def _place(
             "into a module of its own."
         )
     if module.split(".")[0] not in ("keras", "multibackend_lstm", "builtins"):
+        _check_importable(module, name)
         yield registered, f"{module}:{name}"
+
+
+def _check_importable(module: str, name: str) -> None:
+    """Refuse what another process, which has this one's import path, would not find."""
+    if not _is_found(module):
+        raise CaseError(
+            f"{name} is defined in the module {module!r}, which a worker cannot import: it is not "
+            "on sys.path. Move it into a module that is. Of a test module pytest puts the folder "
+            "there, unless its import mode is importlib; then set `pythonpath` in its "
+            "configuration file."
+        )
+    found = sys.modules.get(module)
+    if found is not None and not hasattr(found, name.split(".")[0]):
+        raise CaseError(
+            f"{name} is not a name of the module {module!r}, so that a worker cannot import it. "
+            "Define it at the top of the module, not in a function."
+        )
+
+
+def _is_found(module: str) -> bool:
+    """Whether an import would find a module on the path, whatever is imported already."""
+    path: Sequence[str] | None = [*sys.path, os.getcwd()]
+    parents: list[str] = []
+    for part in module.split("."):
+        parents.append(part)
+        spec = PathFinder.find_spec(".".join(parents), path)
+        if spec is None:
+            return False
+        path = spec.submodule_search_locations
+    return True
 
 
 def _flatten(structure: Any, leaves: list[np.ndarray]) -> Any:

@@ -62,11 +62,12 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
         import_module(module)
     # So that layers which get their names from a counter have the same ones everywhere.
     keras.utils.clear_session(free_memory=False)
+    # For layers that a user's layer builds within itself, which no config names. (The session's
+    # end has taken the policy along.)
+    keras.config.set_dtype_policy(dtype or "float32")
     objects = {name: imported(place) for name, place in source.get("objects", {}).items()}
     inputs = None
     if "function" in source:
-        if dtype is not None:
-            keras.config.set_dtype_policy(dtype)
         model = imported(source["function"])()
         if isinstance(model, tuple):
             model, inputs = model

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from multibackend_lstm import environment
 from multibackend_lstm.agreement.comparison import (
     AGREES,
     DISAGREES,
@@ -79,6 +80,13 @@ class TargetResult:
         """The comparisons of a group."""
         return [c for c in self.comparisons if c.kind in GROUPS[name]]
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions that matter: not those of the backends beside the target's own."""
+        others = {*environment.BACKENDS} - {self.target.partition("@")[0]}
+        found = self.ready.get("versions", {})
+        return {name: version for name, version in found.items() if name not in others}
+
 
 @dataclass
 class Report:
@@ -146,7 +154,9 @@ class Report:
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=f"{self.case}, compared with {self.reference}")
+        # Not as the table's title, which would be broken to the table's width.
+        yield f"[bold]{escape(f'{self.case}, compared with {self.reference}')}[/bold]"
+        table = Table()
         table.add_column("largest score (tensors)")
         for result in self.results:
             table.add_column(result.target, justify="right")
@@ -196,6 +206,22 @@ class Report:
     def dumps(self) -> str:
         """`to_json` as text."""
         return json.dumps(self.to_json(), indent=1)
+
+    def to_html(self) -> str:
+        """A page that needs no network: findings, scores, plots, and every tensor.
+
+        Raises:
+            ImportError: if the extra `plot` is not installed.
+        """
+        try:
+            from multibackend_lstm.report import render_agreement
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"the page of a report needs {error.name}, which is not installed: "
+                "pip install 'multibackend-lstm[plot]'",
+                name=error.name,
+            ) from error
+        return render_agreement(self)
 
 
 def _cell(result: TargetResult, kind: str) -> str:

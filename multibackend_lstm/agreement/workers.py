@@ -1,6 +1,7 @@
 """The parent's side: targets, and one long-lived process for each."""
 
 import contextlib
+import copy
 import os
 import queue
 import re
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -188,6 +189,8 @@ class Worker:
         return message
 
     def _last_lines(self) -> str:
+        if self._closed:
+            return ""
         self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(self._errors.tell() - 4000, 0))
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
@@ -275,8 +278,9 @@ class Workers:
             )
         self.precision = precision
         self.timeout = timeout
-        self._workers: dict[str, Worker] = {}
-        self._failures: dict[str, str] = {}
+        # By name and target: the reference is another one where the first target is left out.
+        self._workers: dict[tuple[str, Target], Worker] = {}
+        self._failures: dict[tuple[str, Target], str] = {}
         self.targets = [Target.parse(t) for t in targets] if targets else self._default_targets()
         doubled = {str(t) for t in self.targets if self.targets.count(t) > 1}
         if doubled:
@@ -305,17 +309,18 @@ class Workers:
         Raises:
             WorkerError: if it does not start.
         """
-        worker = self._workers.get(name)
+        key = (name, target)
+        worker = self._workers.get(key)
         if worker is None or not worker.alive:
-            if name in self._failures:  # it has never started
-                raise WorkerError(self._failures[name])
+            if key in self._failures:  # it has never started
+                raise WorkerError(self._failures[key])
             interpreter = self.interpreters.get(target.backend)
             try:
                 worker = Worker(target, interpreter, self.precision, self.timeout)
             except WorkerError as error:
-                self._failures[name] = f"does not start: {error}"
-                raise WorkerError(self._failures[name]) from None
-            self._workers[name] = worker
+                self._failures[key] = f"does not start: {error}"
+                raise WorkerError(self._failures[key]) from None
+            self._workers[key] = worker
         return worker
 
     @property
@@ -336,11 +341,18 @@ class Workers:
 
         # The reference has a process of its own, which works beside that of the target.
         named = [(REFERENCE, self.reference), *((str(t), t) for t in self.targets)]
-        threads = [threading.Thread(target=start, args=pair) for pair in named]
+        # Daemons, so that an interrupted parent need not wait for them; its end ends workers.
+        threads = [threading.Thread(target=start, args=pair, daemon=True) for pair in named]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+    def without(self, skipped: Collection[str]) -> "Workers":
+        """The same processes, for the targets that are left."""
+        others = copy.copy(self)
+        others.targets = [target for target in self.targets if str(target) not in skipped]
+        return others
 
     def close(self) -> None:
         """End all processes."""

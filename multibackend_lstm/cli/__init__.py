@@ -7,6 +7,7 @@ answers at once and the command can still choose the backend.
 import click
 
 from multibackend_lstm import __version__
+from multibackend_lstm.cli.agree import agree
 from multibackend_lstm.cli.demo import demo
 from multibackend_lstm.cli.doctor import doctor
 from multibackend_lstm.cli.explain import explain
@@ -18,6 +19,7 @@ def main() -> None:
     """Recurrent models on 4D sensor tensors, alike on TensorFlow, PyTorch and JAX."""
 
 
+main.add_command(agree)
 main.add_command(demo)
 main.add_command(doctor)
 main.add_command(explain)

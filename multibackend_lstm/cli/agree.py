@@ -1,0 +1,329 @@
+"""`multibackend-lstm agree`: does one model give the same numbers on every backend and device?"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from multibackend_lstm.files import check_writable, replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+
+    from multibackend_lstm.agreement import Report
+
+DTYPES = ("float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16", "float64")
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+def _shapes(context: Any, option: Any, values: tuple[str, ...]) -> list[tuple[int, ...]]:
+    """Sizes such as `10,3,5`."""
+    for value in values:
+        if not re.fullmatch(r"([1-9]\d*(,[1-9]\d*)*)?", value):
+            raise click.BadParameter(
+                "a shape is its sizes without the batch, each 1 or more, such as 10,3,5. "
+                f"Received {value!r}."
+            )
+    return [tuple(map(int, value.split(","))) if value else () for value in values]
+
+
+def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, str]:
+    """Backends and their Pythons, `torch=/path/python`."""
+    pythons: dict[str, str] = {}
+    for value in values:
+        backend, _, python = value.partition("=")
+        if not backend or not python:
+            raise click.BadParameter(
+                f"a backend and its Python are needed, such as torch=/path/python. "
+                f"Received {value!r}."
+            )
+        if backend in pythons:
+            raise click.BadParameter(f"one Python a backend. Received two for {backend}.")
+        pythons[backend] = python
+    return pythons
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--inputs",
+    type=_FILE,
+    help="An .npz file: one array, or one an input, by name or as arr_0, arr_1, ... in order. "
+    "Default: drawn from the shapes of the model's inputs.",
+)
+@click.option(
+    "--labels",
+    type=_FILE,
+    help="An .npz file for the loss: one array an output, by name or as arr_0, ... "
+    "Default: drawn to suit the loss.",
+)
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    callback=_shapes,
+    metavar="SIZES",
+    help="Shape to draw, without the batch: 10,3,5. Once an input.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option(
+    "--targets",
+    help="Backends on devices: torch@cpu,jax@gpu. Default: every installed backend on every "
+    "device that it has.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Training steps; 0 compares the loss and the gradients alone.",
+)
+@click.option(
+    "--optimizer",
+    default="adam",
+    show_default=True,
+    help="Name of a Keras optimizer, or its config as JSON.",
+)
+@click.option(
+    "--loss",
+    default="mean_squared_error",
+    show_default=True,
+    help="Name of a Keras loss, or its config as JSON.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Policy to give every layer. Default: as the model has it.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["strict", "default"]),
+    default="strict",
+    show_default=True,
+    help="strict turns TF32 and reduced-precision reductions off, and says what it set.",
+)
+@click.option(
+    "--interpreter",
+    "interpreters",
+    multiple=True,
+    callback=_interpreters,
+    metavar="BACKEND=PYTHON",
+    help="The Python of one backend: torch=/path/python. May be given several times.",
+)
+@click.option(
+    "--import",
+    "modules",
+    metavar="MODULE",
+    multiple=True,
+    help="Module that registers custom layers. May be given several times.",
+)
+@click.option(
+    "--twins",
+    type=click.IntRange(min=2),
+    default=8,
+    show_default=True,
+    help="Perturbed runs that the noise floor is taken from.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report as a page to this file.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds that an answer of a target may take.",
+)
+def agree(
+    model: str,
+    inputs: Path | None,
+    labels: Path | None,
+    targets: str | None,
+    optimizer: str,
+    loss: str,
+    as_json: bool,
+    html: Path | None,
+    **options: Any,
+) -> None:
+    """Compare MODEL's numbers on every backend and device with a float64 run.
+
+    MODEL is a .keras file, or package.module:function, a function that returns a model or
+    (model, inputs). Outputs of every layer, gradients, and weights after some training steps are
+    compared; a target that is further from the truth than rounding explains is named, with the
+    first layer that is off.
+
+    Ends with status 0 if all targets agree, 1 if one disagrees, 2 for wrong use, and 3 if none
+    disagrees but one could not run, or not all of it.
+    """
+    from rich.console import Console
+
+    with _ending_cleanly():
+        if html is not None:
+            _check_html(html)
+        from multibackend_lstm.agreement import WorkerError, check
+
+        console = Console(stderr=True)
+        try:
+            with console.status("starting") as status:
+                report = check(
+                    model,
+                    inputs and _inputs(inputs),
+                    labels and _labels(labels),
+                    targets=targets.split(",") if targets is not None else None,
+                    optimizer=_identifier(optimizer, "--optimizer"),
+                    loss=_identifier(loss, "--loss"),
+                    progress=status.update,
+                    **options,
+                )
+        except ValueError as error:  # CaseError is one
+            raise click.UsageError(str(error)) from error
+        except WorkerError as error:
+            click.echo(f"Error: {error}", err=True)
+            raise SystemExit(3) from error
+        if as_json:
+            click.echo(report.dumps())
+        else:
+            _print(report)
+        if html is not None:
+            with replacing(html) as temporary:
+                temporary.write_text(report.to_html(), encoding="utf-8")
+    raise SystemExit(exit_status(report))
+
+
+def exit_status(report: Report) -> int:
+    """0 agree, 1 a target disagrees, 3 none does but one could not run, or not all of it.
+
+    A disagreement is certain whatever else could not run, so that 1 goes before 3.
+    """
+    if report.disagreeing:
+        return 1
+    nothing_compared = any(not result.comparisons for result in report.results)
+    return 3 if report.could_not_run or nothing_compared else 0
+
+
+@contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """End through Python on SIGTERM as on Ctrl-C, so that workers end and no file is left.
+
+    Both give the status that a shell gives them; click's own for Ctrl-C, 1, says "disagrees".
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_html(path: Path) -> None:
+    """Refuse a page that could not be written, before anything is computed."""
+    try:
+        import multibackend_lstm.report  # noqa: F401  (it needs what the extra `plot` brings)
+
+        check_writable(path.parent)
+    except ModuleNotFoundError as error:
+        raise click.UsageError(
+            f"--html needs {error.name}, which is not installed: "
+            "pip install 'multibackend-lstm[plot]'"
+        ) from error
+    except OSError as error:
+        raise click.UsageError(f"--html: {error}") from error
+
+
+def _arrays(path: Path, option: str) -> dict[str, np.ndarray]:
+    """The arrays of a file, in the order of their names' numbers if they are `arr_0`, ..."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as packed:
+            arrays = {name: packed[name] for name in packed.files}
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise click.UsageError(
+            f"{option} must be an .npz file of numbers, as numpy.savez writes it. {path} cannot "
+            f"be read so: {str(error).partition('. ')[0]}"
+        ) from error
+    if not arrays:
+        raise click.UsageError(f"{option} must hold at least one array. {path} holds none.")
+    if _numbered(arrays):
+        return dict(sorted(arrays.items(), key=lambda pair: int(pair[0][4:])))
+    return arrays
+
+
+def _numbered(names: Any) -> bool:
+    """Whether the names are those that numpy.savez gives to arrays without a name."""
+    return all(re.fullmatch(r"arr_\d+", name) for name in names)
+
+
+def _inputs(path: Path) -> Any:
+    arrays = _arrays(path, "--inputs")
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    return list(arrays.values()) if _numbered(arrays) else arrays
+
+
+def _labels(path: Path) -> list[np.ndarray]:
+    arrays = _arrays(path, "--labels")
+    if _numbered(arrays):
+        return list(arrays.values())
+    return [arrays[name] for name in sorted(arrays)]  # as Keras orders outputs with names
+
+
+def _identifier(text: str, option: str) -> Any:
+    """A name, or a config in JSON."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"{option} is no JSON: {error}. Received {text!r}.") from error
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for part in report.renderables():
+        # Findings keep their line, so that a log can be searched for them.
+        console.print(part, soft_wrap=isinstance(part, str))
+    console.print(_targets(report))
+
+
+def _targets(report: Report) -> Table:
+    """What each target ran on."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_lines=True)
+    precision = report.settings["precision"]
+    for heading in ("target", "device", "versions", f"set by {precision} precision"):
+        table.add_column(heading, overflow="fold")
+    for result in report.results:
+        ready = result.ready
+        cells = (
+            result.target,
+            ready.get("device") or "did not start",
+            "\n".join(f"{name} {version}" for name, version in result.versions.items()),
+            "\n".join(f"{key} = {value}" for key, value in ready.get("set_switches", {}).items())
+            or "nothing",
+        )
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    return table
