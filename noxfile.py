@@ -61,7 +61,7 @@ def tests(session: nox.Session) -> None:
     install(session, *group("test"), *group("backends"))
     for backend in BACKENDS:
         pytest(session, backend, *UNIT_TESTS)
-    pytest(session, "jax", "tests/cross_backend")
+    pytest(session, "jax", "tests/agreement", "tests/cross_backend", "-m", "not slow")
 
 
 @nox.session
@@ -78,6 +78,7 @@ def unit(session: nox.Session, backend: str) -> None:
     """Unit tests on one backend, with no other installed."""
     install(session, *group("test"), BACKEND_REQUIREMENTS[backend])
     pytest(session, backend, *UNIT_TESTS)
+    pytest(session, backend, "tests/agreement", "-m", "not slow")
 
 
 @nox.session

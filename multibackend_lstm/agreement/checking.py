@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
-from multibackend_lstm.agreement.comparison import compare, missing
+from multibackend_lstm.agreement.comparison import ROUNDING, compare, missing
 from multibackend_lstm.agreement.report import (
     FAILED,
     Finding,
@@ -18,10 +18,6 @@ from multibackend_lstm.agreement.report import (
     findings_of,
 )
 from multibackend_lstm.agreement.workers import REFERENCE, Target, Worker, WorkerError, Workers
-
-#: Relative rounding of the dtypes that a policy may compute in.
-_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
-_FLOAT32_ROUNDING = 2.0**-24
 
 
 def check(
@@ -108,8 +104,12 @@ def check(
             "twins": twins,
             "seed": seed,
         }
+        described = _describe(workers, case)
+        if case.inputs is None:
+            case.inputs = draw_inputs(described["inputs"], input_shapes, batch, seed)
+            case.structure = 0 if case.structure is None else case.structure
         try:
-            return _check(workers, case, settings, batch, input_shapes, progress)
+            return _check(workers, case, settings, described["layers"], progress)
         except BaseException:
             workers.close()  # answers under way belong to no request any more
             raise
@@ -128,27 +128,10 @@ def _check(
     workers: Workers,
     case: Case,
     settings: dict[str, Any],
-    batch: int,
-    input_shapes: Sequence[Sequence[int]],
+    layers: dict[str, Any],
     progress: Callable[[str], None],
 ) -> Report:
-    described = _describe(workers, case)
-    if case.inputs is None:
-        case.inputs = draw_inputs(described["inputs"], input_shapes, batch, settings["seed"])
-        if case.structure is None:
-            case.structure = 0
-    reference = workers.worker(REFERENCE, workers.reference)
-    float64 = reference.ready["float64"]
-    place = f"{workers.reference} (Keras {reference.ready['versions']['keras']})"
-    report = Report(
-        case=case.name,
-        reference=f"float64 on {place}"
-        if float64
-        else f"{settings['dtype'] or 'float32'} on {place}",
-        float64=float64,
-        settings=settings,
-        layers=described["layers"],
-    )
+    report = Report(case=case.name, reference="", float64=False, settings=settings, layers=layers)
     request = {
         "do": "run",
         "source": case.source,
@@ -156,15 +139,10 @@ def _check(
         "structure": case.structure,
         "training": settings["training"],
         "seed": settings["seed"],
-        "rounding": _rounding(settings["dtype"], described["layers"], float64),
         "twins": 0,
-    }
-    truth_request = request | {
-        "dtype": "float64" if float64 else settings["dtype"],
-        "twins": settings["twins"],
+        "rounding": 0.0,
     }
     progress(f"{case.name}: computing")
-    reference.ask(truth_request, case.arrays)
     started: list[tuple[Target, Worker | str]] = []
     for target in workers.targets:
         try:
@@ -174,27 +152,56 @@ def _check(
         except WorkerError as error:
             started.append((target, str(error)))
     with tempfile.TemporaryDirectory() as folder:
-        truth = _Truth(Path(folder))
-        truth.read(reference, report)
-        for part, reason in truth.failed.items():
-            report.findings.append(
-                Finding(
-                    REFERENCE,
-                    FAILED,
-                    part,
-                    f"the reference, {report.reference}, failed in {part}: {reason}",
-                )
-            )
+        truth = _read_truth(workers, case, request, report, Path(folder))
         for target, started_worker in started:
             progress(f"{case.name}: comparing {target}")
             report.results.append(_compare(target, started_worker, truth))
-    if not float64:
-        report.settings["resolution"] = (
-            "no backend here computes in float64 (install TensorFlow for that): the targets are "
-            f"compared with {report.reference}, and who is wrong cannot be told"
-        )
     report.findings += findings_of(report)
     return report
+
+
+def _read_truth(
+    workers: Workers, case: Case, request: dict[str, Any], report: Report, folder: Path
+) -> "_Truth":
+    """The tensors of the reference: in float64 where that can be had, else as the targets run."""
+    dtype = report.settings["dtype"]
+    tries = [(REFERENCE, workers.reference, "float64"), (REFERENCE, workers.reference, dtype)]
+    first = workers.targets[0]
+    if first != workers.reference:
+        tries.append((f"{REFERENCE} on {first}", first, dtype))
+    reasons: list[str] = []
+    truth = _Truth(folder)
+    for name, target, wanted in tries:
+        float64 = wanted == "float64"
+        report.reference = f"{wanted or 'float32'} on {target}"
+        report.float64 = float64
+        try:
+            worker = workers.worker(name, target)
+        except WorkerError as error:
+            reasons.append(f"{target} {error}")
+            continue
+        if float64 and not worker.ready["float64"]:
+            reasons.append(f"Keras does not compute in float64 on {target.backend}")
+            continue
+        rounding = _rounding(dtype, report.layers, float64)
+        twins = report.settings["twins"]
+        worker.ask(request | {"dtype": wanted, "twins": twins, "rounding": rounding}, case.arrays)
+        truth = _Truth(folder)
+        truth.float64 = float64
+        truth.read(worker, report)
+        if not truth.failed:
+            break
+        reasons += [f"{report.reference} failed in {p}: {r}" for p, r in truth.failed.items()]
+    if truth.failed or not truth.headers:
+        message = "there is nothing to compare with: " + "; ".join(dict.fromkeys(reasons))
+        report.findings.append(Finding(REFERENCE, FAILED, "target", message))
+        truth.failed = truth.failed or dict.fromkeys(_PARTS, message)
+    elif reasons:
+        report.settings["resolution"] = (
+            f"the targets are compared with {report.reference}, so that who is wrong cannot be "
+            "told: " + "; ".join(dict.fromkeys(reasons))
+        )
+    return truth
 
 
 def _describe(workers: Workers, case: Case) -> dict[str, Any]:
@@ -230,9 +237,10 @@ def _describe(workers: Workers, case: Case) -> dict[str, Any]:
 def _rounding(dtype: str | None, layers: Mapping[str, Any], float64: bool) -> float:
     """The coarsest rounding of the dtypes that the layers compute in."""
     named = [dtype] if dtype else [_policy(layer) for layer in layers.values()]
-    roundings = [size for name in named for key, size in _ROUNDING.items() if name and key in name]
-    # In float32 itself only a move of a whole unit in the last place is sure to be one.
-    return max(roundings, default=_FLOAT32_ROUNDING if float64 else 2 * _FLOAT32_ROUNDING)
+    narrow = [size for name in named for key, size in ROUNDING.items() if name and key in name]
+    rounding = max(narrow, default=ROUNDING["float32"])
+    # In the dtype itself only a move of a whole unit in the last place is sure to be one.
+    return rounding if float64 else 2 * rounding
 
 
 def _policy(layer: Mapping[str, Any]) -> str:
@@ -249,8 +257,10 @@ class _Truth:
         self._folder = folder
         self.headers: dict[tuple[str, str], dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
+        self.float64 = False
 
     def read(self, reference: Worker, report: Report) -> None:
+        """Take a worker's answers; what fails is in `failed` then."""
         try:
             for header, arrays in reference.answers("done"):
                 if "failed" in header:
@@ -268,6 +278,7 @@ class _Truth:
             report.twins[int(tensor["path"])] = (tensor["floor"], tensor["largest"])
 
     def values(self, key: tuple[str, str]) -> np.ndarray:
+        """A tensor, from disk."""
         values: np.ndarray = np.load(self.headers[key]["file"], allow_pickle=False)
         return values
 
@@ -306,8 +317,10 @@ def _compare(target: Target, worker: Worker | str, truth: _Truth) -> TargetResul
         result.failed["target"] = str(error)
         return result
     for part, kinds in _PARTS.items():
-        if part in truth.failed:
-            result.not_compared[part] = f"the reference failed: {truth.failed[part]}"
+        if part in truth.failed and part not in result.failed:
+            result.not_compared[part] = "the reference failed there"
+        if part == "training" and "layers" in result.failed:
+            result.not_compared[part] = "the model does not run"
         if part in {*result.failed, *result.not_compared}:
             continue
         for key in truth.headers:
@@ -328,8 +341,15 @@ def _compare_tensor(
         if not truth.failed:
             result.not_compared[f"{key[0]} {key[1]}"] = "the reference has no such tensor"
         return
-    exact = truth.values(key)
-    comparison = compare(*key, values, exact, floor=expected["floor"], dtype=tensor["dtype"])
+    expected_values = truth.values(key)
+    comparison = compare(
+        *key,
+        values,
+        expected_values,
+        floor=expected["floor"],
+        dtype=tensor["dtype"],
+        exact=truth.float64,
+    )
     if key[0] == "trajectory":
         result.distances[int(key[1])] = comparison.rms
     else:

@@ -10,6 +10,9 @@ AGREES_UP_TO = 30.0
 #: Scores above disagree; those between are suspicious.
 DISAGREES_ABOVE = 300.0
 
+#: Half a unit in the last place of the floating dtypes, relative to the number.
+ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
 AGREES, SUSPICIOUS, DISAGREES = "agrees", "suspicious", "disagrees"
 
 
@@ -81,6 +84,7 @@ def compare(
     floor: float,
     dtype: str = "float32",
     expected_dtype: str | None = None,
+    exact: bool = True,
 ) -> Comparison:
     """Judge one tensor.
 
@@ -92,6 +96,7 @@ def compare(
         floor: how far the truth moves when inputs and weights are moved within their rounding.
         dtype: the name of the target's dtype.
         expected_dtype: the dtype it should have; None if any floating dtype will do.
+        exact: whether the truth is float64; else it is rounded as the values are.
 
     Returns:
         The comparison. A wrong shape or dtype disagrees, as does a NaN or infinity on one side.
@@ -103,15 +108,15 @@ def compare(
         )
     if not values.size:
         return Comparison(kind, path, AGREES, 0.0, floor=floor, shape=tuple(values.shape))
-    exact = truth.astype("float64")
+    wide = truth.astype("float64")
     ours = values.astype("float64")
-    nan = (int(np.isnan(ours).sum()), int(np.isnan(exact).sum()))
-    inf = (int(np.isinf(ours).sum()), int(np.isinf(exact).sum()))
-    finite = np.isfinite(ours) & np.isfinite(exact)
-    same = finite | (np.isnan(ours) & np.isnan(exact)) | (ours == exact)
-    distance = np.abs(np.where(finite, ours, 0.0) - np.where(finite, exact, 0.0))
+    nan = (int(np.isnan(ours).sum()), int(np.isnan(wide).sum()))
+    inf = (int(np.isinf(ours).sum()), int(np.isinf(wide).sum()))
+    finite = np.isfinite(ours) & np.isfinite(wide)
+    same = finite | (np.isnan(ours) & np.isnan(wide)) | (ours == wide)
+    distance = np.abs(np.where(finite, ours, 0.0) - np.where(finite, wide, 0.0))
     rms = _rms(distance[finite])
-    floor = float(np.hypot(floor, _rms(_rounding(exact, dtype)[finite])))
+    floor = float(np.hypot(floor, _rms(_rounding(wide, dtype, exact)[finite])))
     score = rms / floor if floor else (float("inf") if rms else 0.0)
     if not same.all():
         problem = "NaN or infinity on one side"
@@ -119,8 +124,9 @@ def compare(
         worst = np.unravel_index(int(np.argmin(same)), same.shape)
     else:
         worst = np.unravel_index(int(np.argmax(distance)), distance.shape)
-    size = np.abs(np.where(finite, exact, 0.0))
-    unit = np.spacing(np.maximum(size, np.finfo("float32").tiny).astype("float32"))
+    size = np.abs(np.where(finite, wide, 0.0))
+    limits = np.finfo("float32")
+    unit = np.spacing(np.clip(size, limits.tiny, limits.max / 2).astype("float32"))
     return Comparison(
         kind=kind,
         path=path,
@@ -132,12 +138,12 @@ def compare(
         max_absolute=float(distance.max()),
         max_relative=float(np.max(distance[size > 0] / size[size > 0], initial=0.0)),
         max_ulp=float(np.max(distance / unit.astype("float64"))),
-        cosine=_cosine(ours[finite], exact[finite]),
-        argmax_changes=_argmax_changes(kind, ours, exact),
+        cosine=_cosine(ours[finite], wide[finite]),
+        argmax_changes=_argmax_changes(kind, ours, wide),
         nan=nan,
         inf=inf,
         worst=tuple(int(i) for i in worst),
-        values=(float(ours[worst]), float(exact[worst])),
+        values=(float(ours[worst]), float(wide[worst])),
         shape=tuple(values.shape),
     )
 
@@ -168,18 +174,19 @@ def _rms(x: np.ndarray) -> float:
     return largest * float(np.sqrt(np.mean(np.square(x / largest)))) if largest else 0.0
 
 
-def _rounding(truth: np.ndarray, dtype: str) -> np.ndarray:
+def _rounding(truth: np.ndarray, dtype: str, exact: bool) -> np.ndarray:
     """How far each element moves when it is rounded to a dtype."""
-    if dtype == "bfloat16":
-        return truth * 2.0**-8 / np.sqrt(3)
-    if dtype not in ("float16", "float32"):
+    if dtype not in ROUNDING:
         return np.zeros_like(truth)
+    if dtype == "bfloat16" or not exact:  # the size of it, where the move itself is not known
+        return truth * ROUNDING[dtype]
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = truth.astype(dtype).astype("float64") - truth
     return np.where(np.isfinite(rounded), rounded, 0.0)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (x / np.max(np.abs(x), initial=0.0) if np.any(x) else x for x in (a, b))
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(np.dot(a.ravel(), b.ravel()) / norms) if norms else 1.0
 

@@ -171,8 +171,8 @@ class Capture:
     """Records what each layer of a model returns, and can add float32's rounding to it.
 
     Within `recording()` every layer's `call` is wrapped in one that keeps what it returns;
-    outside the model is untouched. Inner layers of a layer are not wrapped, since a layer may
-    call them within a compiled loop; those of nested models are.
+    outside the model is untouched. Of the layers inside other layers only those of nested models
+    are recorded, since a layer may call its own within a compiled loop; rounding is added to all.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -189,10 +189,12 @@ class Capture:
     @contextmanager
     def recording(self, noisy: bool = False) -> Iterator[None]:
         """Wrap the layers; `noisy` adds rounding of the size that `set_rounding` gave."""
-        layers = {id(layer): layer for _, layer in walk(self._model)}.values()
+        recorded = {id(layer): layer for _, layer in walk(self._model)}
+        inner = [layer for layer in self._model._flatten_layers() if layer is not self._model]
+        layers = inner if noisy else list(recorded.values())
         self._noisy = noisy
         for layer in layers:
-            vars(layer)["call"] = self._wrap(layer)
+            vars(layer)["call"] = self._wrap(layer, id(layer) in recorded)
         try:
             yield
         finally:
@@ -208,7 +210,7 @@ class Capture:
         """Forget what was recorded."""
         self.paths, self.outputs = [], []
 
-    def _wrap(self, layer: keras.layers.Layer) -> Callable[..., Any]:
+    def _wrap(self, layer: keras.layers.Layer, recorded: bool) -> Callable[..., Any]:
         call = layer.call
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -220,6 +222,8 @@ class Capture:
                 self._stack.pop()
             if self._noisy:
                 outputs = tree.map_structure(self._round, outputs)
+            if not recorded:
+                return outputs
             calls = sum(name.split("[")[0].split(" (")[0] == path for name in self.paths)
             number = f" (call {calls + 1})" if calls else ""
             leaves = tree.flatten(outputs)
@@ -265,6 +269,14 @@ class Execution:
         self._optimizer: Any = None
         self.round(0.0, 0)
         self._step: Any = None
+        # Their states are no variables of the model.
+        self._stateful = [
+            layer
+            for layer in model._flatten_layers()
+            if getattr(layer, "stateful", False) and hasattr(layer, "reset_state")
+        ]
+        #: Shapes and dtypes of the outputs, as arrays that hold nothing, once they are known.
+        self.output_forms: list[np.ndarray] | None = None
         self._snapshot = [np.array(v) for v in model.variables]
         self.randomness = silence(model)
 
@@ -274,6 +286,8 @@ class Execution:
             variable.assign(value)
         for variable, value in zip(self.model.weights, weights, strict=True):
             variable.assign(value)
+        for layer in self._stateful:
+            layer.reset_state()
 
     def round(self, size: float, seed: int) -> None:
         """How large the rounding is that a noisy run adds to layers' outputs, and its seed.
@@ -292,10 +306,6 @@ class Execution:
         outputs = self.model(self._arrange(inputs), training=False)
         self.output_paths = [_path(key) for key, _ in tree.flatten_with_path(outputs)]
         return [*self._capture.outputs, *tree.flatten(outputs)]
-
-    @property
-    def _stateful(self) -> bool:
-        return any(getattr(layer, "stateful", False) for layer in self.model._flatten_layers())
 
     def predicted(self, inputs: list[np.ndarray]) -> Iterator[Tensor]:
         """What the untouched model predicts; a stateful one a second time too."""
@@ -317,7 +327,6 @@ class Execution:
             count = len(self._capture.paths)
             second = self._infer(tensors)[count:] if self._noisy and self._stateful else []
         outputs = values[count:]
-        #: Shapes and dtypes of the outputs, as arrays that hold nothing.
         self.output_forms = [
             np.broadcast_to(np.zeros((), "float32" if _is_float(x) else "int32"), x.shape)
             for x in outputs
@@ -358,7 +367,7 @@ class Execution:
                         yield as_tensor("weight gradient", variable.path, gradient)
                 if step in noted:
                     weights = [np.ravel(np.array(w, "float64")) for w in self.model.weights]
-                    vector = np.concatenate([w[:0] for w in weights[:1]] + weights)
+                    vector = np.concatenate([np.zeros(0), *weights])
                     yield Tensor("trajectory", str(step), vector, "float64")
         yield Tensor("loss", "of each step", np.array(losses), str(self.model.compute_dtype))
         if steps:

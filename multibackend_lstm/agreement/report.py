@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from multibackend_lstm.agreement.comparison import (
@@ -12,6 +12,7 @@ from multibackend_lstm.agreement.comparison import (
     SUSPICIOUS,
     Comparison,
 )
+from multibackend_lstm.agreement.known import explanation
 
 #: What is judged together, in the order in which a fault spreads, and the kinds of its tensors.
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -20,6 +21,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "gradients": ("input gradient", "weight gradient"),
     "training": ("loss", "weight"),
 }
+# Groups that cannot agree where another one disagrees; only the table tells of them then.
+_FOLLOWING = {"layers": ("prediction", "gradients", "training"), "gradients": ("training",)}
 FAILED, NOT_COMPARED = "failed", "not compared"
 
 
@@ -156,6 +159,8 @@ class Report:
         for finding in self.findings:
             colour = "red" if finding.verdict in (DISAGREES, FAILED) else "yellow"
             yield f"[{colour}]{finding.verdict}[/{colour}] {escape(finding.message)}"
+        if "resolution" in self.settings:
+            yield f"[yellow]note[/yellow] {escape(self.settings['resolution'])}"
         if not self.findings:
             yield "[green]All targets agree.[/green]"
 
@@ -203,8 +208,33 @@ def _cell(result: TargetResult, kind: str) -> str:
 
 
 def findings_of(report: Report) -> list[Finding]:
-    """What is off in a report, target by target, the first tensor of each group that is off."""
-    return [finding for result in report.results for finding in _target_findings(report, result)]
+    """What is off in a report, target by target, the first tensor of each group that is off.
+
+    A finding that a known disagreement explains is named after it.
+    """
+    return [
+        _explained(report, result, finding)
+        for result in report.results
+        for finding in _target_findings(report, result)
+    ]
+
+
+def _explained(report: Report, result: TargetResult, finding: Finding) -> Finding:
+    if finding.verdict not in (DISAGREES, FAILED):
+        return finding
+    known = explanation(
+        target=finding.target,
+        group=finding.group,
+        failed=finding.verdict == FAILED,
+        message=finding.message,
+        layer=layer_path(report.layers, finding.path or ""),
+        layers=report.layers,
+        versions=result.ready.get("versions", {}),
+    )
+    if known is None:
+        return finding
+    message = f"{finding.message}. Known: {known['title']} ({known['upstream']})"
+    return replace(finding, known=known, message=message)
 
 
 def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
@@ -215,7 +245,10 @@ def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
     for part, reason in result.not_compared.items():
         message = f"{target}: {part} not compared: {reason}"
         yield Finding(target, NOT_COMPARED, part, message)
+    consequences: set[str] = set()
     for group in GROUPS:
+        if group in consequences:
+            continue
         comparisons = result.group(group)
         if group == "gradients":
             comparisons = comparisons[::-1]  # as they are computed, from the last layer back
@@ -223,6 +256,8 @@ def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
             off = [c for c in comparisons if c.verdict == verdict]
             if off:
                 yield _finding(report, target, verdict, group, off[0], len(off))
+                if verdict == DISAGREES:
+                    consequences.update(_FOLLOWING.get(group, ()))
                 break
 
 

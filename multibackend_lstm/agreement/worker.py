@@ -15,6 +15,7 @@ Whatever goes wrong in a request is answered by {"error": ...}: a message, and w
 import gc
 import os
 import queue
+import re
 import sys
 import threading
 import time
@@ -70,8 +71,12 @@ def _streams() -> tuple["queue.Queue[Any]", Send]:
 def _described(error: Exception) -> str:
     """Type, message and the innermost lines of an error."""
     frames = traceback.extract_tb(error.__traceback__)[-3:]
+    message = re.sub(r"\x1b\[\d+m", "", str(error))  # without Keras's bold type
+    message = message.split("\n\nArguments received by")[0].replace("\n\n", " ")
+    if len(message) > 600:
+        message = f"{message[:600]} ..."
     places = "; ".join(f"{os.path.basename(f.filename)}:{f.lineno} in {f.name}" for f in frames)
-    return f"{type(error).__name__}: {error} ({places})"
+    return f"{type(error).__name__}: {message} ({places})"
 
 
 def _ready(kind: str, precision: str) -> dict[str, Any]:
@@ -202,6 +207,8 @@ class _Case:
             yield "prediction", self.execution.predicted(inputs)
         self.execution.set_weights(weights)
         yield "layers", self.execution.captured(inputs)
+        if self.execution.output_forms is None:
+            return  # the model does not run, as the error of its layers says
         if self.training and not self.execution.randomness:
             labels = self.labels
             if not labels:
@@ -264,7 +271,7 @@ def _send_truth(answer: Send, case: _Case, twins: int, rounding: float) -> None:
             weights = [perturbed(w, rng, size) for w in weights]
             inputs = [perturbed(x, rng, size) for x in inputs]
         case.execution.round(size, case.seed + twin)
-        for name, part in case.parts(False, weights, inputs):
+        for name, part in case.parts(not case.wide, weights, inputs):
             try:
                 for tensor in part:
                     yield name, tensor

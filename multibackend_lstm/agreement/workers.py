@@ -93,6 +93,8 @@ class Worker:
                 start_new_session=True,
             )
         except OSError as error:
+            self._errors.close()
+            self._links.cleanup()
             raise WorkerError(f"{command[0]} does not run: {error}") from None
         self._answers: queue.Queue[Message | None] = queue.Queue(maxsize=2)
         self._closed = False
@@ -170,9 +172,10 @@ class Worker:
         try:
             message = self._answers.get(timeout=max(self._deadline - time.monotonic(), 0.01))
         except queue.Empty:
+            lines = self._last_lines()
             self.close()
             raise WorkerError(
-                f"no answer within {self.timeout:g} s, so that it was stopped.{self._last_lines()}"
+                f"no answer within {self.timeout:g} s, so that it was stopped.{lines}"
             ) from None
         if message is None:
             status = self._process.wait()
@@ -205,6 +208,7 @@ class Worker:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+        self._errors.close()
         self._links.cleanup()
 
 

@@ -126,7 +126,8 @@ def training_step(
         (value, others), (gradients, input_gradients) = gradients_of(
             trainable, floating, others, inputs, labels
         )
-        trainable, state = optimizer.stateless_apply(state, gradients, trainable)
+        if trainable:
+            trainable, state = optimizer.stateless_apply(state, gradients, trainable)
         return (trainable, others, state), (value, input_gradients, gradients)
 
     def run(inputs: Any, labels: Any) -> Any:

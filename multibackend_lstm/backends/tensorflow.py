@@ -107,7 +107,8 @@ def training_step(
         )
         found = [tf.convert_to_tensor(gradient) for gradient in found]
         gradients = found[len(floating) :]
-        optimizer.apply(gradients, variables)
+        if variables:
+            optimizer.apply(gradients, variables)
         return value, found[: len(floating)], gradients
 
     return run

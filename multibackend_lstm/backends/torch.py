@@ -121,8 +121,9 @@ def training_step(
             materialize_grads=True,
         )
         gradients = found[len(floating) :]
-        with torch.no_grad():
-            optimizer.apply(gradients, variables)
+        if variables:
+            with torch.no_grad():
+                optimizer.apply(gradients, variables)
         return value.detach(), list(found[: len(floating)]), list(gradients)
 
     return run

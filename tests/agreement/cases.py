@@ -1,0 +1,83 @@
+"""Models, layers and mischief that workers import: they find this file on the path of the tests."""
+
+import os
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class Doubled(keras.layers.Layer):
+    """A layer of somebody else's."""
+
+    def call(self, x):
+        return 2 * x
+
+
+class Unregistered(Doubled):
+    """Found by its module alone."""
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class Random(keras.layers.Layer):
+    """Draws random numbers in a way that nobody can turn off."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, x, training=False):
+        return x + keras.random.normal(ops.shape(x), seed=self.seeds) if training else x
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class Crashes(keras.layers.Layer):
+    """Ends the process where it is run outside of the parent."""
+
+    def call(self, x):
+        if "agreement.worker" in " ".join(os.sys.orig_argv) and not symbolic(x):
+            os._exit(3)
+        return x
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class Fails(keras.layers.Layer):
+    """Raises where it is run outside of the parent."""
+
+    def call(self, x):
+        if "agreement.worker" in " ".join(os.sys.orig_argv) and not symbolic(x):
+            raise RuntimeError("no such luck")
+        return x
+
+
+def symbolic(x):
+    """Whether there are no values yet, as while a model is built."""
+    return isinstance(x, keras.KerasTensor) or "meta" in str(getattr(x, "device", ""))
+
+
+def sleep(seconds):
+    """What a worker can be asked to do too long."""
+    time.sleep(seconds)
+
+
+def end(status):
+    """What a worker can be asked to die of."""
+    os.write(2, b"the last words\n")
+    os._exit(status)
+
+
+def small():
+    """A model."""
+    return keras.Sequential([keras.Input((5, 3)), keras.layers.LSTM(4), keras.layers.Dense(2)])
+
+
+def with_inputs():
+    """A model and its inputs."""
+    return small(), np.ones((3, 5, 3), "float32")
+
+
+def not_a_model():
+    """Something else."""
+    return 3
