@@ -134,19 +134,24 @@ def _custom_objects(config: Any) -> Iterator[tuple[str, str]]:
         for item in config:
             yield from _custom_objects(item)
     elif isinstance(config, dict):
-        module, name = config.get("module"), config.get("class_name")
-        if isinstance(module, str) and isinstance(name, str):
-            place = config["config"] if name == "function" else name
-            package = module.split(".")[0]
-            if package not in ("keras", "multibackend_lstm", "builtins"):
-                if module == "__main__" or not isinstance(place, str):
-                    raise CaseError(
-                        f"{name} is defined in {module}, which a worker cannot import. Move it "
-                        "into a module of its own."
-                    )
-                yield config.get("registered_name") or name, f"{module}:{place}"
+        name, registered = config.get("class_name"), config.get("registered_name")
+        if isinstance(name, str) and registered and "module" in config:
+            yield from _place(config["module"], name, config.get("config"), registered)
         for value in config.values():
             yield from _custom_objects(value)
+
+
+def _place(
+    module: str | None, name: str, config: Any, registered: str
+) -> Iterator[tuple[str, str]]:
+    name = config if name == "function" and isinstance(config, str) else name
+    if module is None:  # so Keras writes of a class in __main__
+        raise CaseError(
+            f"{name} is defined in the script that runs, which a worker cannot import. Move it "
+            "into a module of its own."
+        )
+    if module.split(".")[0] not in ("keras", "multibackend_lstm", "builtins"):
+        yield registered, f"{module}:{name}"
 
 
 def _flatten(structure: Any, leaves: list[np.ndarray]) -> Any:

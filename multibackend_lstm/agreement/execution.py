@@ -60,10 +60,11 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
     """
     for module in source.get("modules", []):
         import_module(module)
+    # So that layers which get their names from a counter have the same ones everywhere.
+    keras.utils.clear_session(free_memory=False)
     objects = {name: imported(place) for name, place in source.get("objects", {}).items()}
     inputs = None
     if "function" in source:
-        keras.backend.clear_session()  # so that the names of layers count from 1 everywhere
         if dtype is not None:
             keras.config.set_dtype_policy(dtype)
         model = imported(source["function"])()
@@ -134,8 +135,9 @@ def with_dtype(config: Any, dtype: str) -> Any:
     new = {key: with_dtype(value, dtype) for key, value in config.items()}
     named = config.get("dtype")
     if isinstance(named, str) and "float" in named:
-        is_input = "batch_shape" in config
-        new["dtype"] = "float32" if is_input and dtype != "float64" else dtype
+        is_tensor = "batch_shape" in config or "keras_history" in config
+        if not is_tensor or dtype == "float64":
+            new["dtype"] = dtype
     return new
 
 
