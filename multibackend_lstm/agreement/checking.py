@@ -10,6 +10,7 @@ import numpy as np
 
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
 from multibackend_lstm.agreement.comparison import ROUNDING, compare, missing
+from multibackend_lstm.agreement.protocol import READING
 from multibackend_lstm.agreement.report import (
     FAILED,
     Finding,
@@ -279,7 +280,8 @@ class _Truth:
 
     def values(self, key: tuple[str, str]) -> np.ndarray:
         """A tensor, from disk."""
-        values: np.ndarray = np.load(self.headers[key]["file"], allow_pickle=False)
+        with READING:
+            values: np.ndarray = np.load(self.headers[key]["file"], allow_pickle=False)
         return values
 
 

@@ -455,7 +455,9 @@ def perturbed(x: np.ndarray, rng: np.random.Generator, rounding: float) -> np.nd
     """Floating values moved at random within their rounding; zeros and integers stay."""
     if not np.issubdtype(x.dtype, np.floating):
         return x
-    moved: np.ndarray = x.astype("float64") * (1 + rng.uniform(-rounding, rounding, x.shape))
+    exact = x.astype("float64")
+    # Not `x * (1 + ...)`, which would round the smallest moves of a float64 downwards.
+    moved: np.ndarray = exact + exact * rng.uniform(-rounding, rounding, x.shape)
     return moved
 
 

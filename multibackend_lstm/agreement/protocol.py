@@ -7,12 +7,17 @@ UTF-8, and the arrays as an `.npz` archive. Nothing is ever pickled or unpickled
 import io
 import json
 import struct
+import threading
 from collections.abc import Mapping
 from typing import IO, Any
 
 import numpy as np
 
 _LENGTHS = struct.Struct(">QQ")
+
+#: NumPy reads an array's header by `ast.literal_eval`, of which two at a time now and then fail
+#: ("AST constructor recursion depth mismatch", CPython 3.11), so that readers take turns.
+READING = threading.Lock()
 
 
 def send(
@@ -43,7 +48,8 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     header = json.loads(_read(stream, text_length))
     arrays: dict[str, np.ndarray] = {}
     if arrays_length:
-        with np.load(io.BytesIO(_read(stream, arrays_length)), allow_pickle=False) as packed:
+        content = io.BytesIO(_read(stream, arrays_length))
+        with READING, np.load(content, allow_pickle=False) as packed:
             arrays = {name: packed[name] for name in packed.files}
     return header, arrays
 

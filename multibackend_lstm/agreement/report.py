@@ -291,6 +291,8 @@ def _finding(
     report: Report, target: str, verdict: str, group: str, first: Comparison, count: int
 ) -> Finding:
     path = layer_path(report.layers, first.path)
+    if path is None and first.kind == "output of a second batch":
+        path = _only_stateful(report.layers)
     layer = report.layers[path]["class_name"] if path is not None else None
     where = f"{first.kind} {first.path!r}" + (f" ({layer})" if layer else "")
     from_what = "the float64 truth" if report.float64 else report.reference
@@ -309,6 +311,12 @@ def _finding(
     if count > 1:
         message += f" ({count} tensors of the {group} in all)"
     return Finding(target, verdict, group, message, first.path, layer)
+
+
+def _only_stateful(layers: Mapping[str, Any]) -> str | None:
+    """The one stateful layer: whose state it is if the first batch is right and the second not."""
+    found = [name for name, layer in layers.items() if (layer["config"] or {}).get("stateful")]
+    return found[0] if len(found) == 1 else None
 
 
 def layer_path(layers: Mapping[str, Any], path: str) -> str | None:

@@ -246,19 +246,31 @@ def _header(tensor: Any, **more: Any) -> dict[str, Any]:
     return {"tensor": {"kind": tensor.kind, "path": tensor.path, "dtype": tensor.dtype, **more}}
 
 
+# The float64 reference's own rounding, and the least move that is sure to change a float64.
+_FLOAT64_ROUNDING, _FLOAT64_MOVE = 2.0**-53, 2.0**-52
+
+
 def _send_truth(answer: Send, case: _Case, twins: int, rounding: float) -> None:
-    """Every tensor of an unperturbed run, and how far it moves in the twins: its noise floor."""
+    """Every tensor of an unperturbed run, and how far it moves in the twins: its noise floor.
+
+    Every other twin is a fine one where the reference computes in float64: it is moved within the
+    rounding of float64, and how far it moves is scaled up. Every operation inside of a layer and
+    in the gradients then rounds as it does in the dtype in question, only smaller. The gradient
+    of a bias before a BatchNormalization, for one, is 0 but for that: no move of inputs and
+    weights shows its noise. The coarse twins have what does not scale: a maximum that changes
+    places, a unit that falls silent.
+    """
     from multibackend_lstm.agreement.execution import perturbed
     from multibackend_lstm.backends import Refused
 
-    def tensors(twin: int) -> Iterator[tuple[str, Any]]:
+    def tensors(twin: int, size: float) -> Iterator[tuple[str, Any]]:
         """Part and tensor; a part that fails gives its error last."""
         weights, inputs = case.weights, case.inputs
         if twin:
             rng = np.random.default_rng([case.seed, twin])
-            weights = [perturbed(w, rng, rounding) for w in weights]
-            inputs = [perturbed(x, rng, rounding) for x in inputs]
-        case.execution.round(rounding if twin else 0.0, case.seed + twin)
+            weights = [perturbed(w, rng, size) for w in weights]
+            inputs = [perturbed(x, rng, size) for x in inputs]
+        case.execution.round(size, case.seed + twin)
         for name, part in case.parts(not case.wide, weights, inputs):
             try:
                 for tensor in part:
@@ -266,23 +278,33 @@ def _send_truth(answer: Send, case: _Case, twins: int, rounding: float) -> None:
             except (Refused, Exception) as error:
                 yield name, error
 
-    truth = list(tensors(0))
-    squares = [0.0] * len(truth)  # sums over twins of the mean squared distance
-    largest = [0.0] * len(truth)
+    truth = list(tensors(0, 0.0))
+    # The mean squared distance of each twin, of the coarse ones and of the fine ones.
+    coarse: list[list[float]] = [[] for _ in truth]
+    fine: list[list[float]] = [[] for _ in truth]
     for twin in range(1, twins + 1):
-        for index, (_, tensor) in enumerate(tensors(twin)):
+        is_fine = case.wide and twin % 2 == 0
+        scale = rounding / _FLOAT64_ROUNDING if is_fine else 1.0
+        size = _FLOAT64_MOVE if is_fine else rounding
+        squares = fine if is_fine else coarse
+        for index, (_, tensor) in enumerate(tensors(twin, size)):
             expected = truth[index][1]
-            if isinstance(tensor, Exception) or isinstance(expected, Exception):
-                continue
-            distance = _mean_square(tensor.values, expected.values)
-            squares[index] += distance
-            largest[index] = max(largest[index], distance)
-    for (name, tensor), square, most in zip(truth, squares, largest, strict=True):
+            if not isinstance(tensor, Exception) and not isinstance(expected, Exception):
+                distance = _mean_square(tensor.values, expected.values)
+                squares[index].append(distance * scale**2)
+    for (name, tensor), rough, smooth in zip(truth, coarse, fine, strict=True):
         if isinstance(tensor, Exception):
             answer({"failed": name, "reason": _described(tensor)})
-        else:
-            floor = {"floor": (square / twins) ** 0.5, "largest": most**0.5}
-            answer(_header(tensor, **floor), {"values": tensor.values})
+            continue
+        # Over many steps small differences grow until they are as large as can be, which scaled
+        # ones do not know: the twins' course over training is that of the coarse ones.
+        kinds = (rough,) if tensor.kind == "trajectory" else (rough, smooth)
+        floors = [(sum(squares) / len(squares)) ** 0.5 for squares in kinds if squares]
+        most = max(rough, default=0.0) ** 0.5
+        answer(
+            _header(tensor, floor=max(floors, default=0.0), largest=most),
+            {"values": tensor.values},
+        )
 
 
 def _mean_square(a: np.ndarray, b: np.ndarray) -> float:
