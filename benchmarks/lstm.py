@@ -19,7 +19,8 @@ measured with `--out` takes the place of the same cases in that folder's file, a
 
 `--memory` measures peak memory of a few cases instead, each contestant in a process of its own:
 how far the largest resident size (of the process, so with what the compiler needs) rises above
-that before the first call. `--plot` draws docs/images/lstm.svg from the committed results.
+that before the first call. `--plot` draws docs/images/lstm.svg from the committed results, and
+`--tables` prints those of docs/lstm.md.
 """
 
 import argparse
@@ -363,11 +364,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch; one where cores are shared")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--plot", action="store_true", help="plot the committed results")
+    parser.add_argument("--tables", action="store_true", help="print them from committed results")
     parser.add_argument("--memory-worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    if options.plot:
-        plot()
+    if options.plot or options.tables:
+        (plot if options.plot else tables)()
         return
     if options.threads and BACKEND == "torch":
         import torch
@@ -420,6 +422,30 @@ def write(folder: Path, measured: dict[str, list[dict[str, Any]]], threads: int 
     }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def tables() -> None:
+    """The tables of docs/lstm.md: 64 features, batch 32, float32."""
+    rivals = {
+        "torch": ["torch.nn.LSTM", "keras.layers.LSTM"],
+        "jax": ["keras.layers.LSTM", "lax.scan"],
+        "tensorflow": ["keras.layers.LSTM", "keras.layers.LSTM, XLA"],
+    }
+    for backend, names in rivals.items():
+        cases = {}
+        for case in json.loads((common.RESULTS / f"lstm_{backend}.json").read_text())["cases"]:
+            if (case["features"], case["batch"], case["dtype"]) == (64, 32, "float32"):
+                cases[case["time"], case["units"], case["mask"], case["mode"]] = case
+        of = " | ".join(f"of `{name}`" for name in names)
+        print(f"\n{backend}\n\n| time, units | mask | training, ms | {of} | inference, ms | {of} |")
+        print("|---" * (4 + 2 * len(names)) + "|")
+        for time, units, kind in sorted({key[:3] for key in cases}):
+            cells = [f"{time}, {units}", kind]
+            for mode in ("training", "inference"):
+                case = cases[time, units, kind, mode]
+                ours = case["results"]["multibackend_lstm.LSTM"]["median_ms"]
+                cells += [f"{ours:.1f}", *(f"{case['ratios'][name]:.2f}" for name in names)]
+            print(f"| {' | '.join(cells)} |")
 
 
 def plot() -> None:
