@@ -1,16 +1,13 @@
-"""One set of workers on every backend for all tests here."""
+"""One set of workers on every backend for all tests here: that of the package's own plugin."""
 
 import pytest
 
-from multibackend_lstm.agreement import Workers
-from multibackend_lstm.environment import installed_backends
-
-TARGETS = [f"{name}@cpu" for name in installed_backends()]
+from multibackend_lstm.environment import BACKENDS
 
 
 @pytest.fixture(scope="session")
-def workers():
+def workers(agreement_workers):
     """A worker on each backend, and the float64 reference."""
-    assert len(TARGETS) == 3, "these tests compare all backends: install the missing ones"
-    with Workers(TARGETS) as workers:
-        yield workers
+    missing = set(BACKENDS) - {target.backend for target in agreement_workers.targets}
+    assert not missing, f"these tests compare all backends: install {', '.join(missing)}"
+    return agreement_workers

@@ -275,13 +275,17 @@ def _on_array(rng: np.random.Generator, x: Any) -> Any:
     if rng.random() < 0.25:
         size = max(2, min(x.shape[2:-1]))
         name = f"ConvLSTM{axes}D"
-        return getattr(ours, name)(
-            2,
-            _choice(rng, [1, min(size, 3)]),
-            padding="same",
-            return_sequences=_bool(rng),
-            go_backwards=bool(rng.random() < 0.25),
-        )(x) if axes <= 2 else ours.FlattenFeatures()(x)
+        return (
+            getattr(ours, name)(
+                2,
+                _choice(rng, [1, min(size, 3)]),
+                padding="same",
+                return_sequences=_bool(rng),
+                go_backwards=bool(rng.random() < 0.25),
+            )(x)
+            if axes <= 2
+            else ours.FlattenFeatures()(x)
+        )
     if axes == 2:
         return _time_distributed_conv(rng)(x)
     series = _recurrent(rng, sequences=_bool(rng))
