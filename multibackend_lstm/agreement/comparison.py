@@ -116,6 +116,9 @@ def compare(
     inf = (int(np.isinf(ours).sum()), int(np.isinf(wide).sum()))
     finite = np.isfinite(ours) & np.isfinite(wide)
     same = finite | (np.isnan(ours) & np.isnan(wide)) | (ours == wide)
+    # A training that diverges leaves float32 long before it leaves float64.
+    overflown = np.isnan(ours) | (np.isinf(ours) & (np.sign(ours) == np.sign(wide)))
+    same |= overflown & (np.abs(wide) > _largest(dtype))
     distance = np.abs(np.where(finite, ours, 0.0) - np.where(finite, wide, 0.0))
     rms = _rms(distance[finite])
     floor = float(np.hypot(floor, _rms(_rounding(wide, dtype, exact)[finite])))
@@ -174,6 +177,12 @@ def _rms(x: np.ndarray) -> float:
         return 0.0
     largest = float(np.max(np.abs(x)))  # so that no square overflows or vanishes
     return largest * float(np.sqrt(np.mean(np.square(x / largest)))) if largest else 0.0
+
+
+def _largest(dtype: str) -> float:
+    """The largest number of a dtype; bfloat16's is about that of float32."""
+    dtype = "float32" if dtype == "bfloat16" else dtype
+    return float(np.finfo(dtype).max) if dtype.startswith("float") else np.inf
 
 
 def _rounding(truth: np.ndarray, dtype: str, exact: bool) -> np.ndarray:
