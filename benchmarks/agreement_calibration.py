@@ -23,25 +23,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Here models are only built; NumPy does so without a compiler.
-os.environ.setdefault("KERAS_BACKEND", "numpy")
-# Most of the time goes into JAX's compiler, which takes a third less so. At level 0 XLA computes
-# a value twice, rounded differently, and the gradient of a maximum becomes NaN: the tool saw it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
-ROOT = Path(__file__).parents[1]
-# Where workers find `faults`, too: they import from what this process imports from.
-sys.path.insert(0, str(ROOT / "tests" / "cross_backend"))
-
 import common
 import numpy as np
 
 from multibackend_lstm.agreement.checking import check
 from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES_ABOVE
+from multibackend_lstm.agreement.report import GROUPS
 from multibackend_lstm.agreement.workers import Workers
 
+ROOT = Path(__file__).parents[1]
 NAME = "agreement_calibration"
 QUESTION = "What do healthy models score, and what do injected faults?"
 TARGETS = ("jax@cpu", "torch@cpu", "tensorflow@cpu")
+KINDS = [kind for group in GROUPS.values() for kind in group]
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 # Bounds of the histogram's bins: five a decade.
 BOUNDS = [10 ** (k / 5) for k in range(-15, 41)]
@@ -77,6 +71,13 @@ def _results() -> dict[str, Any]:
 def measure(arguments: argparse.Namespace) -> None:
     """Run what `--work` does not hold yet, and write the results."""
     warnings.filterwarnings("ignore", message=".*destroy the mask.*")
+    # Here models are only built; NumPy does so without a compiler.
+    os.environ.setdefault("KERAS_BACKEND", "numpy")
+    # Most of the time goes into JAX's compiler, which takes a third less so. At level 0 XLA
+    # computes a value twice, rounded differently, and the gradient of a maximum becomes NaN.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+    # Where workers find `faults`, too: they import from what this process imports from.
+    sys.path.insert(0, str(ROOT / "tests" / "cross_backend"))
     notes = _notes(arguments.work)
     if arguments.only != "faults":
         wanted = [
@@ -218,7 +219,7 @@ def summarised(notes: list[dict[str, Any]]) -> dict[str, Any]:
             sorted(collections.Counter(name for n in models for name in n["layers"]).items())
         ),
         "bounds": [float(f"{bound:.4g}") for bound in BOUNDS],
-        "by_kind": {kind: _distribution(found) for kind, found in by_kind.items()},
+        "by_kind": {kind: _distribution(by_kind[kind]) for kind in KINDS if kind in by_kind},
         "by_target": {target: _distribution(found) for target, found in by_target.items()},
         "faults": [note for note in notes if "fault" in note],
     }
@@ -256,8 +257,8 @@ def tables(document: dict[str, Any]) -> str:
     for fault in sorted(results["faults"], key=lambda fault: float(fault["score"])):
         score = f"{float(fault['score']):,.0f}".replace("inf", "∞")
         lines.append(
-            f"| {fault['fault']} | {fault['target']} | {fault['group']} | {fault['layer']} | "
-            f"{score} |"
+            f"| {fault['fault']} | {fault['target']} | {fault['group']} | "
+            f"{fault['layer'] or 'no layer: the optimizer'} | {score} |"
         )
     return "\n".join(lines)
 
@@ -277,13 +278,15 @@ def plot(document: dict[str, Any]) -> None:
         counts = np.array(results["by_kind"][kind]["histogram"], float)
         heights = 0.85 * counts / counts.max()
         axes.bar(bounds[:-1], heights, np.diff(bounds), row, align="edge", color="tab:blue")
+        largest = float(results["by_kind"][kind]["largest"])
+        axes.plot([largest], [row + 0.1], "o", color="tab:blue", markersize=4)  # too few for a bar
     # An infinite score stands at the right edge.
     faults = [min(float(fault["score"]), bounds[-1]) for fault in results["faults"]]
     axes.plot(faults, [len(kinds) + 0.3] * len(faults), "|", color="tab:red", markersize=14)
     for threshold, words in ((AGREES_UP_TO, "agrees up to"), (DISAGREES_ABOVE, "disagrees above")):
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
         axes.annotate(
-            f"{words} {threshold:g} ",
+            f" {words} {threshold:g} ",
             (threshold, len(rows)),
             ha="right" if threshold == AGREES_UP_TO else "left",
             fontsize=8,

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
-#: Scores up to here agree: docs/agreement.md and benchmarks/agreement_calibration.py say why.
-AGREES_UP_TO = 30.0
-#: Scores above disagree; those between are suspicious.
-DISAGREES_ABOVE = 300.0
+#: Scores up to here agree. The largest of 300 healthy models is a fifth of it, as a rule they are
+#: below 5; docs/agreement_calibration.md has them all.
+AGREES_UP_TO = 50.0
+#: Scores above disagree; those between are suspicious. The least of 21 injected faults scores
+#: four times as much.
+DISAGREES_ABOVE = 200.0
 
 #: Half a unit in the last place of the floating dtypes, relative to the number.
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -114,6 +116,9 @@ def compare(
     inf = (int(np.isinf(ours).sum()), int(np.isinf(wide).sum()))
     finite = np.isfinite(ours) & np.isfinite(wide)
     same = finite | (np.isnan(ours) & np.isnan(wide)) | (ours == wide)
+    # A training that diverges leaves float32 long before it leaves float64.
+    overflown = np.isnan(ours) | (np.isinf(ours) & (np.sign(ours) == np.sign(wide)))
+    same |= overflown & (np.abs(wide) > _largest(dtype))
     distance = np.abs(np.where(finite, ours, 0.0) - np.where(finite, wide, 0.0))
     rms = _rms(distance[finite])
     floor = float(np.hypot(floor, _rms(_rounding(wide, dtype, exact)[finite])))
@@ -172,6 +177,12 @@ def _rms(x: np.ndarray) -> float:
         return 0.0
     largest = float(np.max(np.abs(x)))  # so that no square overflows or vanishes
     return largest * float(np.sqrt(np.mean(np.square(x / largest)))) if largest else 0.0
+
+
+def _largest(dtype: str) -> float:
+    """The largest number of a dtype; bfloat16's is about that of float32."""
+    dtype = "float32" if dtype == "bfloat16" else dtype
+    return float(np.finfo(dtype).max) if dtype.startswith("float") else np.inf
 
 
 def _rounding(truth: np.ndarray, dtype: str, exact: bool) -> np.ndarray:

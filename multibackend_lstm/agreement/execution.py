@@ -353,6 +353,8 @@ class Execution:
             variable.assign(value)
         for setting in self._settings:
             setting.assign(perturbed(np.array(setting.exact), self._rng, self._rounding))
+        if self._noisy and isinstance(self._optimizer, keras.optimizers.Nadam):
+            self._round_learning_rate()
         xs = [ops.convert_to_tensor(x) for x in inputs]
         ys = [ops.convert_to_tensor(y) for y in labels]
         steps = self._training["steps"]
@@ -376,6 +378,17 @@ class Execution:
         if steps:
             for weight in self.model.weights:
                 yield as_tensor("weight", weight.path, weight.value)
+
+    def _round_learning_rate(self) -> None:
+        """What the rounding of `beta_2` does to Nadam's steps.
+
+        Keras's own Nadam takes both `1 - beta_2` and `beta_2 ** step` from the rounded number, so
+        that its rounding does nothing; torch's takes one of them from the exact number.
+        """
+        rate = self._optimizer._learning_rate
+        if isinstance(rate, keras.Variable):  # and no schedule
+            size = self._rounding / (1 - self._optimizer.beta_2) / 2
+            rate.assign(np.array(rate) * (1 + self._rng.uniform(-size, size)))
 
     def _loss_of(self, inputs: list[Any], labels: list[Any]) -> Any:
         outputs = self.model(self._arrange(inputs), training=True)

@@ -12,13 +12,13 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from unit.tools import normal
 
 from multibackend_lstm.agreement import Comparison, Finding, Report, WorkerError, checking
 from multibackend_lstm.agreement.report import TargetResult
 from multibackend_lstm.cli import main
 from multibackend_lstm.cli.agree import _inputs, _labels, exit_status
 from multibackend_lstm.environment import BACKENDS
-from unit.tools import normal
 
 BACKEND = keras.backend.backend()
 if BACKEND not in BACKENDS:

@@ -89,6 +89,17 @@ def test_infinities_of_other_sign_disagree():
     assert judge(changed((0, 0), -np.inf), truth).verdict == DISAGREES
 
 
+def test_what_leaves_the_range_of_float32_agrees_where_the_truth_has_left_it():
+    """As the loss of a training that diverges."""
+    truth = np.array([1.0, 1e57, 1e80, np.inf])
+    with np.errstate(over="ignore"):
+        rounded = truth.astype("float32")
+    assert judge(rounded, truth).verdict == AGREES
+    assert judge(np.array([1, np.inf, np.nan, np.nan], "float32"), truth).verdict == AGREES
+    for wrong in ([np.inf, *rounded[1:]], [1, -np.inf, *rounded[2:]], [1, 3e38, *rounded[2:]]):
+        assert judge(np.array(wrong, "float32"), truth).verdict == DISAGREES
+
+
 def test_all_nan_agrees_only_where_the_truth_is():
     nothing = np.full((2, 2), np.nan)
     assert judge(nothing.astype("float32"), nothing).verdict == AGREES

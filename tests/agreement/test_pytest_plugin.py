@@ -6,9 +6,9 @@ import pathlib
 
 import keras
 import pytest
+from unit.tools import run_python
 
 from multibackend_lstm.environment import BACKENDS
-from unit.tools import run_python
 
 pytest_plugins = "pytester"
 

@@ -389,9 +389,8 @@ def _hard_sigmoid() -> None:
     inputs=_padded,
 )
 def _mask_ignored() -> None:
-    def call(old: Any, layer: Any, sequences: Any, initial_state: Any = None, mask: Any = None,
-             training: bool = False) -> Any:  # fmt: skip
-        return old(layer, sequences, initial_state, None, training)
+    def call(old: Any, layer: Any, *args: Any, mask: Any = None, **kwargs: Any) -> Any:
+        return old(layer, *args, mask=None, **kwargs)
 
     _replace(L.LSTM, "call", call)
 
@@ -405,9 +404,8 @@ def _mask_ignored() -> None:
     inputs=_square,
 )
 def _mask_axis() -> None:
-    def call(old: Any, layer: Any, sequences: Any, initial_state: Any = None, mask: Any = None,
-             training: bool = False) -> Any:  # fmt: skip
-        return old(layer, sequences, initial_state, ops.transpose(mask), training)
+    def call(old: Any, layer: Any, *args: Any, mask: Any, **kwargs: Any) -> Any:
+        return old(layer, *args, mask=ops.transpose(mask), **kwargs)
 
     _replace(L.GRU, "call", call)
 
@@ -421,9 +419,8 @@ def _mask_axis() -> None:
     inputs=_padded,
 )
 def _padded_end() -> None:
-    def call(old: Any, layer: Any, sequences: Any, initial_state: Any = None, mask: Any = None,
-             training: bool = False) -> Any:  # fmt: skip
-        outputs = old(layer, sequences, initial_state, mask, training)
+    def call(old: Any, layer: Any, *args: Any, mask: Any, **kwargs: Any) -> Any:
+        outputs = old(layer, *args, mask=mask, **kwargs)
         return outputs * ops.cast(mask[:, -1:], outputs.dtype)  # a packed batch is padded by zeros
 
     _replace(L.GRU, "call", call)

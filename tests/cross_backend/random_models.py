@@ -16,9 +16,9 @@ import multibackend_lstm as ours
 L = keras.layers
 BATCH = 4
 ACTIVATIONS = (
-    "relu elu gelu selu softplus silu hard_sigmoid softmax leaky_relu tanh mish softsign sigmoid "
-    "relu6 hard_silu linear"
-).split()
+    *("relu", "elu", "gelu", "selu", "softplus", "silu", "hard_sigmoid", "softmax", "leaky_relu"),
+    *("tanh", "mish", "softsign", "sigmoid", "relu6", "hard_silu", "linear"),
+)
 OPTIMIZERS = ("adam", "adam", "sgd", "rmsprop", "adamw", "nadam", "adagrad")
 
 
@@ -95,10 +95,7 @@ def _input(rng: np.random.Generator) -> tuple[Any, Any, Any]:
         return x, inputs, tokens.astype("int32")
     axes = {"vector": 0, "sequence": 1, "array": 2, "video": 3}[kind]
     shape = [int(size) for size in rng.integers(2, 6, axes)]
-    if axes:
-        shape = [time, *shape]
-    else:
-        shape = [int(rng.integers(3, 9))]
+    shape = [time, *shape] if axes else [int(rng.integers(3, 9))]
     data = rng.normal(size=(BATCH, *shape)).astype("float32")
     if rng.random() < 0.2:  # as sensors that were not centred
         data = data * 3 + 5
@@ -273,19 +270,14 @@ def _on_array(rng: np.random.Generator, x: Any) -> Any:
     """`(batch, time, ..., features)`."""
     axes = len(x.shape) - 3
     if rng.random() < 0.25:
-        size = max(2, min(x.shape[2:-1]))
-        name = f"ConvLSTM{axes}D"
-        return (
-            getattr(ours, name)(
-                2,
-                _choice(rng, [1, min(size, 3)]),
-                padding="same",
-                return_sequences=_bool(rng),
-                go_backwards=bool(rng.random() < 0.25),
-            )(x)
-            if axes <= 2
-            else ours.FlattenFeatures()(x)
+        conv_lstm = getattr(ours, f"ConvLSTM{axes}D")(
+            2,
+            _choice(rng, [1, 2 if min(x.shape[2:-1]) < 3 else 3]),
+            padding="same",
+            return_sequences=_bool(rng),
+            go_backwards=bool(rng.random() < 0.25),
         )
+        return conv_lstm(x)
     if axes == 2:
         return _time_distributed_conv(rng)(x)
     series = _recurrent(rng, sequences=_bool(rng))

@@ -4,11 +4,13 @@ The faults are those of faults.py, injected into one worker. Then come defects t
 really has on CPUs, which must be found without being told of.
 """
 
+import json
+from pathlib import Path
+
+import faults
 import keras
 import numpy as np
 import pytest
-
-import faults
 import random_models
 from packaging.version import Version
 
@@ -16,7 +18,7 @@ from multibackend_lstm.agreement import check
 from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES, DISAGREES_ABOVE
 from multibackend_lstm.agreement.report import FAILED, GROUPS
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 L = keras.layers
 TARGETS = ("jax@cpu", "torch@cpu", "tensorflow@cpu")
@@ -28,6 +30,7 @@ def found(report, target, *verdicts):
     return [f for f in report.findings if f.target == target and f.verdict in verdicts]
 
 
+@slow
 @pytest.mark.parametrize("name", faults.FAULTS)
 def test_a_fault_is_found_blamed_and_located(workers, name):
     fault = faults.FAULTS[name]
@@ -42,6 +45,7 @@ def test_a_fault_is_found_blamed_and_located(workers, name):
         assert all(c.score <= AGREES_UP_TO for c in result.group(group))
 
 
+@slow
 @pytest.mark.parametrize("name", faults.FAULTS)
 def test_the_same_model_agrees_without_the_fault(workers, name):
     """So that the finding is the fault's, and the fault is undone."""
@@ -65,6 +69,7 @@ def test_there_are_faults_in_every_target_and_group():
     assert {fault.group for fault in faults.FAULTS.values()} == set(GROUPS)
 
 
+@slow
 def test_healthy_models_agree_everywhere(workers):
     """A sample with numbers that the calibration has not seen; its page has 300 more."""
     for seed, index in [(3, index) for index in range(20)]:
@@ -80,8 +85,15 @@ def test_healthy_models_agree_everywhere(workers):
         assert all(result.comparisons for result in report.results)
 
 
-def test_the_thresholds_are_apart():
-    assert AGREES_UP_TO < DISAGREES_ABOVE
+def test_the_thresholds_part_what_was_measured():
+    """Twice the largest healthy score agrees, half the smallest score of a fault does not."""
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "agreement_calibration.json"
+    results = json.loads(path.read_text())["results"]
+    assert results["models"] >= 100
+    assert {fault["fault"] for fault in results["faults"]} == faults.FAULTS.keys()
+    healthy = max(found["largest"] for found in results["by_kind"].values())
+    assert 2 * healthy < AGREES_UP_TO
+    assert min(fault["score"] for fault in results["faults"]) / 2 > DISAGREES_ABOVE
 
 
 # Defects of Keras 3.15.1 itself. Where one is mended, the test says so and can go.
@@ -90,6 +102,7 @@ real = pytest.mark.skipif(
 )
 
 
+@slow
 @real
 @pytest.mark.parametrize("axes", [1, 2])
 def test_average_pooling_of_torch_counts_the_padding(workers, axes):
@@ -102,6 +115,7 @@ def test_average_pooling_of_torch_counts_the_padding(workers, axes):
     assert (first.group, first.layer) == ("layers", f"AveragePooling{axes}D")
 
 
+@slow
 @real
 def test_a_masked_convlstm_is_wrong_on_jax(workers):
     """`mask` broadcasts against `(batch, rows, filters)` in backend/jax/rnn.py."""
@@ -116,6 +130,7 @@ def test_a_masked_convlstm_is_wrong_on_jax(workers):
     assert first.layer == "ConvLSTM1D" or first.verdict == FAILED
 
 
+@slow
 @real
 @pytest.mark.parametrize("layer", [L.LSTM, L.GRU, L.SimpleRNN])
 def test_a_stateful_layer_of_jax_forgets_its_state(workers, layer):
@@ -127,6 +142,7 @@ def test_a_stateful_layer_of_jax_forgets_its_state(workers, layer):
     assert (finding.group, finding.layer) == ("prediction", layer.__name__)
 
 
+@slow
 @real
 def test_leading_masked_steps_with_a_state_differ_on_jax(workers):
     """Before the first valid step backend/jax/rnn.py repeats the state, the others give zeros."""
@@ -149,6 +165,7 @@ def test_leading_masked_steps_with_a_state_differ_on_jax(workers):
     assert output.values[0] == pytest.approx(h.ravel()[np.argmin(abs(h - output.values[0]))])
 
 
+@slow
 @real
 def test_a_defect_that_all_backends_share_shows_in_the_counts_alone(workers):
     """NaN in a masked step makes the gradients of the weights NaN: everywhere, so that they agree.
