@@ -1,5 +1,6 @@
 """A worker's side of a case: one model, run so that every number on the way can be compared."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -216,6 +217,7 @@ class Capture:
     def _wrap(self, layer: keras.layers.Layer, recorded: bool) -> Callable[..., Any]:
         call = layer.call
 
+        @functools.wraps(call)  # with its signature: layers look there for `mask` and `training`
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             self._stack.append(layer.name)
             try:

@@ -13,6 +13,7 @@ Whatever goes wrong in a request is answered by {"error": ...}: a message, and w
 """
 
 import gc
+import itertools
 import os
 import queue
 import re
@@ -39,12 +40,14 @@ def main(kind: str, precision: str) -> None:
     except Exception as error:
         answer({"error": _described(error)})
         return
-    while True:
+    for number in itertools.count(1):
         header, arrays = requests.get()
         try:
             _SERVED[header.pop("do")](answer, arrays, **header)
         except Exception as error:  # the answer is the report; the worker serves on
             answer({"error": _described(error)})
+        if number % 10 == 0:
+            gc.collect()  # a model is a knot of references that big arrays hang on
 
 
 def _streams() -> tuple["queue.Queue[Any]", Send]:
