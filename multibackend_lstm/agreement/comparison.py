@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-#: Scores up to here agree. The largest of 300 healthy models is a fifth of it, as a rule they are
+#: Scores up to here agree. The largest of 300 healthy models is a sixth of it, as a rule they are
 #: below 5; docs/agreement_calibration.md has them all.
 AGREES_UP_TO = 50.0
 #: Scores above disagree; those between are suspicious. The least of 21 injected faults scores
