@@ -12,6 +12,7 @@ goes to the error stream. Requests, and the messages that answer them:
 Whatever goes wrong in a request is answered by {"error": ...}: a message, and where it arose.
 """
 
+import collections
 import gc
 import itertools
 import os
@@ -264,7 +265,6 @@ def _send_truth(answer: Send, case: _Case, twins: int, rounding: float) -> None:
     places, a unit that falls silent.
     """
     from multibackend_lstm.agreement.execution import perturbed
-    from multibackend_lstm.backends import Refused
 
     def tensors(twin: int, size: float) -> Iterator[tuple[str, Any]]:
         """Part and tensor; a part that fails gives its error last."""
@@ -278,29 +278,31 @@ def _send_truth(answer: Send, case: _Case, twins: int, rounding: float) -> None:
             try:
                 for tensor in part:
                     yield name, tensor
-            except (Refused, Exception) as error:
+            except Exception as error:
                 yield name, error
 
     truth = list(tensors(0, 0.0))
     # The mean squared distance of each twin, of the coarse ones and of the fine ones.
-    coarse: list[list[float]] = [[] for _ in truth]
-    fine: list[list[float]] = [[] for _ in truth]
+    coarse: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
+    fine: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
+    exact = {(t.kind, t.path): t.values for _, t in truth if not isinstance(t, Exception)}
     for twin in range(1, twins + 1):
         is_fine = case.wide and twin % 2 == 0
         scale = rounding / _FLOAT64_ROUNDING if is_fine else 1.0
         size = _FLOAT64_MOVE if is_fine else rounding
         squares = fine if is_fine else coarse
-        for index, (_, tensor) in enumerate(tensors(twin, size)):
-            expected = truth[index][1]
-            if not isinstance(tensor, Exception) and not isinstance(expected, Exception):
-                distance = _mean_square(tensor.values, expected.values)
-                squares[index].append(distance * scale**2)
-    for (name, tensor), rough, smooth in zip(truth, coarse, fine, strict=True):
+        for _, tensor in tensors(twin, size):
+            key = None if isinstance(tensor, Exception) else (tensor.kind, tensor.path)
+            if key in exact:
+                distance = _mean_square(tensor.values, exact[key])
+                squares[key].append(distance * scale**2)
+    for name, tensor in truth:
         if isinstance(tensor, Exception):
             answer({"failed": name, "reason": _described(tensor)})
             continue
         # Over many steps small differences grow until they are as large as can be, which scaled
         # ones do not know: the twins' course over training is that of the coarse ones.
+        rough, smooth = (twin[tensor.kind, tensor.path] for twin in (coarse, fine))
         kinds = (rough,) if tensor.kind == "trajectory" else (rough, smooth)
         floors = [(sum(squares) / len(squares)) ** 0.5 for squares in kinds if squares]
         most = max(rough, default=0.0) ** 0.5

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import KerasTensor, ops, tree
+from keras import KerasTensor, ops
 
 
 def fold(x: KerasTensor) -> KerasTensor:
@@ -36,19 +36,3 @@ class TracedFunction(keras.Operation):
     def call(self, *args: Any) -> Any:
         """Call the function."""
         return self.function(*args)
-
-
-def call_for_masks(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function that reads `ops.shape` and returns masks, some of which may be `None`.
-
-    Masks are computed in the functional graph, on symbolic tensors too, see `TracedFunction`.
-    """
-    structure = None
-
-    def masks_alone(*args: Any) -> list[Any]:
-        nonlocal structure
-        structure = function(*args)  # an operation cannot return None, so those are put aside
-        return [mask for mask in tree.flatten(structure) if mask is not None]
-
-    masks = iter(TracedFunction(masks_alone)(*args))
-    return tree.map_structure(lambda mask: None if mask is None else next(masks), structure)

@@ -7,7 +7,7 @@ import keras
 from keras import KerasTensor, ops, tree
 
 from multibackend_lstm import backends
-from multibackend_lstm.layers.folding import call_for_masks, fold, unfold
+from multibackend_lstm.layers.folding import fold, unfold
 from multibackend_lstm.layers.validation import (
     Shape,
     check_mask,
@@ -155,7 +155,11 @@ class TimeDistributed(keras.layers.Wrapper):
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """The mask that the layer computes for its output, or the `(batch, time)` mask."""
         self._check(inputs, previous_mask)
-        return call_for_masks(self._output_mask, inputs, previous_mask)
+        operation = TimeDistributedMask(self)
+        masks = iter(operation(inputs, previous_mask))
+        return tree.map_structure(
+            lambda mask: None if mask is None else next(masks), operation.structure
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -207,3 +211,44 @@ class TimeDistributed(keras.layers.Wrapper):
         for m, shape in zip(masks, shapes, strict=True):
             if m is not None:
                 check_mask(self.name, m.shape, shape, max_rank=len(shape))
+
+
+@keras.saving.register_keras_serializable(package="multibackend_lstm")
+class TimeDistributedMask(keras.Operation):
+    """The masks of a `TimeDistributed` layer's outputs, as one operation of a functional graph.
+
+    Only inside of an operation can the size of an unknown axis be read there. A layer that takes
+    the mask makes it a part of the graph, so that it is saved with the model.
+
+    Args:
+        layer: the `TimeDistributed` layer.
+        name: name of the operation.
+    """
+
+    def __init__(self, layer: TimeDistributed, name: str | None = None) -> None:
+        """Compute nothing yet."""
+        super().__init__(name=name)
+        # Behind a function, or its weights would be saved and loaded a second time.
+        self._layer = lambda: layer
+        self.structure: Any = None
+
+    def call(self, inputs: Any, mask: Any = None) -> list[Any]:
+        """The masks in a list, without those that are None: an operation cannot return None."""
+        self.structure = self._layer()._output_mask(inputs, mask)
+        return [mask for mask in tree.flatten(self.structure) if mask is not None]
+
+    def get_config(self) -> dict[str, Any]:
+        """The layer's configuration, and how many outputs it has."""
+        layer = self._layer()
+        return {
+            "name": self.name,
+            "layer": keras.saving.serialize_keras_object(layer),
+            "outputs": layer._output_count,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "TimeDistributedMask":
+        """A layer of the same configuration computes the same masks, without weights."""
+        layer = keras.saving.deserialize_keras_object(config["layer"])
+        layer._output_count = config["outputs"]
+        return cls(layer, name=config["name"])

@@ -97,6 +97,13 @@ CASES = {
     "steps-dense": lambda: steps(layers.Dense(3, activation="tanh")),
     "steps-per_call": lambda: steps(layers.Conv1D(3, 2, padding="causal"), steps_per_call=2),
     "steps-norm": lambda: steps(layers.BatchNormalization()),
+    "steps-masked": lambda: sequential(
+        (6, 2, 3),
+        layers.Masking(),
+        multibackend_lstm.TimeDistributed(layers.Dense(2)),
+        multibackend_lstm.FlattenFeatures(),
+        multibackend_lstm.LSTM(3),
+    ),
     "steps-lstm": lambda: steps(multibackend_lstm.LSTM(3)),
     "conv-plain": convolved,
     "conv-full": lambda: convolved(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import layers, ops, tree
 
-from multibackend_lstm import TimeDistributed
+from multibackend_lstm import FlattenFeatures, TimeDistributed
 from unit.references import loop_over_time
 from unit.tools import (
     BACKEND,
@@ -325,6 +325,34 @@ def test_mask_passes_to_a_following_lstm():
     model = keras.Model([inputs, mask_input], lstm(steps))
     expected = lstm(dense(x.reshape(2, 5, 12)), mask=ops.convert_to_tensor(mask))
     assert_close(model.predict([x, mask], verbose=0), expected)
+
+
+@pytest.mark.parametrize("inner", ["dense", "sequence", "several"])
+def test_a_model_that_uses_the_mask_is_saved(tmp_path, inner):
+    """The mask is a part of the functional graph then."""
+    inputs = keras.Input((None, 4, 3))
+    masked = keras.layers.Masking()(inputs)
+    layer = {
+        "dense": keras.layers.Dense(2),
+        "sequence": keras.layers.LSTM(2, return_sequences=True),
+        "several": keras.layers.LSTM(2, return_state=True),
+    }[inner]
+    outputs = keras.tree.flatten(TimeDistributed(layer)(masked))
+    merged = [FlattenFeatures()(x) for x in outputs]
+    model = keras.Model(inputs, [keras.layers.LSTM(3)(x) for x in merged])
+    x = normal(2, 5, 4, 3)
+    x[0, 3:] = 0
+    expected = model.predict(x, verbose=0)
+    loaded = save_and_load(model, tmp_path)
+    assert_close(loaded.predict(x, verbose=0), expected)
+    loaded = save_and_load(loaded, tmp_path)
+    assert_close(
+        loaded.predict(x[:1], verbose=0), keras.tree.map_structure(lambda y: y[:1], expected)
+    )
+    shorter = x[:1, :3]  # the masked steps were no more than padding
+    assert_close(
+        loaded.predict(shorter, verbose=0), keras.tree.map_structure(lambda y: y[:1], expected)
+    )
 
 
 @pytest.mark.parametrize("steps_per_call", [None, 2])
