@@ -1,5 +1,6 @@
 """A worker's side of a case: one model, run so that every number on the way can be compared."""
 
+import collections
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -183,6 +184,7 @@ class Capture:
         """Record nothing yet."""
         self._model = model
         self._stack: list[str] = []
+        self._calls: collections.Counter[str] = collections.Counter()
         self.paths: list[str] = []
         self.outputs: list[Any] = []
         # Rounding of intermediate values, in float64 runs: 0, or the size of the rounding.
@@ -213,6 +215,7 @@ class Capture:
     def start(self) -> None:
         """Forget what was recorded."""
         self.paths, self.outputs = [], []
+        self._calls.clear()
 
     def _wrap(self, layer: keras.layers.Layer, recorded: bool) -> Callable[..., Any]:
         call = layer.call
@@ -229,8 +232,8 @@ class Capture:
                 outputs = tree.map_structure(self._round, outputs)
             if not recorded:
                 return outputs
-            calls = sum(name.split("[")[0].split(" (")[0] == path for name in self.paths)
-            number = f" (call {calls + 1})" if calls else ""
+            self._calls[path] += 1
+            number = f" (call {self._calls[path]})" if self._calls[path] > 1 else ""
             leaves = tree.flatten(outputs)
             for index, leaf in enumerate(leaves):
                 self.paths.append(f"{path}{number}" + (f"[{index}]" if len(leaves) > 1 else ""))

@@ -130,10 +130,12 @@ class Worker:
         """Hand over answers; at most two wait, so that a worker does not run far ahead."""
         stdout = self._process.stdout
         assert stdout is not None
-        with contextlib.suppress(EOFError, ValueError, OSError):
-            while True:
-                self._put(receive(stdout))
-        self._put(None)
+        try:
+            with contextlib.suppress(EOFError, ValueError, OSError):
+                while True:
+                    self._put(receive(stdout))
+        finally:
+            self._put(None)
 
     def _put(self, message: Message | None) -> None:
         while not self._closed:
@@ -179,7 +181,11 @@ class Worker:
                 f"no answer within {self.timeout:g} s, so that it was stopped.{lines}"
             ) from None
         if message is None:
-            status = self._process.wait()
+            try:
+                status = self._process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.close()
+                raise WorkerError("the process gave an answer that cannot be read") from None
             text = f"ended with status {status}" if status >= 0 else _signal_name(-status)
             lines = self._last_lines()
             self.close()

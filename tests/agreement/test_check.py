@@ -81,6 +81,17 @@ def test_outputs_gradients_and_weights_are_recorded(nested_report):
     assert sorted(nested_report.twins) == sorted(nested_report.results[0].distances) == [1, 2]
 
 
+def test_calls_of_a_shared_layer_are_counted_not_its_outputs(workers):
+    shared = layers.LSTM(3, return_state=True, name="shared")
+    first, second = keras.Input((4, 2)), keras.Input((4, 2))
+    model = keras.Model([first, second], [shared(first)[0], shared(second)[0]])
+    report = check(workers, model, steps=None)
+    assert_agrees(report)
+    assert sorted(paths(report, "layer")) == sorted(
+        f"shared{call}[{index}]" for call in ("", " (call 2)") for index in range(3)
+    )
+
+
 def test_the_report_is_plain(nested_report):
     document = json.loads(nested_report.dumps())
     assert document["agrees"] is True
