@@ -178,7 +178,9 @@ def test_stateful_layers_keep_their_state(workers):
 def test_narrow_dtypes_are_judged_by_their_own_rounding(workers):
     report = check(workers, cases.small(), dtype="mixed_bfloat16")
     assert_agrees(report)
-    assert max(c.rms for c in report.results[0].comparisons) > 1e-5
+    largest = max(c.rms for c in report.results[0].comparisons)
+    # Without a float64 truth the reference rounds in the very same way.
+    assert largest > 1e-5 if FLOAT64 else largest == 0
 
 
 def test_a_model_without_weights_and_training_without_steps(workers):
