@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TimeDistributed,
         TimeDistributedConv,
     )
-    from multibackend_lstm.models import build_model
+    from multibackend_lstm.models import build_deep_conv_lstm, build_model
     from multibackend_lstm.solutions import SOLUTIONS
 
 __version__ = "0.1.0"
@@ -42,6 +42,7 @@ __all__ = [
     "FlattenFeatures",
     "TimeDistributed",
     "TimeDistributedConv",
+    "build_deep_conv_lstm",
     "build_model",
     "flatten_features",
     "load_basic_motions",
@@ -59,6 +60,7 @@ _MODULE_OF = {
     "FlattenFeatures": "layers",
     "TimeDistributed": "layers",
     "TimeDistributedConv": "layers",
+    "build_deep_conv_lstm": "models",
     "build_model": "models",
     "flatten_features": "data",
     "load_basic_motions": "data",
