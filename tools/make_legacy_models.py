@@ -201,10 +201,9 @@ def slicing():
 
 def keras3():
     """Keras 3's own Lambda."""
-    ops = keras.ops
     return functional(
         (10, 3, 5),
-        layers.Lambda(lambda t: ops.reshape(t, (-1, 10, 15)), name="merge"),
+        layers.Lambda(lambda t: keras.ops.reshape(t, (-1, 10, 15)), name="merge"),
         layers.Bidirectional(layers.LSTM(4)),
         layers.Dense(1),
     )

@@ -1,6 +1,7 @@
 """replace_lambdas: an old model file becomes a Keras 3 model without stored functions."""
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -231,14 +232,11 @@ class _Resolver:
     def _sequential(self, frame: dict[str, Any]) -> None:
         layers = frame["layers"]
         tensor: Any = None
-        for position, layer in enumerate(layers):
+        consumers = {id(a): [b] for a, b in itertools.pairwise(layers)}
+        for layer in layers:
             if layer["class_name"] == "InputLayer":
                 tensor = self._input(layer, frame)
                 continue
-            following = layers[position + 1 : position + 2]
-            consumers = {id(layer): list(following)} | {
-                id(a): [b] for a, b in zip(layers, layers[1:], strict=False)
-            }
             result = self._call(layer, [tensor], {}, frame, consumers)
             tensor = result[0] if result else None
 

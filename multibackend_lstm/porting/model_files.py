@@ -20,7 +20,7 @@ import numpy as np
 #: Bytes of JSON and of weights that are read at most.
 MAX_JSON = 16 << 20
 MAX_WEIGHTS = 4 << 30
-#: How many times its stored size a member or an array may unpack to, above a size that does no harm.
+#: How many times its stored size a member or an array may unpack to, once it is not tiny.
 MAX_EXPANSION = 100
 HARMLESS = 1 << 20
 #: Nesting of JSON and of HDF5 groups, and the number of arrays.
@@ -32,7 +32,7 @@ _BROKEN = (OSError, KeyError, ValueError, TypeError, RuntimeError, UnicodeError,
 
 
 class ModelFileError(ValueError):
-    """A file that is no complete Keras model, that is damaged, or that asks for what it must not."""
+    """A file that is no complete Keras model, that is damaged or unsafe."""
 
 
 @dataclass
