@@ -227,7 +227,7 @@ def hard_sigmoid():
         layers.LSTM(4, recurrent_activation="hard_sigmoid", return_sequences=True),
         layers.LeakyReLU(0.2),
         layers.GlobalAveragePooling1D(),
-        layers.Dense(1, activation="hard_sigmoid"),
+        layers.Dense(3, activation="hard_sigmoid"),
     )
 
 

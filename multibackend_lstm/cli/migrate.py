@@ -81,7 +81,7 @@ def migrate(
     backend: str | None,
     as_json: bool,
 ) -> None:
-    """Turn OLD, a .h5, .hdf5 or .keras file of Keras 2, tf.keras or Keras 3, into a new .keras file.
+    """Turn OLD, a model file of Keras 2, tf.keras or Keras 3, into a new .keras file.
 
     Lambda layers that, by the shapes around them, only merge or split axes are replaced; nothing
     stored in OLD is run. One that cannot be shown to do so is left, and then nothing is written.

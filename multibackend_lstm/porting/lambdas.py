@@ -5,8 +5,8 @@ what stands around it: an output shape in its own configuration, the shapes that
 were built with, and the weights of the next layer, which fix the sizes that it can take.
 
 A reshape counts as known when exactly one shape that only merges neighbouring axes, or only splits
-axes, fits all of that, and nothing else does that a function might have made of the same input:
-the input's own shape (it may compute anything), or the input with axes taken away (a slice, a mean).
+axes, fits all of that, and nothing else does that a function might have made of the same input: the
+input's own shape (it may compute anything), or the input without some axes (a slice, a mean).
 Shapes cannot tell a merge from one that also moves or scales values. So a function that names an
 operation which does is left too; what remains is for a comparison of predictions to settle.
 """
@@ -58,9 +58,13 @@ _RESHAPING = {
 _OTHER_NAMES = {
     "permute_dimensions", "reverse", "gather", "concat", "reduce_sum", "reduce_mean", "reduce_max",
     "reduce_min", "l2_normalize", "batch_dot", "map_fn", "boolean_mask", "strided_slice",
-    "resize_images", "repeat_elements", "temporal_padding", "unstack", "random_normal", "batch_flatten", "cumsum", "scatter_nd", "py_function", "numpy_function", "image", "signal",
+    "resize_images", "repeat_elements", "temporal_padding", "unstack", "random_normal",
+    "batch_flatten", "cumsum", "scatter_nd", "py_function", "numpy_function", "image", "signal",
     "system", "exec", "eval", "open", "__import__",
 }  # fmt: skip
+# Beyond these the ways to merge and split are too many to go through.
+_MOST_AXES = 8
+_LARGEST = 10**8
 _SHORT_TEXT = re.compile(rb"(?=[\x5a\x7a\xda\xfa](.)([A-Za-z_]\w*))", re.DOTALL)
 
 
@@ -121,6 +125,8 @@ def judge(shape: Shape | None, evidence: Evidence) -> Verdict:
     if evidence.contradictory:
         return Verdict(None, "the layers after it demand different shapes")
     axes = shape[1:]
+    if len(axes) > _MOST_AXES or any((size or 0) > _LARGEST for size in axes):
+        return Verdict(None, "its input has too many axes, or too large ones, to judge")
     exact = {known[1:] for known, _ in evidence.exact}
     if len(exact) > 1:
         return Verdict(None, f"its output shape is stored as both {sorted(map(str, exact))}")
@@ -164,7 +170,7 @@ def merges(axes: Shape) -> Iterator[Shape]:
                 groups.append([size])
             else:
                 groups[-1].append(size)
-        merged = []
+        merged: list[int | None] = []
         for group in groups:
             others = [size for size in group if size != 1]
             if None in others:
@@ -217,7 +223,7 @@ def _with_axes_taken(axes: Shape) -> set[Shape]:
 
 
 def demands(
-    layer: dict[str, Any], first_weight: Shape | None
+    layer: dict[str, Any], first_weight: tuple[int, ...] | None
 ) -> tuple[int | None, dict[int, int], str] | None:
     """Rank and sizes of the input that a layer takes, by its configuration and first weight.
 

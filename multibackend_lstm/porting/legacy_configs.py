@@ -42,6 +42,8 @@ _REFUSED = (
 )
 _VALUES = ("__keras_tensor__", "__slice__", "__ellipsis__", "__numpy__", "__tensor__")
 _NAMESPACES = ("layers", "initializers", "regularizers", "constraints")
+#: Layers of one model.
+MAX_LAYERS = 10_000
 _OURS = "multibackend_lstm>"
 
 # Arguments that Keras 3 no longer has. They may go where they have one of these values.
@@ -257,6 +259,8 @@ class _Translator:
                 f"{place or 'the model'}: a {value['class_name']} without a list of layers. Of a "
                 "subclassed model the class is not in the file."
             )
+        if len(config["layers"]) > MAX_LAYERS:
+            raise ModelFileError(f"a model of more than {MAX_LAYERS:,} layers")
         for layer in config["layers"]:
             if not isinstance(layer, dict) or not isinstance(layer.get("config"), dict):
                 raise ModelFileError(f"{place or 'the model'}: {str(layer)[:80]!r} is no layer")
@@ -311,6 +315,8 @@ class _Translator:
                 raise ModelFileError(
                     f"{place or 'the model'}: {str(layer.get('name'))!r} lacks its name or calls"
                 )
+            if isinstance(layer["config"], dict):
+                layer["config"]["name"] = layer["name"]  # one name for graph and weights
         kinds = {layer["name"]: layer["class_name"] for layer in layers}
         if len(kinds) != len(layers):
             raise ModelFileError(f"{place or 'the model'}: two layers have one name")
@@ -345,7 +351,9 @@ class _Translator:
             references = [node] if single else node
             tensors = [_tensor(reference, kinds) for reference in references]
             kwargs = references[-1][3] if len(references[-1]) > 3 else {}
-            kwargs = {key: _tensors_within(item, kinds) for key, item in kwargs.items()}
+            kwargs = {
+                key: _tensors_within(self.value(item, name), kinds) for key, item in kwargs.items()
+            }
         except (TypeError, IndexError, KeyError, AttributeError) as error:
             raise ModelFileError(f"{name}: {str(node)[:80]!r} is no call of a layer") from error
         if len(tensors) > 1 and kind in (*RECURRENT, "Bidirectional"):

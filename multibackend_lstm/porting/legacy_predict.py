@@ -1,8 +1,8 @@
 """Predictions of an old model file, in a process of its own: `python legacy_predict.py ...`.
 
 It runs by itself, in an environment that holds tf-keras or Keras and need not hold this package.
-`model in.npz out.npz [trust]`: reads the inputs `0_x0`, `0_x1`, `1_x0`, ... (batch, input) and writes
-the predictions `0_y0`, ... Without `trust` the file is loaded in safe mode.
+`model in.npz out.npz [trust]`: reads the inputs `0_x0`, `0_x1`, `1_x0`, ... (batch, input), and
+writes the predictions `0_y0`, ... Without `trust` the file is loaded in safe mode.
 """
 
 import builtins
@@ -44,7 +44,7 @@ def main(model_path: str, inputs_path: str, outputs_path: str, trust: bool) -> N
         batches: dict[str, list[Any]] = {}
         for key in inputs.files:
             batches.setdefault(key.partition("_")[0], []).append(inputs[key])
-    outputs = {}
+    outputs: dict[str, Any] = {}
     for batch, arrays in batches.items():
         made = model(arrays if len(arrays) > 1 else arrays[0], training=False)
         if isinstance(made, dict):
@@ -56,4 +56,4 @@ def main(model_path: str, inputs_path: str, outputs_path: str, trust: bool) -> N
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], trust=sys.argv[4:] == ["trust"])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], trust=sys.argv[4:] == ["trust"])
