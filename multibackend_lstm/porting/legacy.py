@@ -1,6 +1,7 @@
 """replace_lambdas: an old model file becomes a Keras 3 model without stored functions."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,8 @@ def replace_lambdas(
             file.config, keras_2=file.keras_2, custom_objects=custom_objects or {}, notes=notes
         )
         resolver = Resolver(file, config, replacements or {}, custom_objects or {})
-        # In this scope variables have shapes and no values: a hostile size allocates nothing.
-        with keras.StatelessScope(initialize_variables=False):
-            resolver.model(config, ())
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_resolve, resolver, config).result()
     except _MALFORMED as error:
         raise ModelFileError(
             f"{path}: the configuration is not as Keras writes it: {type(error).__name__} {error}"
@@ -156,6 +156,16 @@ def replace_lambdas(
             migration.model.save(temporary)
         migration.out = out
     return migration
+
+
+def _resolve(resolver: Resolver, config: dict[str, Any]) -> None:
+    """Resolve a model with variables that have shapes and no values: no size allocates anything.
+
+    Keras would give them values once the next such scope ends. It keeps what it still has to do
+    by thread, so this runs in one that ends here.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        resolver.model(config, ())
 
 
 def _upgrade(value: Any, place: str | None, steps: list[Step]) -> None:

@@ -254,6 +254,8 @@ def test_graphs_that_make_no_sense(place, change):
     with contextlib.suppress(ModelFileError):
         assert replace_lambdas(path, place / "new.keras").left
     assert not (place / "new.keras").exists()
+    # Variables that were never given values must not be later, when any other model is called.
+    keras.layers.LSTM(1)(np.ones((1, 2, 3), "float32"))
 
 
 def broken_weights(place, change):
