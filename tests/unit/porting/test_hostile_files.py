@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import stat
 import sys
+import tracemalloc
 import zipfile
 
 import h5py
@@ -165,8 +166,12 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(place):
             for _ in range(64):
                 member.write(bytes(1 << 20))
     assert path.stat().st_size < 100_000
+    tracemalloc.start()
     with pytest.raises(ModelFileError, match="decompression bomb"):
         replace_lambdas(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_a_member_larger_than_it_announces_is_refused(place):

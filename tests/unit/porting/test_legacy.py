@@ -73,6 +73,7 @@ def edit_config(path, change):
         file.attrs["model_config"] = json.dumps(change(config) or config)
 
 
+@pytest.mark.thin_on_jax
 @pytest.mark.parametrize(("name", "functions"), MIGRATED, ids=[name for name, _ in MIGRATED])
 def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
     before = hashlib.sha256((FOLDER / name).read_bytes()).digest()
