@@ -134,10 +134,15 @@ def judge(shape: Shape | None, evidence: Evidence) -> Verdict:
         (target,) = exact
         places = " and ".join(dict.fromkeys(place for _, place in evidence.exact))
         reason = f"{_text(axes)} -> {_text(target)}, as stored in {places}"
-        if target == axes:
+        if _matches(axes, target):
             return Verdict(None, f"it keeps the shape {_text(axes)}: it could compute anything")
-        if target in set(merges(axes)) | set(splits(axes, len(target))):
-            return Verdict(target, reason)
+        options = {*merges(axes), *splits(axes, len(target))}
+        matching = {t for t in options if _matches(t, target)}
+        without = {t for t in _with_axes_taken(axes) if _matches(t, target)}
+        if len(matching) == 1 and without <= matching:
+            return Verdict(*matching, reason)
+        if matching:
+            return Verdict(None, f"{reason}, which more than one shape fits")
         return Verdict(None, f"{reason}, is neither a merge nor a split of axes alone")
     if not evidence.reasons:
         return Verdict(None, "nothing after it tells the shape of its output")
@@ -212,6 +217,13 @@ def _factors(size: int | None, parts: int) -> Iterator[Shape]:
         for divisor in divisors:
             for rest in _factors(size // divisor, parts - 1):
                 yield (divisor, *rest)
+
+
+def _matches(axes: Shape, stored: Shape) -> bool:
+    """Whether a shape is the stored one, whose unknown sizes may be any."""
+    return len(axes) == len(stored) and all(
+        known is None or size == known for size, known in zip(axes, stored, strict=True)
+    )
 
 
 def _with_axes_taken(axes: Shape) -> set[Shape]:

@@ -41,6 +41,7 @@ _REFUSED = (
     "HashedCrossing",
 )
 _VALUES = ("__keras_tensor__", "__slice__", "__ellipsis__", "__numpy__", "__tensor__")
+_NO_ACTIVATIONS = ("get", "serialize", "deserialize")
 _NAMESPACES = ("layers", "initializers", "regularizers", "constraints")
 #: Layers of one model.
 MAX_LAYERS = 10_000
@@ -183,7 +184,8 @@ class _Translator:
         if isinstance(name, str):
             if name in self.custom_objects:
                 return _public("custom", "function", name, name)
-            if known and inspect.isfunction(getattr(keras.activations, name, None)):
+            found = getattr(keras.activations, name, None)
+            if known and inspect.isfunction(found) and name not in _NO_ACTIVATIONS:
                 return _public("keras.activations", "function", name, name)
         raise ModelFileError(
             f"{place}: the function {name!r} of {module!r} is none of keras.activations. If it is "

@@ -10,7 +10,7 @@ import math
 import stat
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ class ModelFile:
     by_layer: dict[str, dict[str, np.ndarray]] | None = None
     by_path: dict[str, np.ndarray] | None = None
     compiled: bool = False
-    notes: list[str] = field(default_factory=list)
 
     @property
     def keras_2(self) -> bool:

@@ -92,6 +92,7 @@ IMPORTS = [
     {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"},
     {"module": "builtins", "class_name": "function", "config": "exec", "registered_name": "exec"},
     {"module": "keras.utils", "class_name": "function", "config": "get_file"},
+    {"module": "keras.activations", "class_name": "function", "config": "deserialize"},
     {"module": "keras.saving", "class_name": "load_model", "config": {"filepath": "x"}},
     {"module": "builtins", "class_name": "__lambda__", "config": {"value": "x"}},
     {"module": "keras.layers", "class_name": "TFSMLayer", "config": {"filepath": "x"}},

@@ -43,6 +43,8 @@ def exactly(*shape):
         ((None, None, 15), evidence(4, last=5), (None, 3, 5)),
         ((None, 10, 3, 5), exactly(30, 5), (30, 5)),
         ((None, 10, 24), exactly(10, 4, 6), (10, 4, 6)),
+        # The old Keras lost the size of an axis where the function asked for it.
+        ((None, 10, 3, 5), exactly(None, 15), (10, 15)),
     ],
 )
 def test_one_shape_fits(shape, known, target):
@@ -56,6 +58,9 @@ def test_one_shape_fits(shape, known, target):
         ((None, 10, 3, 5), exactly(10, 3, 5), "could compute anything"),
         # x[:, :, 0] and a mean over channels fit as well as merging time and channels.
         ((None, 10, 3, 5), evidence(3, last=5), "more than one shape"),
+        ((None, 10, 3, 5), exactly(None, 5), "more than one shape"),
+        ((None, 10, 15), exactly(None, 15), "could compute anything"),
+        ((None, 10, 24), exactly(10, None, None), "more than one shape"),
         ((None, 10, 24), evidence(4), "more than one shape"),
         ((None, 10, 3, 5), exactly(10, 5, 3), "neither a merge nor a split"),
         ((None, 10, 3, 5), exactly(10, 14), "neither a merge nor a split"),

@@ -129,6 +129,38 @@ def test_what_may_not_be_a_reshape_is_left(tmp_path, name, place, reason):
     assert list(tmp_path.iterdir()) == []
 
 
+def merging():
+    """A Lambda of this Keras."""
+    return keras.layers.Lambda(lambda t: keras.ops.reshape(t, (-1, 15)), (15,), name="merge")
+
+
+def test_functions_that_are_called_twice_or_wrapped_are_left(tmp_path):
+    left, right = keras.Input((3, 5)), keras.Input((3, 5))
+    merge, dense = merging(), keras.layers.Dense(2)
+    twice = keras.Model([left, right], [dense(merge(left)), dense(merge(right))])
+    steps = keras.Input((4, 3, 5))
+    wrapped = keras.layers.TimeDistributed(merging(), name="steps")(steps)
+    wrapped = keras.Model(steps, keras.layers.LSTM(2)(wrapped))
+    for model, place, reason in (
+        (twice, "merge", "called several times"),
+        (wrapped, "steps > merge", "inside a TimeDistributed"),
+    ):
+        model.save(tmp_path / "model.keras")
+        (step,) = replace_lambdas(tmp_path / "model.keras").left
+        assert step.place == place
+        assert reason in step.detail
+
+
+def test_a_function_with_arguments_is_left(tmp_path):
+    inputs = keras.Input((3, 5))
+    layer = keras.layers.Lambda(
+        lambda t, scale: keras.ops.reshape(t * scale, (-1, 15)), (15,), arguments={"scale": 2.0}
+    )
+    keras.Model(inputs, keras.layers.Dense(2)(layer(inputs))).save(tmp_path / "model.keras")
+    (step,) = replace_lambdas(tmp_path / "model.keras").left
+    assert "takes arguments" in step.detail
+
+
 def test_the_caller_can_say_what_a_function_computes(tmp_path):
     replacements = {"scale": keras.layers.Rescaling(2.0)}
     migration = replace_lambdas(
