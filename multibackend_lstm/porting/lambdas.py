@@ -140,7 +140,7 @@ def judge(shape: Shape | None, evidence: Evidence) -> Verdict:
         matching = {t for t in options if _matches(t, target)}
         without = {t for t in _with_axes_taken(axes) if _matches(t, target)}
         if len(matching) == 1 and without <= matching:
-            return Verdict(*matching, reason)
+            return Verdict(matching.pop(), reason)
         if matching:
             return Verdict(None, f"{reason}, which more than one shape fits")
         return Verdict(None, f"{reason}, is neither a merge nor a split of axes alone")
