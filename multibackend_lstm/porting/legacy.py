@@ -17,7 +17,7 @@ from multibackend_lstm.porting.model_files import ModelFileError, open_model_fil
 
 _UPGRADED = {"LSTM": "lstm", "GRU": "gru", "TimeDistributed": "time_distributed"}
 # What reading a configuration raises where a value is of another kind than Keras writes.
-_MALFORMED = (KeyError, TypeError, AttributeError, IndexError)
+_MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 
 @dataclass
@@ -126,12 +126,12 @@ def replace_lambdas(
         resolver = Resolver(file, config, replacements or {}, custom_objects or {})
         with ThreadPoolExecutor(1) as thread:
             thread.submit(_resolve, resolver, config).result()
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
     except _MALFORMED as error:
         raise ModelFileError(
             f"{path}: the configuration is not as Keras writes it: {type(error).__name__} {error}"
         ) from error
-    except ModelFileError as error:
-        raise ModelFileError(f"{path}: {error}") from error
     resolver.check_replacements()
     for note in notes:
         place, _, detail = note.partition(": ")

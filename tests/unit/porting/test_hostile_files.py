@@ -1,11 +1,15 @@
 """Model files that are damaged, or made to do harm when they are loaded."""
 
 import base64
+import collections
 import contextlib
+import functools
 import io
 import json
 import marshal
+import operator
 import pathlib
+import random
 import shutil
 import stat
 import sys
@@ -262,6 +266,42 @@ def test_graphs_that_make_no_sense(place, change):
     assert not (place / "new.keras").exists()
     # Variables that were never given values must not be later, when any other model is called.
     keras.layers.LSTM(1)(np.ones((1, 2, 3), "float32"))
+
+
+def paths(value, path=()):
+    """The path of every value in a configuration."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        yield (*path, key)
+        if isinstance(item, (dict, list)):
+            yield from paths(item, (*path, key))
+
+
+VALUES = [None, -1, "x", [], {}, [None], True, 10**18, "Lambda", {"class_name": "Dense"}]
+
+
+@pytest.mark.parametrize("name", ["shared.h5", "states.h5", "nested_v2.keras", "keras3.keras"])
+def test_any_one_value_may_be_wrong(place, name):
+    draw = random.Random(name)
+    write = h5_file if name.endswith(".h5") else archive
+    answers = collections.Counter()
+    for _ in range(25):
+        config = config_of(name)
+        *outer, last = draw.choice(list(paths(config)))
+        functools.reduce(operator.getitem, outer, config)[last] = draw.choice(VALUES)
+        path = place / f"old{pathlib.Path(name).suffix}"
+        if write is h5_file:
+            write(path, config)
+            with h5py.File(path, "r+") as file, h5py.File(FOLDER / name) as weights:
+                del file["model_weights"]
+                weights.copy("model_weights", file)
+        else:
+            write(path, config, name=name)
+        try:
+            answers[bool(replace_lambdas(path).left)] += 1
+        except ModelFileError:
+            answers["refused"] += 1
+    assert answers["refused"] > 3
 
 
 def broken_weights(place, change):
