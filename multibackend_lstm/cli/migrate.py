@@ -14,8 +14,8 @@ from multibackend_lstm.environment import BACKENDS, BackendError
 from multibackend_lstm.files import check_writable
 
 if TYPE_CHECKING:
-    from multibackend_lstm.porting.legacy import Migration
-    from multibackend_lstm.porting.legacy_verify import Comparison
+    from multibackend_lstm.porting.legacy.migration import Migration
+    from multibackend_lstm.porting.legacy.verification import Comparison
 
 
 def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -88,7 +88,8 @@ def migrate(
 
     Ends with status 0 if the whole model is migrated (and agrees, with --verify), 1 if a function
     is left, a weight is NaN or infinite, or predictions differ, 2 for wrong use or a file that is
-    damaged or unsafe, and 3 if --verify could not run the old file.
+    damaged or unsafe, and 3 if --verify could not run the old file. A model that predicts
+    otherwise is not written; one that could not be compared is.
     """
     if (python or trust) and not verify:
         raise click.UsageError("--python and --trust are about --verify, which is not given.")
@@ -100,14 +101,17 @@ def migrate(
         raise click.UsageError(str(error)) from error
     import keras
 
-    from multibackend_lstm.porting.legacy import replace_lambdas
-    from multibackend_lstm.porting.legacy_verify import VerificationError
-    from multibackend_lstm.porting.legacy_verify import verify as compare
+    from multibackend_lstm.porting.legacy.migration import check_out, replace_lambdas
+    from multibackend_lstm.porting.legacy.verification import VerificationError
+    from multibackend_lstm.porting.legacy.verification import verify as compare
 
     try:
+        if out is not None:
+            check_out(old, out)
         migration = replace_lambdas(
             old,
-            out,
+            # A model that turns out to predict otherwise is not written.
+            None if verify else out,
             upgrade=upgrade,
             replacements={name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
         )
@@ -120,6 +124,8 @@ def migrate(
             comparisons = compare(migration.model, old, python=python, trust=trust)
         except VerificationError as error:
             failure = str(error)
+        if out is not None and all(comparison.agrees for comparison in comparisons):
+            migration.save(out)
     if as_json:
         click.echo(json.dumps(_document(migration, comparisons, failure), indent=1))
     else:

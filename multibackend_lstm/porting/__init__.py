@@ -1,33 +1,27 @@
-"""Models from elsewhere: legacy Keras files.
+"""Models from elsewhere, and models for elsewhere.
 
-The names below are loaded on first use, so that importing this imports neither keras nor a backend.
+    from multibackend_lstm import porting
+
+    migration = porting.replace_lambdas("old.h5", "new.keras")
+
+`legacy/` holds what opens old Keras files. The names below are loaded on first use, so that
+importing this imports neither keras nor a backend.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from multibackend_lstm.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from multibackend_lstm.porting.legacy import Migration, replace_lambdas
-    from multibackend_lstm.porting.model_files import ModelFileError
+    from multibackend_lstm.porting.legacy.migration import Migration, replace_lambdas
+    from multibackend_lstm.porting.legacy.model_files import ModelFileError
 
-__all__ = [
-    "Migration",
-    "ModelFileError",
-    "replace_lambdas",
-]
+__all__ = ["Migration", "ModelFileError", "replace_lambdas"]
 
 _MODULE_OF = {
-    "Migration": "legacy",
-    "ModelFileError": "model_files",
-    "replace_lambdas": "legacy",
+    "Migration": "legacy.migration",
+    "ModelFileError": "legacy.model_files",
+    "replace_lambdas": "legacy.migration",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from multibackend_lstm.porting import ModelFileError, replace_lambdas
-from multibackend_lstm.porting.model_files import open_model_file
+from multibackend_lstm.porting.legacy.model_files import open_model_file
 
 FOLDER = pathlib.Path(__file__).parent / "legacy"
 MARK = "written-by-the-model"

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS
 from multibackend_lstm.porting import replace_lambdas
-from multibackend_lstm.porting.legacy_verify import VerificationError, holds_functions, verify
+from multibackend_lstm.porting.legacy.verification import VerificationError, holds_functions, verify
 
 FOLDER = pathlib.Path(__file__).parent / "legacy"
 BACKEND = keras.backend.backend()
@@ -124,16 +124,19 @@ def test_verify_runs_no_stored_function_without_trust(python):
     assert "add --trust" in output
 
 
-def test_verify_says_where_predictions_differ(python):
+def test_verify_says_where_predictions_differ(python, tmp_path):
     model = replace_lambdas(FOLDER / "tf_shape.h5").model
     rng = np.random.default_rng(0)
     answers = {}
     for position, batch in enumerate((1, 3, 8)):
         x = rng.normal(size=(batch, 10, 3, 5)).astype("float32")
         answers[f"{position}_y0"] = keras.ops.convert_to_numpy(model(x))
-    arguments = (FOLDER / "tf_shape.h5", "--verify", "--trust", "--python")
+    out = tmp_path / "new.keras"
+    arguments = (FOLDER / "tf_shape.h5", "--out", out, "--verify", "--trust", "--python")
     status, output = migrate(*arguments, python(answers))
     assert status == 0, output
+    assert out.exists()
+    out.unlink()
     answers["1_y0"] = answers["1_y0"] + np.float32(1e-3)
     status, output = migrate(*arguments, python(answers))
     assert status == 1
@@ -142,6 +145,7 @@ def test_verify_says_where_predictions_differ(python):
     for wrong in (answers["1_y0"][:2], np.full((3, 1), np.nan, "float32")):
         answers["1_y0"] = wrong
         assert migrate(*arguments, python(answers))[0] == 1
+    assert not out.exists()
 
 
 def test_verify_that_cannot_run_gives_status_3(python):

@@ -1,4 +1,4 @@
-"""Predictions of an old model file, in a process of its own: `python legacy_predict.py ...`.
+"""Predictions of an old model file, in a process of its own: `python predict.py ...`.
 
 It runs by itself, in an environment that holds tf-keras or Keras and need not hold this package.
 `model in.npz out.npz [trust]`: reads the inputs `0_x0`, `0_x1`, `1_x0`, ... (batch, input), and

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 
 from multibackend_lstm.files import replacing
-from multibackend_lstm.porting import stored_weights
-from multibackend_lstm.porting.legacy_configs import MODELS, translate
-from multibackend_lstm.porting.legacy_graph import Resolver, Step, instantiate, name_of
-from multibackend_lstm.porting.model_files import ModelFileError, open_model_file
+from multibackend_lstm.porting.legacy import stored_weights
+from multibackend_lstm.porting.legacy.configs import MODELS, translate
+from multibackend_lstm.porting.legacy.model_files import ModelFileError, open_model_file
+from multibackend_lstm.porting.legacy.resolution import Resolver, Step, instantiate, name_of
 
 _UPGRADED = {"LSTM": "lstm", "GRU": "gru", "TimeDistributed": "time_distributed"}
 # What reading a configuration raises where a value is of another kind than Keras writes.
@@ -52,6 +52,12 @@ class Migration:
         """Whether nothing is left, and every weight is a finite number."""
         return not self.of("left", "not finite")
 
+    def save(self, out: Path) -> None:
+        """Write the model to a `.keras` file, whole or not at all."""
+        with replacing(out) as temporary:
+            self.model.save(temporary)
+        self.out = out
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return {
@@ -75,9 +81,10 @@ def replace_lambdas(
 
     Nothing stored in the file is run. A `Lambda` is replaced by `FlattenFeatures` (it merges the
     axes after time) or `keras.layers.Reshape` where the shapes around it leave exactly one merge
-    or split of axes, see `porting/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or `tf.squeeze`
-    outside of a layer where its stored arguments say so. Shapes cannot exclude that a function
-    also moves or scales values: compare predictions, as `multibackend-lstm migrate --verify` does.
+    or split of axes, see `porting/legacy/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
+    `tf.squeeze` outside of a layer where its stored arguments say so. Shapes cannot exclude that a
+    function also moves or scales values: compare predictions, as
+    `multibackend-lstm migrate --verify` does.
 
     What Keras 3 refuses or reads otherwise is translated: `time_major`, `batch_input_shape`,
     configurations without modules (keras#19898), modules of other Keras versions, calls of nested
@@ -112,10 +119,7 @@ def replace_lambdas(
     path = Path(path)
     out = None if out is None else Path(out)
     if out is not None:
-        if out.suffix != ".keras":
-            raise ValueError(f"replace_lambdas: `out` must end in .keras. Received {str(out)!r}.")
-        if out.exists() and path.exists() and out.samefile(path):
-            raise ValueError(f"replace_lambdas: `out` must be another file than `path`, {path}.")
+        check_out(path, out)
     file = open_model_file(path)
     migration = Migration(path, file.keras_version)
     notes: list[str] = []
@@ -152,10 +156,16 @@ def replace_lambdas(
     migration.model = instantiate(config, custom_objects or {}, "the model")
     stored_weights.load(migration.model, file)
     if out is not None:
-        with replacing(out) as temporary:
-            migration.model.save(temporary)
-        migration.out = out
+        migration.save(out)
     return migration
+
+
+def check_out(path: Path, out: Path) -> None:
+    """Raise a ValueError unless a model of the file `path` may be written to `out`."""
+    if out.suffix != ".keras":
+        raise ValueError(f"replace_lambdas: `out` must end in .keras. Received {str(out)!r}.")
+    if out.exists() and path.exists() and out.samefile(path):
+        raise ValueError(f"replace_lambdas: `out` must be another file than `path`, {path}.")
 
 
 def _resolve(resolver: Resolver, config: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from multibackend_lstm.porting import legacy_predict
-from multibackend_lstm.porting.legacy_configs import STORED_FUNCTIONS
-from multibackend_lstm.porting.model_files import open_model_file
+from multibackend_lstm.porting.legacy import predict
+from multibackend_lstm.porting.legacy.configs import STORED_FUNCTIONS
+from multibackend_lstm.porting.legacy.model_files import open_model_file
 
 TOLERANCE = 1e-5
 
@@ -140,7 +140,7 @@ def _old_predictions(
         }
         np.savez(sent, **arrays)  # type: ignore[arg-type]
         command = [
-            python or sys.executable, legacy_predict.__file__, str(path.resolve()), str(sent),
+            python or sys.executable, predict.__file__, str(path.resolve()), str(sent),
             str(received), *(["trust"] if trust else []),
         ]  # fmt: skip
         try:
