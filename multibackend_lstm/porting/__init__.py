@@ -1,0 +1,41 @@
+"""Weights from `torch.nn` to Keras and back, and a check that both compute the same.
+
+    from multibackend_lstm import porting
+
+    porting.from_torch("weights.safetensors", model)      # or a module, or a state dict
+    state_dict = porting.to_torch(model)
+    porting.check_port(module, model).raise_if_different()
+
+Read it in this order: `torch_nn.py`, `state_dict.py`, `graph.py` and `axes.py` (what the Keras model
+looks like from PyTorch), `torch_modules.py` (one rule a kind of layer), `matching.py`, then
+`checking.py` and `torch_twins.py`. The names below are loaded on first use, so that importing this
+imports neither keras nor a backend.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multibackend_lstm.porting.checking import PortCheck, check_port
+    from multibackend_lstm.porting.errors import PortingError
+    from multibackend_lstm.porting.torch_nn import from_torch, to_torch
+
+__all__ = ["PortCheck", "PortingError", "check_port", "from_torch", "to_torch"]
+
+_MODULE_OF = {
+    "PortCheck": "checking",
+    "PortingError": "errors",
+    "check_port": "checking",
+    "from_torch": "torch_nn",
+    "to_torch": "torch_nn",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
