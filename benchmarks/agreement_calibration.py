@@ -26,7 +26,6 @@ from typing import Any
 import common
 import numpy as np
 
-from multibackend_lstm.agreement.checking import check
 from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES_ABOVE
 from multibackend_lstm.agreement.report import GROUPS
 from multibackend_lstm.agreement.workers import Workers
@@ -117,14 +116,7 @@ def healthy(work: Path, wanted: list[tuple[int, int]]) -> None:
                 workers.close()
             workers = Workers(TARGETS)
         drawn = random_models.draw(seed, index)
-        report = check(
-            drawn.model,
-            drawn.inputs,
-            loss=drawn.loss,
-            optimizer=drawn.optimizer,
-            workers=workers,
-            seed=seed,
-        )
+        report = drawn.checked(workers, seed)
         scores: dict[str, dict[str, list[Any]]] = {}
         for result in report.results:
             kinds = scores.setdefault(result.target, collections.defaultdict(list))

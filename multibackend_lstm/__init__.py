@@ -5,9 +5,11 @@ keras nor a backend, so `KERAS_BACKEND` may still be set afterwards.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wrapt import register_post_import_hook
+
+from multibackend_lstm.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from multibackend_lstm.data import (
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
         TimeDistributed,
         TimeDistributedConv,
     )
-    from multibackend_lstm.models import build_model
+    from multibackend_lstm.models import build_deep_conv_lstm, build_model
     from multibackend_lstm.solutions import SOLUTIONS
 
 __version__ = "0.1.0"
@@ -42,6 +44,7 @@ __all__ = [
     "FlattenFeatures",
     "TimeDistributed",
     "TimeDistributedConv",
+    "build_deep_conv_lstm",
     "build_model",
     "flatten_features",
     "load_basic_motions",
@@ -59,22 +62,14 @@ _MODULE_OF = {
     "FlattenFeatures": "layers",
     "TimeDistributed": "layers",
     "TimeDistributedConv": "layers",
+    "build_deep_conv_lstm": "models",
     "build_model": "models",
     "flatten_features": "data",
     "load_basic_motions": "data",
     "unflatten_features": "data",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 
 # A saved model names its layers as "multibackend_lstm>..."; Keras finds them once the module
 # that registers them is imported, so that follows the import of keras, whichever comes first.

@@ -1,4 +1,4 @@
-"""build_model: a whole recurrent model for 4D (or N-D) input, in one of five ways."""
+"""Whole recurrent models for 4D (or N-D) input: `build_model`, `build_deep_conv_lstm`."""
 
 import math
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from multibackend_lstm.layers.channelwise import Merge
 from multibackend_lstm.layers.validation import (
     check_choice,
     check_positive,
+    check_rank,
     known_sizes,
 )
 from multibackend_lstm.solutions import SOLUTIONS, Solution
@@ -87,16 +88,8 @@ def build_model(
     """
     owner = "build_model"
     check_choice(owner, "solution", solution, tuple(SOLUTIONS))
-    check_choice(owner, "task", task, tuple(_ACTIVATIONS))
-    check_positive(owner, "outputs", outputs)
-    if task == "multiclass" and outputs == 1:
-        raise ValueError(
-            'build_model: task="multiclass" needs `outputs`, the number of classes, to be at '
-            'least 2. Received outputs=1. For one yes-or-no output use task="binary".'
-        )
-    stacked_units = tuple(units) if isinstance(units, Sequence) else (units,)
-    for count in stacked_units or (0,):
-        check_positive(owner, "units", count)
+    _check_task(owner, task, outputs)
+    stacked_units = _stacked(owner, units)
     shape = _model_input_shape(tuple(input_shape), solution)
     _check_masking(masking)
 
@@ -129,13 +122,114 @@ def build_model(
     # (batch, units) already, but for positions or channels that are still apart.
     if len(x.shape) > 2:
         x = keras.layers.Flatten()(x)
-    x = keras.layers.Dense(
+    return keras.Model(inputs, _output_layer(task, outputs)(x), name=name or solution)
+
+
+def build_deep_conv_lstm(
+    input_shape: Sequence[int | None],
+    *,
+    outputs: int,
+    task: Task = "multiclass",
+    filters: int = 64,
+    kernel_size: int = 5,
+    convolutions: int = 4,
+    units: int | Sequence[int] = (128, 128),
+    dropout: float = 0.5,
+    name: str = "deep_conv_lstm",
+) -> keras.Model:
+    """Build DeepConvLSTM (Ordóñez and Roggen 2016), uncompiled: convolutions over time, then LSTMs.
+
+    Every convolution runs along time in each channel alone, with the same kernels for all
+    channels, and shortens the series by `kernel_size - 1` steps; the LSTMs then see all channels
+    of a step at once. The defaults are the paper's, whose input has one feature a channel.
+
+    Example:
+        >>> model = build_deep_conv_lstm((24, 113, 1), outputs=18)   # the paper's Opportunity data
+
+    Args:
+        input_shape: shape of one case, `(time, channels, features)`; `time` may be `None`.
+        outputs: number of outputs; for `"multiclass"` the number of classes.
+        task: `"regression"` (linear output), `"binary"` (sigmoid) or `"multiclass"` (softmax).
+        filters: number of filters of each convolution.
+        kernel_size: steps that a convolution spans.
+        convolutions: number of convolutions.
+        units: LSTM units, or a sequence of them for stacked layers.
+        dropout: rate of the dropout before every LSTM.
+        name: name of the model.
+
+    Returns:
+        A `keras.Model` from `(batch, time, channels, features)` to `(batch, outputs)`. The output
+        has the dtype of the weights, so float32 in mixed precision. It takes no mask: a
+        convolution over time has no step to skip.
+
+    Raises:
+        ValueError: for an unknown task, an `input_shape` that is not `(time, channels, features)`
+            or has fewer steps than the convolutions consume, and numbers below 1.
+
+    Source:
+        F. J. Ordóñez and D. Roggen, "Deep Convolutional and LSTM Recurrent Neural Networks for
+        Multimodal Wearable Activity Recognition", Sensors 16(1):115, 2016.
+    """
+    owner = "build_deep_conv_lstm"
+    _check_task(owner, task, outputs)
+    stacked_units = _stacked(owner, units)
+    for argument, value in (
+        ("filters", filters),
+        ("kernel_size", kernel_size),
+        ("convolutions", convolutions),
+    ):
+        check_positive(owner, argument, value)
+    shape = tuple(input_shape)
+    check_rank(owner, (None, *shape), minimum=4, maximum=4)
+    for size in known_sizes(owner, (None, *shape), (2, 3)):
+        check_positive(owner, "input_shape", size)
+    shortest = convolutions * (kernel_size - 1) + 1
+    if shape[0] is not None and shape[0] < shortest:
+        raise ValueError(
+            f"{owner}: `input_shape` must have at least {shortest} time steps, of which "
+            f"{convolutions} convolutions of {kernel_size} steps leave one. Received {shape}. "
+            "Use longer windows, or a smaller `kernel_size` or `convolutions`."
+        )
+
+    inputs = keras.Input(shape, name="inputs")
+    x = inputs
+    for _ in range(convolutions):
+        x = keras.layers.Conv2D(
+            filters, (kernel_size, 1), activation="relu", data_format="channels_last"
+        )(x)
+    x = FlattenFeatures()(x)
+    for position, count in enumerate(stacked_units):
+        x = keras.layers.Dropout(dropout)(x)
+        x = LSTM(count, return_sequences=position < len(stacked_units) - 1)(x)
+    return keras.Model(inputs, _output_layer(task, outputs)(x), name=name)
+
+
+def _check_task(owner: str, task: str, outputs: int) -> None:
+    check_choice(owner, "task", task, tuple(_ACTIVATIONS))
+    check_positive(owner, "outputs", outputs)
+    if task == "multiclass" and outputs == 1:
+        raise ValueError(
+            f'{owner}: task="multiclass" needs `outputs`, the number of classes, to be at '
+            'least 2. Received outputs=1. For one yes-or-no output use task="binary".'
+        )
+
+
+def _stacked(owner: str, units: int | Sequence[int]) -> tuple[int, ...]:
+    """The units of each recurrent layer."""
+    stacked = tuple(units) if isinstance(units, Sequence) else (units,)
+    for count in stacked or (0,):
+        check_positive(owner, "units", count)
+    return stacked
+
+
+def _output_layer(task: str, outputs: int) -> keras.layers.Layer:
+    """The last layer, in the dtype of the weights: losses of half-precision outputs lose digits."""
+    return keras.layers.Dense(
         outputs,
         activation=_ACTIVATIONS[task],
         dtype=keras.config.dtype_policy().variable_dtype,
         name="outputs",
-    )(x)
-    return keras.Model(inputs, x, name=name or solution)
+    )
 
 
 def _model_input_shape(shape: tuple[int | None, ...], solution: str) -> tuple[int | None, ...]:

@@ -12,8 +12,9 @@ worker, `worker.py` and `execution.py`, and what is made of it, `comparison.py` 
 The names below are loaded on first use, so that importing this imports neither keras nor a backend.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from multibackend_lstm.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from multibackend_lstm.agreement.case import CaseError
@@ -51,12 +52,4 @@ _MODULE_OF = {
     "initialize": "same_start",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

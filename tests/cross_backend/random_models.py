@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 import multibackend_lstm as ours
+from multibackend_lstm.agreement import Report, Workers, check
 
 L = keras.layers
 BATCH = 4
@@ -30,6 +31,17 @@ class Drawn:
     inputs: Any
     loss: str
     optimizer: str
+
+    def checked(self, workers: Workers, seed: int = 0) -> Report:
+        """The comparison of this model."""
+        return check(
+            self.model,
+            self.inputs,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            workers=workers,
+            seed=seed,
+        )
 
 
 def draw(seed: int, index: int) -> Drawn:

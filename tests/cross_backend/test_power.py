@@ -74,14 +74,7 @@ def test_there_are_faults_in_every_target_and_group():
 def test_healthy_models_agree_everywhere(workers):
     """A sample with numbers that the calibration has not seen; its page has 300 more."""
     for seed, index in [(3, index) for index in range(20)]:
-        drawn = random_models.draw(seed, index)
-        report = check(
-            drawn.model,
-            drawn.inputs,
-            loss=drawn.loss,
-            optimizer=drawn.optimizer,
-            workers=workers,
-        )
+        report = random_models.draw(seed, index).checked(workers)
         assert not report.findings, f"model {seed}/{index}\n{report.table()}"
         assert all(result.comparisons for result in report.results)
 

@@ -4,7 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-from multibackend_lstm import SOLUTIONS, build_model, flatten_features
+from multibackend_lstm import (
+    SOLUTIONS,
+    FlattenFeatures,
+    build_deep_conv_lstm,
+    build_model,
+    flatten_features,
+)
 
 BATCH, TIME, CHANNELS, FEATURES = 20, 10, 3, 5
 SHAPE = (TIME, CHANNELS, FEATURES)
@@ -268,3 +274,68 @@ def test_solutions_say_when_to_choose_them():
         "conv_lstm": "images",
     }.items():
         assert words in SOLUTIONS[solution]
+
+
+def test_deep_conv_lstm_is_the_papers_network():
+    model = build_deep_conv_lstm((24, 113, 1), outputs=18)
+    kernels = [w.shape for w in model.trainable_weights if w.name in ("kernel", "recurrent_kernel")]
+    assert kernels == [
+        (5, 1, 1, 64),
+        *3 * [(5, 1, 64, 64)],
+        (113 * 64, 4 * 128),
+        (128, 4 * 128),
+        (128, 4 * 128),
+        (128, 4 * 128),
+        (128, 18),
+    ]
+    assert layer_input_shape(model, FlattenFeatures) == (None, 8, 113, 64)  # 24 steps less 4 * 4
+
+
+def test_deep_conv_lstm_convolves_each_channel_alone(x):
+    model = build_deep_conv_lstm(
+        (None, CHANNELS, FEATURES), outputs=2, filters=4, kernel_size=3, convolutions=2, units=5
+    )
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    (lstm,) = [layer for layer in model.layers if isinstance(layer, keras.layers.LSTM)]
+    channels = []
+    for channel in range(CHANNELS):
+        series = np.ascontiguousarray(x[:, :, channel])
+        for layer in convolutions:
+            kernel, bias = layer.get_weights()
+            series = keras.ops.convert_to_numpy(keras.ops.conv(series, kernel[:, 0])) + bias
+            series = np.maximum(series, 0)
+        channels.append(series)
+    stock = keras.layers.LSTM(5)
+    flat = np.stack(channels, axis=2).reshape(BATCH, TIME - 4, -1)
+    stock.build(flat.shape)
+    stock.set_weights(lstm.get_weights())
+    kernel, bias = model.get_layer("outputs").get_weights()
+    logits = keras.ops.convert_to_numpy(stock(flat)) @ kernel + bias
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-6)
+
+
+def test_deep_conv_lstm_saves(x, tmp_path):
+    model = build_deep_conv_lstm(SHAPE, outputs=1, task="regression", kernel_size=3, units=4)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.saving.load_model(path, safe_mode=True)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_shape": (16, 3, 5)}, r"at least 17 time steps.*\(16, 3, 5\)"),
+        ({"input_shape": (30, 15)}, r"must have 4 axes.*\(batch=None, time=30, features=15\)"),
+        ({"input_shape": (30, None, 5)}, r"axis 2 \(channels\)"),
+        ({"outputs": 1}, 'outputs=1.*task="binary"'),
+        ({"units": (8, 0)}, "`units` must be an integer of at least 1. Received 0"),
+        ({"kernel_size": 0}, "`kernel_size` must be"),
+        ({"convolutions": 0}, "`convolutions` must be"),
+        ({"filters": 0}, "`filters` must be"),
+    ],
+)
+def test_deep_conv_lstm_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_deep_conv_lstm(**{"input_shape": (30, 3, 5), "outputs": 4, **arguments})
