@@ -6,14 +6,15 @@
     state_dict = porting.to_torch(model)
     porting.check_port(module, model).raise_if_different()
 
-Read it in this order: `torch_nn.py`, `state_dict.py`, `graph.py` and `axes.py` (what the Keras model
-looks like from PyTorch), `torch_modules.py` (one rule a kind of layer), `matching.py`, then
-`checking.py` and `torch_twins.py`. The names below are loaded on first use, so that importing this
-imports neither keras nor a backend.
+Read it in this order: `torch_nn.py`, `state_dict.py`, `graph.py` and `axes.py` (what the Keras
+model looks like from PyTorch), `torch_modules.py` and `weights.py` (one rule a kind of layer),
+`matching.py`, then `checking.py` and `torch_twins.py`. The names below are loaded on first use, so
+that importing this imports neither keras nor a backend.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from multibackend_lstm.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from multibackend_lstm.porting.checking import PortCheck, check_port
@@ -30,12 +31,4 @@ _MODULE_OF = {
     "to_torch": "torch_nn",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

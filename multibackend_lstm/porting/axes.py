@@ -82,7 +82,9 @@ def merge(axes: Sequence[Axis]) -> Axis:
         return kept[0]
     if any(axis.size is None for axis in kept):
         if any(axis.filters or axis.order for axis in kept):
-            raise UnknownOrder("an axis of unknown size is merged with the filters of a convolution")
+            raise UnknownOrder(
+                "an axis of unknown size is merged with the filters of a convolution"
+            )
         return Axis(None)
     sizes = [axis.size or 0 for axis in kept]
     first = torch_order(kept)

@@ -7,7 +7,12 @@ from typing import Any
 import keras
 from keras import tree
 
-from multibackend_lstm.layers import Channelwise, FlattenFeatures, TimeDistributed, TimeDistributedConv
+from multibackend_lstm.layers import (
+    Channelwise,
+    FlattenFeatures,
+    TimeDistributed,
+    TimeDistributedConv,
+)
 from multibackend_lstm.porting.axes import Axis, Features, UnknownOrder, join, merge, reshape
 from multibackend_lstm.porting.errors import PortingError
 from multibackend_lstm.porting.torch_modules import SUPPORTED, Rule, rule_of
@@ -279,9 +284,9 @@ class _Walk:
         if isinstance(layer, keras.Model):
             if not hasattr(layer, "_nodes_by_depth"):
                 raise PortingError(
-                    f"porting: '{layer.name}' of type {type(layer).__name__} is a subclassed model, "
-                    "so that the order of its layers cannot be seen. Port its layers one by one, or "
-                    "build it as a functional model."
+                    f"porting: '{layer.name}' of type {type(layer).__name__} is a subclassed "
+                    "model, so that the order of its layers cannot be seen. Port its layers one by "
+                    "one, or build it as a functional model."
                 )
             return _Walk._functional
         return None

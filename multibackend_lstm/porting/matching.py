@@ -1,5 +1,6 @@
 """Which part of a torch module belongs to which Keras layer."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,12 +79,13 @@ def named_parts(layers: Sequence[WeightedLayer]) -> list[Pair]:
     for layer in layers:
         prefix = layer.path.replace("/", ".")
         number = 0 if layer.rule.outputs == "sequence" else None
-        names = {name: f"{prefix}.{_leaf(name, number)}" for name in layer.shapes}
+        names = {name: f"{prefix}.{part_name(name, number)}" for name in layer.shapes}
         pairs.append(Pair(layer, Part(prefix, number, names)))
     return pairs
 
 
-def _leaf(name: str, number: int | None) -> str:
+def part_name(name: str, number: int | None) -> str:
+    """The name in a module: `weight_ih_reverse` of layer 1 is `weight_ih_l1_reverse`."""
     if number is None:
         return name
     stem, reverse, _ = name.partition("_reverse")
@@ -191,8 +193,12 @@ class _Matching:
 
     def by_order(self) -> None:
         """Parts that fit several layers each, in their order."""
-        in_order = self.state.ordered and len(self.parts) == len(self.layers) and all(
-            self._fits(part, layer) for part, layer in zip(self.parts, self.layers, strict=True)
+        in_order = (
+            self.state.ordered
+            and len(self.parts) == len(self.layers)
+            and all(
+                self._fits(part, layer) for part, layer in zip(self.parts, self.layers, strict=True)
+            )
         )
         while self._free_parts() and self._free_layers():
             parts, positions = self._alike(self._free_parts()[0])
@@ -218,8 +224,7 @@ class _Matching:
                 raise self._error(f"{ambiguous}: their numbers and their order differ", True)
             chosen = numbered or parts
             if not all(
-                self._fits(part, self.layers[i])
-                for part, i in zip(chosen, positions, strict=True)
+                self._fits(part, self.layers[i]) for part, i in zip(chosen, positions, strict=True)
             ):
                 raise self._error(ambiguous, True)
             self.found |= dict(zip(positions, chosen, strict=True))
@@ -261,7 +266,7 @@ class _Matching:
 
     def _one_behind_the_other(self, positions: list[int]) -> bool:
         # `inputs.behind` of a layer holds the numbers of all before it.
-        pairs = zip(positions, positions[1:], strict=False)
+        pairs = itertools.pairwise(positions)
         return all(earlier in self.layers[later].inputs.behind for earlier, later in pairs)
 
     def _fits(self, part: Part, layer: WeightedLayer) -> bool:
@@ -332,7 +337,9 @@ def _by_number(parts: list[Part]) -> list[Part] | None:
     """The parts in the order of the numbers in their names; None if they differ in more."""
 
     def pieces(part: Part) -> list[str]:
-        return re.split(r"(\d+)", f"{part.prefix}.{part.number}")
+        # Keras leaves out the first number: conv, conv_1, conv_2.
+        prefix = part.prefix if re.search(r"_\d+$", part.prefix) else f"{part.prefix}_0"
+        return re.split(r"(\d+)", f"{prefix}.{part.number}")
 
     if len({tuple(pieces(part)[::2]) for part in parts}) > 1:
         return None

@@ -5,12 +5,12 @@
 | `LSTM` | `LSTM`, a layer of it | transposed; gates i, f, g, o in both; `b_ih + b_hh` is one bias |
 | `GRU` | `GRU`, a layer of it | transposed; gates z, r, h from r, z, n; two biases in both |
 | `Bidirectional` of these | the same, `bidirectional=True` | both directions |
-| `Conv1D/2D/3D` | `Conv1d/2d/3d` | `(*kernel, in / groups, out)` from `(out, in / groups, *kernel)` |
-| `DepthwiseConv1D/2D` | `Conv1d/2d`, `groups=in` | `(*kernel, in, m)` from `(in * m, 1, *kernel)` |
-| `Conv1D/2D/3DTranspose` | `ConvTranspose1d/2d/3d` | `(*kernel, out, in)` from `(in, out, *kernel)` |
+| `Conv1D/2D/3D` | `Conv1d/2d/3d` | `(*size, in / groups, out)` from `(out, in / groups, *size)` |
+| `DepthwiseConv1D/2D` | `Conv1d/2d`, `groups=in` | `(*size, in, m)` from `(in * m, 1, *size)` |
+| `Conv1D/2D/3DTranspose` | `ConvTranspose1d/2d/3d` | `(*size, out, in)` from `(in, out, *size)` |
 | `Dense` | `Linear` | transposed |
-| `BatchNormalization` | `BatchNorm1d/2d/3d` | gamma, beta, moving mean and variance as they are |
-| `LayerNormalization`, `GroupNormalization` | `LayerNorm`, `GroupNorm` | gamma and beta as they are |
+| `BatchNormalization` | `BatchNorm1d/2d/3d` | the same four |
+| `LayerNormalization`, `GroupNormalization` | `LayerNorm`, `GroupNorm` | gamma, beta |
 | `Embedding` | `Embedding` | as it is |
 | `PReLU` | `PReLU` | alpha has the input's rank in Keras, and one axis in PyTorch |
 """
@@ -77,7 +77,10 @@ class Recurrent(Rule):
         for inner in directions(layer):
             for argument, expected in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
                 found = getattr(inner, argument)
-                if found not in (getattr(keras.activations, expected), getattr(keras.ops, expected)):
+                if found not in (
+                    getattr(keras.activations, expected),
+                    getattr(keras.ops, expected),
+                ):
                     name = getattr(found, "__name__", found)
                     return f"{argument}={name!r}, and torch.nn has {expected} alone"
             if "GRU" in self.modules and not inner.reset_after:
@@ -110,9 +113,7 @@ class Recurrent(Rule):
 
     def differences(self, layer: Any, inputs: Features, module: Any) -> list[str]:
         """As in `Rule`."""
-        return _different(
-            {"bidirectional": len(directions(layer)) == 2, "proj_size": 0}, module
-        )
+        return _different({"bidirectional": len(directions(layer)) == 2, "proj_size": 0}, module)
 
 
 class Convolution(Rule):
@@ -138,9 +139,7 @@ class Convolution(Rule):
         """As in `Rule`."""
         rank = self._rank
         columns = _channels(layer, inputs).order
-        kernel = Moved(
-            layer.kernel, "weight", (rank + 1, rank, *range(rank)), None, columns, rank
-        )
+        kernel = Moved(layer.kernel, "weight", (rank + 1, rank, *range(rank)), None, columns, rank)
         return [kernel, *_bias(layer)]
 
     def differences(self, layer: Any, inputs: Features, module: Any) -> list[str]:
@@ -214,9 +213,9 @@ class TransposedConvolution(Convolution):
         found = _different(expected, module)
         if any(padding and behind for padding, behind in paddings):
             found.append(
-                f"padding='same' with kernel_size={layer.kernel_size}, strides={layer.strides} cuts "
-                "more on one side than on the other, which torch.nn cannot: use padding='valid' "
-                "and a Cropping layer"
+                f"padding='same' with kernel_size={layer.kernel_size}, strides={layer.strides} "
+                "cuts more on one side than on the other, which torch.nn cannot: use "
+                "padding='valid' and a Cropping layer"
             )
         return found
 

@@ -19,10 +19,10 @@ class Weight(Protocol):
     """
 
     @property
-    def variable(self) -> Any: ...  # noqa: D102
+    def variable(self) -> Any: ...
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]: ...  # noqa: D102
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def to_torch(self, value: np.ndarray) -> dict[str, np.ndarray]:
         """The parameters from the variable's value."""
