@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from multibackend_lstm import backends
 from multibackend_lstm.agreement.execution import with_dtype
@@ -70,7 +70,7 @@ class PortCheck:
 
     def table(self) -> str:
         """A line a layer and dtype: its largest differences, forward and in gradients."""
-        rows = [("layer", "dtype", "output", "gradients", "allowed", "")]
+        rows: list[tuple[str, ...]] = [("layer", "dtype", "output", "gradients", "allowed", "")]
         for where, dtype in dict.fromkeys((d.where, d.dtype) for d in self.differences):
             group = [d for d in self.differences if (d.where, d.dtype) == (where, dtype)]
             outputs = [d.value for d in group if d.tensor.startswith("output")]
@@ -87,10 +87,13 @@ class PortCheck:
         return "\n".join([*lines, *self.notes])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON, which has no infinity: None stands for it."""
         return {
             "ok": self.ok,
-            "differences": [{**asdict(d), "ok": d.ok} for d in self.differences],
+            "differences": [
+                {**asdict(d), "value": d.value if np.isfinite(d.value) else None, "ok": d.ok}
+                for d in self.differences
+            ],
             "notes": self.notes,
         }
 
@@ -182,7 +185,7 @@ def check_pairs(
             _check_layer(check, pair, state, dtype, tolerances[dtype], generator)
     if state.module is not None and isinstance(layer_or_model, keras.Model):
         given = _drawn(layer_or_model, generator) if inputs is None else inputs
-        arrays = [np.asarray(x) for x in keras.tree.flatten(given)]
+        arrays = [np.asarray(x) for x in tree.flatten(given)]
         theirs, rounded = (
             _of_module(graph, state, arrays, forward, wide) for wide in (True, False)
         )
@@ -295,8 +298,9 @@ def _of_keras(
     ]
 
     def call(inputs: list[Any]) -> list[Any]:
-        packed = keras.tree.pack_sequence_as(model.input, list(inputs))
-        return list(keras.tree.flatten(model(packed, training=False)))
+        structure = getattr(model, "_inputs_struct", None)  # which a Sequential model has not
+        given = inputs[0] if structure is None else tree.pack_sequence_as(structure, list(inputs))
+        return list(tree.flatten(model(given, training=False)))
 
     def loss(inputs: list[Any], factors: list[Any]) -> Any:
         return sum(ops.sum(y * f) for y, f in zip(call(inputs), factors, strict=True))
@@ -344,7 +348,7 @@ def _run_torch(module: Any, call: Callable[..., Any], arrays: list[np.ndarray]) 
     values = [y.detach().numpy() for y in outputs]
     pairs = zip(outputs, _factors(values), strict=True)
     loss = sum((y * torch.tensor(factor, dtype=dtype)).sum() for y, (factor, _) in pairs)
-    loss.backward()  # type: ignore[union-attr]
+    loss.backward()
     zero = torch.zeros_like
     return _Values(
         values,

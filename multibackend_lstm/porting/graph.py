@@ -166,8 +166,7 @@ class _Walk:
             shapes = _output_shapes(layer, inputs)
         rule = rule_of(layer)
         if rule is not None:
-            number = self._add(layer, path, rule, inputs[0])
-            behind |= {number}
+            behind |= self._add(layer, path, rule, inputs[0])
         elif getattr(layer, "weights", None):
             raise PortingError(
                 f"porting: layer '{path}' of type {type(layer).__module__}.{type(layer).__name__} "
@@ -191,7 +190,7 @@ class _Walk:
         padding = _zero_padding(layer)
         return [Features(tuple(each), behind, padding, reason) for each in axes]
 
-    def _add(self, layer: Any, path: str, rule: Rule, inputs: Features) -> int:
+    def _add(self, layer: Any, path: str, rule: Rule, inputs: Features) -> set[int]:
         if inputs.unknown:
             raise PortingError(
                 f"porting: which input features of '{path}' are which in PyTorch cannot be told, "
@@ -208,6 +207,8 @@ class _Walk:
             weights = rule.weights(layer, inputs)
         except UnknownOrder as unknown:
             raise PortingError(f"porting: the input of '{path}': {unknown}.") from unknown
+        if not weights and not layer.weights:
+            return set()  # a normalisation without scale and offset
         own = {id(weight.variable) for weight in weights}
         strange = [v.path for v in layer.weights if id(v) not in own]
         if strange:
@@ -224,7 +225,7 @@ class _Walk:
                 f"porting: layer '{path}' is called more than once, on features that PyTorch has "
                 "in different orders, so that no weights serve both."
             )
-        return number
+        return {number}
 
     def _axes(
         self, layer: Any, rule: Rule | None, inputs: list[Features], shapes: list[Any]

@@ -343,7 +343,7 @@ class PReLU(Rule):
         """As in `Rule`."""
         sizes = [size for size in layer.alpha.shape if size != 1]
         if len(sizes) > 1:
-            axes = list(range(1, len(layer.alpha.shape)))
+            axes = list(range(1, len(layer.alpha.shape) + 1))
             return (
                 f"its slopes have the shape {tuple(layer.alpha.shape)}, and torch.nn.PReLU has one "
                 f"slope, or one a feature: set shared_axes={axes[:-1]}"

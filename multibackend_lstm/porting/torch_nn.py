@@ -106,6 +106,11 @@ def to_torch(
         PortingError: as `from_torch`. Nothing is changed then.
     """
     if module_or_state_dict is None:
+        if mapping is not None:
+            raise PortingError(
+                "porting: `mapping` says which names in PyTorch to take: give a module or a state "
+                "dict that has them."
+            )
         check_choice("to_torch", "flatten_order", flatten_order, FLATTEN_ORDERS)
         graph = read_graph(layer_or_model, flatten_order)
         return _as_tensors(named_state_dict(graph))

@@ -15,8 +15,8 @@ Call = Callable[[Any, Any], Any]
 def twin_of(found: WeightedLayer) -> tuple[Any, Call]:
     """A float64 module, with weights of no account, and a function that calls it or a copy.
 
-    The function takes the module and a tensor. The tensors have Keras's axes. Activations that a Keras layer
-    adds to its convolution or product are left out.
+    The function takes the module and a tensor with Keras's axes, and returns such a tensor.
+    Activations that a Keras layer adds to its convolution or product are left out.
     """
     for kind, build in _BUILDERS:
         if isinstance(found.rule, kind):
