@@ -103,7 +103,8 @@ def join(axes: Sequence[Axis]) -> Axis:
         return Axis(None)
     order: list[int] = []
     for axis in axes:
-        order += (index + len(order) for index in axis.order or range(axis.size or 0))
+        before = len(order)
+        order += (before + index for index in axis.order or range(axis.size or 0))
     ordered = tuple(order) if any(axis.order for axis in axes) else None
     return Axis(len(order), filters=any(axis.filters for axis in axes), order=ordered)
 
