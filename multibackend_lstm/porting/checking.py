@@ -22,11 +22,12 @@ from multibackend_lstm.porting.torch_nn import keras_value, plan
 from multibackend_lstm.porting.torch_twins import check_copy, check_shape, twin_of
 
 #: How far two tensors may differ, relative to the largest element, by the dtype of Keras. Where
-#: PyTorch's own float32 is further from its float64 than a quarter of it, four times that (but
-#: never more than a hundredfold: a tensor which rounding spoils so tells nothing).
+#: PyTorch's own float32 is further from its float64 than a tenth of it, ten times that: healthy
+#: backends differ by up to 8.5 times their rounding (docs/agreement_calibration.md). But never more
+#: than a hundredfold, since a tensor which rounding spoils so tells nothing.
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 _BATCH, _STEPS = 3, 9
-_ROUNDING, _MOST = 4.0, 100.0
+_ROUNDING, _MOST = 10.0, 100.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def check_port(
             is called, with the last axis moved to the second place if a convolution comes first,
             and the outputs' second one to the last if they are filters'.
         tolerances: largest difference allowed, relative to a tensor's largest element, by dtype.
-            (A float32 tensor may differ by more where PyTorch's own float32 does: by up to four
+            (A float32 tensor may differ by more where PyTorch's own float32 does: by up to ten
             times as much as that is from PyTorch's float64.)
         seed: of the random input.
 

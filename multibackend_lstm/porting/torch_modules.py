@@ -287,6 +287,8 @@ class LayerNorm(Normalization):
 
     def refusal(self, layer: Any, inputs: Features) -> str | None:
         """As in `Rule`."""
+        if getattr(layer, "rms_scaling", False):
+            return "rms_scaling=True divides by something else than torch.nn.LayerNorm does"
         if len(layer.axis) > 1 and any(inputs.axes[axis].order for axis in layer.axis):
             return "it normalises several axes, one of which holds merged filters"
         return None

@@ -350,6 +350,85 @@ def test_flattening_permutes_everything_behind(rank, reshape, flatten_order):
         assert torch.equal(tensor, module.state_dict()[name])
 
 
+class RandomNet(nn.Module):
+    """Convolutions over (time, channels), each with what may follow it, then LSTM or Linear."""
+
+    def __init__(self, blocks, recurrent, channels_last):
+        super().__init__()
+        self.steps = nn.ModuleList()
+        filters, sizes = 2, [12, 9]
+        for count, size, norm, pool in blocks:
+            self.steps.append(nn.Conv2d(filters, count, size))
+            sizes = [n - size + 1 for n in sizes]
+            self.steps.append({"batch": nn.BatchNorm2d(count), "group": nn.GroupNorm(1, count),
+                               "none": nn.PReLU(count)}[norm])  # fmt: skip
+            if pool:
+                self.steps.append(nn.AvgPool2d(2))
+                sizes = [n // 2 for n in sizes]
+            filters = count
+        self.rnn = nn.LSTM(filters * sizes[1], 3, batch_first=True) if recurrent else None
+        self.fc = nn.Linear(3 if recurrent else filters * sizes[0] * sizes[1], 2)
+        self.channels_last = channels_last
+
+    def forward(self, x):
+        x = x.movedim(-1, 1)
+        for step in self.steps:
+            x = step(x)
+        if self.channels_last:
+            x = x.movedim(1, -1)
+        elif self.rnn is not None:
+            x = x.transpose(1, 2)
+        if self.rnn is None:
+            return self.fc(x.flatten(1))
+        return self.fc(self.rnn(x.flatten(2))[0][:, -1])
+
+
+def keras_twin(blocks, recurrent):
+    parts = [keras.Input((12, 9, 2))]
+    for count, size, norm, pool in blocks:
+        parts.append(layers.Conv2D(count, size))
+        if norm == "batch":
+            parts.append(layers.BatchNormalization(epsilon=1e-5))
+        elif norm == "group":
+            parts.append(layers.GroupNormalization(1, epsilon=1e-5))
+        else:
+            parts.append(layers.PReLU(shared_axes=[1, 2]))
+        if pool:
+            parts.append(layers.AveragePooling2D(2))
+    parts += [LSTM(3)] if recurrent else [layers.Flatten()]
+    return keras.Sequential([*parts, layers.Dense(2)])
+
+
+@given(
+    blocks=st.lists(
+        st.tuples(
+            st.integers(1, 3),
+            st.integers(1, 2),
+            st.sampled_from(["batch", "group", "none"]),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=2,
+    ),
+    recurrent=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_random_cnn_lstms(blocks, recurrent, channels_last):
+    order = "channels_last" if channels_last else "channels_first"
+    module = randomise(RandomNet(blocks, recurrent, channels_last))
+    model = keras_twin(blocks, recurrent)
+    x = normal(2, 12, 9, 2)
+    from_torch(module, model, flatten_order=order)
+    wide = copy.deepcopy(module).double()
+    expected = in_torch(wide, x)
+    # Activations grow through the layers, and what is rounded of them stays.
+    scale = max(1.0, np.abs(expected).max())
+    assert np.abs(to_numpy(model(x, training=False)) - expected).max() <= 3e-6 * scale
+    back = RandomNet(blocks, recurrent, channels_last).eval()
+    to_torch(model, back, flatten_order=order)
+    assert np.abs(in_torch(back.double(), x) - expected).max() <= 1e-6 * scale
+
+
 def test_a_convolution_over_time_needs_no_permutation():
     class Net(nn.Module):
         def __init__(self):
@@ -478,6 +557,7 @@ def test_an_operation_that_is_not_known_is_refused_behind_a_convolution():
         (nn.BatchNorm1d(2), layers.BatchNormalization(), (2,), "eps: torch 1e-05, Keras 0.001"),
         (nn.BatchNorm1d(2, track_running_stats=False), layers.BatchNormalization(), (2,),
          "moving|running_mean"),
+        (nn.BatchNorm1d(4), layers.Conv1D(4, 2), (5, 3), r"no tensors fit the Keras layers conv1d"),
         (nn.PReLU(3), layers.PReLU(), (4, 3), r"set shared_axes=\[1\]"),
     ],
 )  # fmt: skip
