@@ -17,7 +17,7 @@ from multibackend_lstm.files import check_writable, replacing
 if TYPE_CHECKING:
     import keras
 
-    from multibackend_lstm.porting.checking import PortCheck
+    from multibackend_lstm.porting.port_check import PortCheck
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

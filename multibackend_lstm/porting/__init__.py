@@ -8,8 +8,8 @@
 
 Read it in this order: `torch_nn.py`, `state_dict.py`, `graph.py` and `axes.py` (what the Keras
 model looks like from PyTorch), `torch_modules.py` and `weights.py` (one rule a kind of layer),
-`matching.py`, then `checking.py` and `torch_twins.py`. The names below are loaded on first use, so
-that importing this imports neither keras nor a backend.
+`matching.py`, then `checking.py`, `torch_twins.py` and `running.py`. The names below are loaded on
+first use, so that importing this imports neither keras nor a backend.
 """
 
 from typing import TYPE_CHECKING
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 from multibackend_lstm.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from multibackend_lstm.porting.checking import PortCheck, check_port
+    from multibackend_lstm.porting.checking import check_port
     from multibackend_lstm.porting.errors import PortingError
+    from multibackend_lstm.porting.port_check import PortCheck
     from multibackend_lstm.porting.torch_nn import from_torch, to_torch
 
 __all__ = ["PortCheck", "PortingError", "check_port", "from_torch", "to_torch"]
 
 _MODULE_OF = {
-    "PortCheck": "checking",
+    "PortCheck": "port_check",
     "PortingError": "errors",
     "check_port": "checking",
     "from_torch": "torch_nn",
