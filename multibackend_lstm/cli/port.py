@@ -177,8 +177,10 @@ def _load(path: Path) -> keras.Model:
     import keras
 
     import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
+    from multibackend_lstm.porting.model_files import open_model_file
 
     try:
+        open_model_file(path)  # refuses what unpacks without end or names paths outside of itself
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a damaged or hostile file brings up
         raise click.UsageError(f"{path} cannot be loaded: {error}") from error

@@ -1,5 +1,7 @@
 """Keras layers, written only against the public API of keras."""
 
+# Registers its function, which migrated models name.
+from multibackend_lstm.layers import activations as activations
 from multibackend_lstm.layers.channelwise import Channelwise
 from multibackend_lstm.layers.conv_features import TimeDistributedConv
 from multibackend_lstm.layers.conv_lstm import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D

@@ -1,0 +1,175 @@
+"""`multibackend-lstm migrate`: an old Keras file becomes one that loads in safe mode everywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from multibackend_lstm import environment
+from multibackend_lstm.environment import BACKENDS, BackendError
+from multibackend_lstm.files import check_writable
+
+if TYPE_CHECKING:
+    from multibackend_lstm.porting.legacy import Migration
+    from multibackend_lstm.porting.legacy_verify import Comparison
+
+
+def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Lambdas and the shapes that they give, `merge=10,15`."""
+    found = {}
+    for value in values:
+        match = re.fullmatch(r"(.+)=((?:-1|[1-9]\d*)(?:,(?:-1|[1-9]\d*))*)", value)
+        if match is None or match[2].split(",").count("-1") > 1:
+            raise click.BadParameter(
+                "a Lambda's name and its output's sizes without the batch are needed, at most one "
+                f"of them -1, such as merge=10,15. Received {value!r}."
+            )
+        found[match[1]] = tuple(map(int, match[2].split(",")))
+    return found
+
+
+@click.command()
+@click.argument("old", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The .keras file to write. Default: none, only report.",
+)
+@click.option(
+    "--upgrade",
+    is_flag=True,
+    help="Put this package's LSTM, GRU and TimeDistributed in the place of Keras's.",
+)
+@click.option(
+    "--reshape",
+    "reshapes",
+    multiple=True,
+    callback=_reshapes,
+    metavar="NAME=SIZES",
+    help="A Lambda that you know to be a reshape to these sizes, without the batch: merge=10,15. "
+    "May be given several times.",
+)
+@click.option("--verify", is_flag=True, help="Compare predictions with those of the old file.")
+@click.option(
+    "--python",
+    metavar="PATH",
+    help="An interpreter with tf-keras, to run the old file for --verify. Default: this one.",
+)
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Let --verify run the functions stored in the old file. Without it they never run.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    help="Backend to run on. Default: KERAS_BACKEND, else JAX, else the first one installed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def migrate(
+    old: Path,
+    out: Path | None,
+    upgrade: bool,
+    reshapes: dict[str, tuple[int, ...]],
+    verify: bool,
+    python: str | None,
+    trust: bool,
+    backend: str | None,
+    as_json: bool,
+) -> None:
+    """Turn OLD, a model file of Keras 2, tf.keras or Keras 3, into a new .keras file.
+
+    Lambda layers that, by the shapes around them, only merge or split axes are replaced; nothing
+    stored in OLD is run. One that cannot be shown to do so is left, and then nothing is written.
+
+    Ends with status 0 if the whole model is migrated (and agrees, with --verify), 1 if a function
+    is left, a weight is NaN or infinite, or predictions differ, 2 for wrong use or a file that is
+    damaged or unsafe, and 3 if --verify could not run the old file.
+    """
+    if (python or trust) and not verify:
+        raise click.UsageError("--python and --trust are about --verify, which is not given.")
+    try:
+        environment.set_backend(environment.choose_backend(backend))
+        if out is not None:
+            check_writable(out.parent)
+    except (BackendError, OSError) as error:
+        raise click.UsageError(str(error)) from error
+    import keras
+
+    from multibackend_lstm.porting.legacy import replace_lambdas
+    from multibackend_lstm.porting.legacy_verify import VerificationError
+    from multibackend_lstm.porting.legacy_verify import verify as compare
+
+    try:
+        migration = replace_lambdas(
+            old,
+            out,
+            upgrade=upgrade,
+            replacements={name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
+        )
+    except ValueError as error:  # ModelFileError is one
+        raise click.UsageError(str(error)) from error
+    comparisons: list[Comparison] = []
+    failure = None
+    if verify and migration.model is not None:
+        try:
+            comparisons = compare(migration.model, old, python=python, trust=trust)
+        except VerificationError as error:
+            failure = str(error)
+    if as_json:
+        click.echo(json.dumps(_document(migration, comparisons, failure), indent=1))
+    else:
+        _print(migration, comparisons)
+        if failure is not None:
+            click.echo(f"Not verified: {failure}", err=True)
+    if not migration.complete or not all(c.agrees for c in comparisons):
+        raise SystemExit(1)
+    raise SystemExit(0 if failure is None else 3)
+
+
+def _document(
+    migration: Migration, comparisons: list[Comparison], failure: str | None
+) -> dict[str, Any]:
+    return {
+        **migration.to_dict(),
+        "comparisons": [
+            {"batch": c.batch, "difference": repr(c.difference), "agrees": c.agrees}
+            for c in comparisons
+        ],
+        "not_verified": failure,
+    }
+
+
+def _print(migration: Migration, comparisons: list[Comparison]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{migration.path}, written by Keras {migration.keras_version}")
+    for heading in ("layer", "", "what and why"):
+        table.add_column(heading, overflow="fold")
+    for step in migration.steps:
+        table.add_row(*map(escape, (step.place, step.action, step.detail)))
+    console.print(table)
+    for comparison in comparisons:
+        verdict = "agrees" if comparison.agrees else "DIFFERS"
+        click.echo(f"batch {comparison.batch}: {verdict}, difference {comparison.difference:.1e}")
+    for step in migration.left:
+        click.echo(f"left: {step.place}: {step.detail}")
+    if migration.left:
+        click.echo(
+            "Nothing is written. Where you know what a function computes, say so by --reshape, or "
+            "in Python by replace_lambdas(..., replacements={name: layer})."
+        )
+    elif migration.out is not None:
+        click.echo(f"Written: {migration.out}")
+    if migration.of("replaced") and not comparisons:
+        click.echo(
+            "Shapes cannot exclude that a function also moved or scaled values: --verify compares "
+            "predictions with the old file's."
+        )

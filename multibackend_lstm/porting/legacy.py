@@ -1,0 +1,186 @@
+"""replace_lambdas: an old model file becomes a Keras 3 model without stored functions."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from multibackend_lstm.files import replacing
+from multibackend_lstm.porting import stored_weights
+from multibackend_lstm.porting.legacy_configs import MODELS, translate
+from multibackend_lstm.porting.legacy_graph import Resolver, Step, instantiate, name_of
+from multibackend_lstm.porting.model_files import ModelFileError, open_model_file
+
+_UPGRADED = {"LSTM": "lstm", "GRU": "gru", "TimeDistributed": "time_distributed"}
+# What reading a configuration raises where a value is of another kind than Keras writes.
+_MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
+
+
+@dataclass
+class Migration:
+    """What became of a file.
+
+    Attributes:
+        path: the old file.
+        keras_version: of the Keras that wrote it.
+        model: the uncompiled Keras 3 model, with the old weights; None where functions are left.
+        steps: everything that was done, and what was left.
+        out: where it was written, if it was.
+    """
+
+    path: Path
+    keras_version: str
+    model: Any = None
+    steps: list[Step] = field(default_factory=list)
+    out: Path | None = None
+
+    def of(self, *actions: str) -> list[Step]:
+        """The steps with these actions."""
+        return [step for step in self.steps if step.action in actions]
+
+    @property
+    def left(self) -> list[Step]:
+        """Stored functions that could not be shown to merge or split axes only."""
+        return self.of("left")
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left, and every weight is a finite number."""
+        return not self.of("left", "not finite")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "path": str(self.path),
+            "keras_version": self.keras_version,
+            "out": None if self.out is None else str(self.out),
+            "complete": self.complete,
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+
+def replace_lambdas(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    upgrade: bool = False,
+    replacements: Mapping[str, keras.layers.Layer] | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> Migration:
+    """Turn an old model file into a Keras 3 model that loads in safe mode on every backend.
+
+    Nothing stored in the file is run. A `Lambda` is replaced by `FlattenFeatures` (it merges the
+    axes after time) or `keras.layers.Reshape` where the shapes around it leave exactly one merge
+    or split of axes, see `porting/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or `tf.squeeze`
+    outside of a layer where its stored arguments say so. Shapes cannot exclude that a function
+    also moves or scales values: compare predictions, as `multibackend-lstm migrate --verify` does.
+
+    What Keras 3 refuses or reads otherwise is translated: `time_major`, `batch_input_shape`,
+    configurations without modules (keras#19898), modules of other Keras versions, calls of nested
+    models, `hard_sigmoid`, which has another slope in Keras 3. Weights are carried over by layer
+    and name, and all shapes are checked before any is allocated. The optimizer and its state are
+    dropped.
+
+    Example:
+        >>> migration = replace_lambdas("old.h5", "new.keras")
+        >>> [(step.place, step.detail) for step in migration.of("replaced")]
+        [('merge', 'FlattenFeatures: LSTM takes (batch, time, 15), and (10, 3, 5) -> ...')]
+
+    Args:
+        path: a whole model in `.h5`, `.hdf5` or `.keras`, of Keras 2, tf.keras or Keras 3. It is
+            not changed.
+        out: a `.keras` file to write, unless a function is left.
+        upgrade: put `multibackend_lstm.LSTM`, `GRU` and `TimeDistributed` in the place of Keras's.
+        replacements: layers for stored functions, by the name of the `Lambda`, where you know
+            what it computes: `{"scale": keras.layers.Rescaling(2.0)}`. They have no weights.
+        custom_objects: classes and functions of your own that the file names.
+
+    Returns:
+        A `Migration`. Its `model` is None if a function is left; then nothing is written.
+
+    Raises:
+        ModelFileError: (a `ValueError`) for a file that is damaged, incomplete or unsafe, a class
+            that is not known, or weights that do not fit their layers.
+        ValueError: for an `out` that is no `.keras` file or is `path` itself, or a replacement
+            for a layer that there is not.
+        FileNotFoundError: if there is no such file.
+    """
+    path = Path(path)
+    out = None if out is None else Path(out)
+    if out is not None:
+        if out.suffix != ".keras":
+            raise ValueError(f"replace_lambdas: `out` must end in .keras. Received {str(out)!r}.")
+        if out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(f"replace_lambdas: `out` must be another file than `path`, {path}.")
+    file = open_model_file(path)
+    migration = Migration(path, file.keras_version)
+    notes: list[str] = []
+    try:
+        config = translate(
+            file.config, keras_2=file.keras_2, custom_objects=custom_objects or {}, notes=notes
+        )
+        resolver = Resolver(file, config, replacements or {}, custom_objects or {})
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_resolve, resolver, config).result()
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    except _MALFORMED as error:
+        raise ModelFileError(
+            f"{path}: the configuration is not as Keras writes it: {type(error).__name__} {error}"
+        ) from error
+    resolver.check_replacements()
+    for note in notes:
+        place, _, detail = note.partition(": ")
+        migration.steps.append(Step(place, "translated", detail))
+    if file.compiled:
+        detail = "the arguments of compile and the optimizer's state are dropped"
+        migration.steps.append(Step("the model", "translated", detail))
+    migration.steps += resolver.steps
+    for name, array in file.arrays():
+        bad = array.size - int(np.isfinite(array).sum()) if array.dtype.kind == "f" else 0
+        if bad:
+            detail = f"{bad} of {array.size} values are NaN or infinite; carried over as they are"
+            migration.steps.append(Step(name, "not finite", detail))
+    if migration.left:
+        return migration
+    if upgrade:
+        _upgrade(config, None, migration.steps)
+    migration.model = instantiate(config, custom_objects or {}, "the model")
+    stored_weights.load(migration.model, file)
+    if out is not None:
+        with replacing(out) as temporary:
+            migration.model.save(temporary)
+        migration.out = out
+    return migration
+
+
+def _resolve(resolver: Resolver, config: dict[str, Any]) -> None:
+    """Resolve a model with variables that have shapes and no values: no size allocates anything.
+
+    Keras would give them values once the next such scope ends. It keeps what it still has to do
+    by thread, so this runs in one that ends here.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        resolver.model(config, ())
+
+
+def _upgrade(value: Any, place: str | None, steps: list[Step]) -> None:
+    """Name this package's classes in the place of Keras's, which have the same arguments."""
+    if isinstance(value, list):
+        for item in value:
+            _upgrade(item, place, steps)
+    elif isinstance(value, dict):
+        name, module = value.get("class_name"), str(value.get("module"))
+        if isinstance(value.get("config"), dict) and (name in MODELS or module == "keras.layers"):
+            # The name of the outermost model adds nothing.
+            place = "" if place is None else f"{place} > {name_of(value)}".removeprefix(" > ")
+            if name in _UPGRADED and module == "keras.layers":
+                value["module"] = f"multibackend_lstm.layers.{_UPGRADED[name]}"
+                value["registered_name"] = f"multibackend_lstm>{name}"
+                steps.append(Step(place, "upgraded", f"multibackend_lstm.{name}"))
+        for item in value.values():
+            _upgrade(item, place, steps)

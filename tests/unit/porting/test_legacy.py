@@ -1,0 +1,287 @@
+"""Old model files, written by tools/make_legacy_models.py, against the predictions of old Keras."""
+
+import hashlib
+import json
+import pathlib
+import shutil
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import multibackend_lstm
+from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.porting import ModelFileError, replace_lambdas
+
+FOLDER = pathlib.Path(__file__).parent / "legacy"
+SHAPES = "alone fits that"
+STORED = "as stored in"
+# File, place of each stored function, what takes its place, and the kind of reason.
+MIGRATED = [
+    ("tf_shape.h5", {"merge": ("FlattenFeatures", SHAPES)}),
+    ("sequential.h5", {"merge": ("FlattenFeatures", SHAPES)}),
+    ("sequential_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("backend_reshape.h5", {"merge": ("FlattenFeatures", "its output_shape")}),
+    ("expand_dims.h5", {"expand": ("Reshape", SHAPES)}),
+    ("squeeze_v2.keras", {"squeeze": ("FlattenFeatures", STORED)}),
+    ("split.h5", {"split": ("Reshape", SHAPES)}),
+    ("tf_op_reshape.h5", {"tf.reshape": ("FlattenFeatures", "arguments stored")}),
+    ("bidirectional_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("bidirectional_23.h5", {"merge": ("FlattenFeatures", SHAPES)}),
+    ("hard_sigmoid.h5", {"merge": ("FlattenFeatures", SHAPES)}),
+    ("nested.h5", {"model > merge": ("FlattenFeatures", SHAPES)}),
+    ("nested_v2.keras", {"model > merge": ("FlattenFeatures", STORED)}),
+    (
+        "shared.h5",
+        {"merge_left": ("FlattenFeatures", SHAPES), "merge_right": ("FlattenFeatures", SHAPES)},
+    ),
+    ("mixed_precision.h5", {"merge": ("FlattenFeatures", SHAPES)}),
+    ("masked.h5", {"merge": ("Reshape", "loses the mask")}),
+    ("states.h5", {"merge": ("FlattenFeatures", SHAPES)}),
+    ("keras215_bidirectional.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("keras3_legacy.h5", {}),
+]
+LEFT = [
+    ("scaling.h5", "scale", "could do anything"),
+    ("transposing.h5", "transpose", "names transpose"),
+    ("slicing.h5", "slice", "more than one shape"),
+    ("tf_op_scale.h5", "tf.math.multiply", "is no reshape"),
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Layer 'merge' .*does not support masking")
+
+
+def recorded(name):
+    """Inputs and predictions of the Keras that wrote a file."""
+    with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as arrays:
+        inputs = [arrays[key] for key in arrays.files if key != "y"]
+        return inputs if len(inputs) > 1 else inputs[0], arrays["y"]
+
+
+def predictions(model, inputs):
+    """What a model gives, in float32."""
+    return keras.ops.convert_to_numpy(keras.ops.cast(model(inputs), "float32"))
+
+
+def edit_config(path, change):
+    """Change the configuration in an .h5 file."""
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        del file.attrs["model_config"]
+        file.attrs["model_config"] = json.dumps(change(config) or config)
+
+
+@pytest.mark.thin_on_jax
+@pytest.mark.parametrize(("name", "functions"), MIGRATED, ids=[name for name, _ in MIGRATED])
+def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
+    before = hashlib.sha256((FOLDER / name).read_bytes()).digest()
+    out = tmp_path / "new.keras"
+    migration = replace_lambdas(FOLDER / name, out)
+    assert migration.complete
+    assert migration.out == out
+    found = {step.place: step.detail for step in migration.of("replaced")}
+    assert set(found) == set(functions)
+    for place, (layer, reason) in functions.items():
+        assert found[place].startswith(f"{layer}: ")
+        assert reason in found[place]
+    loaded = keras.saving.load_model(out, safe_mode=True)
+    inputs, expected = recorded(name)
+    # float16 keeps three digits, and rounds elsewhere on each backend.
+    atol = 2e-3 if name.startswith("mixed") else 2e-6
+    np.testing.assert_allclose(predictions(loaded, inputs), expected, atol=atol, rtol=1e-5)
+    assert not any(isinstance(layer, keras.layers.Lambda) for layer in sublayers(loaded))
+    assert hashlib.sha256((FOLDER / name).read_bytes()).digest() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["new.keras"]
+
+
+@pytest.mark.parametrize(
+    ("name", "upgraded"),
+    [
+        ("split.h5", {"time_distributed", "time_distributed_1", "lstm"}),
+        ("bidirectional_v2.keras", {"bidirectional > lstm", "gru"}),
+        ("nested.h5", {"model > lstm", "sequential > gru"}),
+        ("hard_sigmoid.h5", {"lstm"}),
+        ("states.h5", {"lstm", "lstm_1"}),
+    ],
+)
+def test_upgrade_puts_our_layers_in(name, upgraded):
+    migration = replace_lambdas(FOLDER / name, upgrade=True)
+    assert {step.place for step in migration.of("upgraded")} == upgraded
+    layers = list(sublayers(migration.model))
+    stock = (keras.layers.LSTM, keras.layers.GRU, keras.layers.TimeDistributed)
+    ours = [x for x in layers if isinstance(x, stock)]
+    assert ours
+    assert all(type(x).__module__.startswith("multibackend_lstm") for x in ours)
+    inputs, expected = recorded(name)
+    np.testing.assert_allclose(predictions(migration.model, inputs), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "place", "reason"), LEFT, ids=[name for name, *_ in LEFT])
+def test_what_may_not_be_a_reshape_is_left(tmp_path, name, place, reason):
+    migration = replace_lambdas(FOLDER / name, tmp_path / "new.keras")
+    (step,) = migration.left
+    assert step.place == place
+    assert reason in step.detail
+    assert migration.model is None
+    assert not migration.complete
+    assert list(tmp_path.iterdir()) == []
+
+
+def merging():
+    """A Lambda of this Keras."""
+    return keras.layers.Lambda(lambda t: keras.ops.reshape(t, (-1, 15)), (15,), name="merge")
+
+
+def test_functions_that_are_called_twice_or_wrapped_are_left(tmp_path):
+    left, right = keras.Input((3, 5)), keras.Input((3, 5))
+    merge, dense = merging(), keras.layers.Dense(2)
+    twice = keras.Model([left, right], [dense(merge(left)), dense(merge(right))])
+    steps = keras.Input((4, 3, 5))
+    wrapped = keras.layers.TimeDistributed(merging(), name="steps")(steps)
+    wrapped = keras.Model(steps, keras.layers.LSTM(2)(wrapped))
+    for model, place, reason in (
+        (twice, "merge", "called several times"),
+        (wrapped, "steps > merge", "inside a TimeDistributed"),
+    ):
+        model.save(tmp_path / "model.keras")
+        (step,) = replace_lambdas(tmp_path / "model.keras").left
+        assert step.place == place
+        assert reason in step.detail
+
+
+def test_a_function_with_arguments_is_left(tmp_path):
+    inputs = keras.Input((3, 5))
+    layer = keras.layers.Lambda(
+        lambda t, scale: keras.ops.reshape(t * scale, (-1, 15)), (15,), arguments={"scale": 2.0}
+    )
+    keras.Model(inputs, keras.layers.Dense(2)(layer(inputs))).save(tmp_path / "model.keras")
+    (step,) = replace_lambdas(tmp_path / "model.keras").left
+    assert "takes arguments" in step.detail
+
+
+def test_the_caller_can_say_what_a_function_computes(tmp_path):
+    replacements = {"scale": keras.layers.Rescaling(2.0)}
+    migration = replace_lambdas(
+        FOLDER / "scaling.h5", tmp_path / "new.keras", replacements=replacements
+    )
+    assert "as the caller says" in migration.of("replaced")[0].detail
+    inputs, expected = recorded("scaling.h5")
+    loaded = keras.saving.load_model(migration.out)
+    np.testing.assert_allclose(predictions(loaded, inputs), expected, atol=2e-6)
+    with pytest.raises(ValueError, match=r"\['scales'\].*no such Lambda"):
+        replace_lambdas(FOLDER / "scaling.h5", replacements={"scales": replacements["scale"]})
+
+
+def test_a_trained_model_goes_on_training(tmp_path):
+    model = replace_lambdas(FOLDER / "sequential.h5", tmp_path / "new.keras").model
+    x, y = recorded("sequential.h5")
+    model.compile("adam", "mse")
+    history = model.fit(x, y[::-1], epochs=2, verbose=0).history["loss"]
+    assert history[1] < history[0]
+
+
+def test_what_is_translated_is_said():
+    migration = replace_lambdas(FOLDER / "hard_sigmoid.h5")
+    details = {step.detail for step in migration.of("translated")}
+    assert any("0.2 * x + 0.5" in detail for detail in details)
+    assert any("time_major=False" in detail for detail in details)
+    compiled = replace_lambdas(FOLDER / "sequential.h5").of("translated")
+    assert any("optimizer" in step.detail for step in compiled)
+    document = migration.to_dict()
+    assert json.loads(json.dumps(document)) == document
+    assert document["complete"]
+
+
+def test_a_gru_from_before_reset_after(tmp_path):
+    path = tmp_path / "old.h5"
+    shutil.copy(FOLDER / "bidirectional_23.h5", path)
+
+    def drop(config):
+        for layer in config["config"]["layers"]:
+            layer["config"].pop("reset_after", None)
+
+    edit_config(path, drop)
+    migration = replace_lambdas(path)
+    inputs, expected = recorded("bidirectional_23.h5")
+    np.testing.assert_allclose(predictions(migration.model, inputs), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_time_major_is_refused(tmp_path):
+    path = tmp_path / "old.h5"
+    shutil.copy(FOLDER / "tf_shape.h5", path)
+
+    def change(config):
+        for layer in config["config"]["layers"]:
+            if layer["class_name"] == "LSTM":
+                layer["config"]["time_major"] = True
+
+    edit_config(path, change)
+    with pytest.raises(
+        ModelFileError, match=r"lstm: Keras 3 has no `time_major=True`.*set_weights"
+    ):
+        replace_lambdas(path)
+
+
+def test_out_is_neither_the_input_nor_another_format(tmp_path):
+    path = tmp_path / "model.keras"
+    shutil.copy(FOLDER / "keras3.keras", path)
+    with pytest.raises(ValueError, match="another file"):
+        replace_lambdas(path, path)
+    with pytest.raises(ValueError, match=r"must end in \.keras"):
+        replace_lambdas(path, tmp_path / "new.h5")
+
+
+def test_nan_weights_are_reported_and_kept(tmp_path):
+    path = tmp_path / "old.h5"
+    shutil.copy(FOLDER / "tf_shape.h5", path)
+    with h5py.File(path, "r+") as file:
+        file["model_weights/dense/dense/kernel:0"][3] = np.nan
+    migration = replace_lambdas(path, tmp_path / "new.keras")
+    (step,) = migration.of("not finite")
+    assert step.place == "dense/dense/kernel:0"
+    assert step.detail.startswith("1 of 64 values")
+    assert not migration.complete
+    kernel = keras.saving.load_model(migration.out).get_layer("dense").get_weights()[0]
+    assert np.isnan(kernel).sum() == 1
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "old.h5"
+    shutil.copy(FOLDER / "tf_shape.h5", path)
+    with h5py.File(path, "r+") as file:
+        group = file["model_weights/dense"]
+        group.attrs["weight_names"] = [b"dense/bias:0", b"dense/kernel:0"]
+    with pytest.raises(ModelFileError, match=r"dense: .*named \['kernel', 'bias'\]"):
+        replace_lambdas(path)
+
+    def wider(config):
+        config["config"]["layers"][-1]["config"]["units"] = 10**9
+
+    shutil.copy(FOLDER / "tf_shape.h5", path)
+    edit_config(path, wider)
+    with pytest.raises(ModelFileError, match=r"dense: .*\(64, 1000000000\).*\(64, 1\)"):
+        replace_lambdas(path)
+
+
+def test_custom_layers_need_the_callers_word(tmp_path):
+    @keras.saving.register_keras_serializable(package="tests")
+    class Doubling(keras.layers.Layer):
+        def call(self, inputs):
+            return 2 * inputs
+
+    try:
+        inputs = keras.Input((4, 3, 5))
+        x = Doubling()(multibackend_lstm.FlattenFeatures()(inputs))
+        model = keras.Model(inputs, multibackend_lstm.LSTM(2)(x))
+        model.save(tmp_path / "model.keras")
+        with pytest.raises(ModelFileError, match=r"doubling: 'Doubling'.*custom_objects"):
+            replace_lambdas(tmp_path / "model.keras")
+        migration = replace_lambdas(
+            tmp_path / "model.keras", custom_objects={"tests>Doubling": Doubling}
+        )
+        x = np.ones((2, 4, 3, 5), "float32")
+        np.testing.assert_array_equal(predictions(migration.model, x), predictions(model, x))
+    finally:
+        keras.saving.get_custom_objects().pop("tests>Doubling")

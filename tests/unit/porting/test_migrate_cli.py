@@ -1,0 +1,185 @@
+"""`multibackend-lstm migrate`, and the comparison with the old file."""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from multibackend_lstm.cli import main
+from multibackend_lstm.environment import BACKENDS
+from multibackend_lstm.porting import replace_lambdas
+from multibackend_lstm.porting.legacy_verify import VerificationError, holds_functions, verify
+
+FOLDER = pathlib.Path(__file__).parent / "legacy"
+BACKEND = keras.backend.backend()
+if BACKEND not in BACKENDS:
+    pytest.skip("the command line runs on the training backends", allow_module_level=True)
+
+
+def migrate(*arguments):
+    """The command's exit status and output."""
+    result = CliRunner().invoke(
+        main, ["migrate", *map(str, arguments)], env={"KERAS_BACKEND": BACKEND}
+    )
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Makes an interpreter that answers with given predictions whatever it is asked."""
+
+    def make(predictions=None):
+        # A file of the right answers stands in for tf-keras, which is not installed here.
+        answers = tmp_path / "answers.npz"
+        script = tmp_path / "python"
+        if predictions is None:
+            script.write_text(f"#!{sys.executable}\nraise RuntimeError('no tf-keras here')\n")
+        else:
+            np.savez(answers, **predictions)
+            copy = f"import shutil, sys\nshutil.copy({str(answers)!r}, sys.argv[4])\n"
+            script.write_text(f"#!{sys.executable}\n{copy}")
+        script.chmod(0o755)
+        return str(script)
+
+    return make
+
+
+def test_table_and_file(tmp_path):
+    out = tmp_path / "folder" / "new.keras"
+    status, output = migrate(FOLDER / "tf_shape.h5", "--out", out, "--upgrade")
+    assert status == 0, output
+    assert "merge" in output
+    assert "FlattenFeatures" in output
+    assert "--verify compares" in output
+    assert f"Written: {out}" in output.replace("\n", "") or out.exists()
+    loaded = keras.saving.load_model(out, safe_mode=True)
+    assert type(loaded.get_layer("lstm")).__module__.startswith("multibackend_lstm")
+
+
+def test_what_is_left_gives_status_1_and_no_file(tmp_path):
+    out = tmp_path / "new.keras"
+    status, output = migrate(FOLDER / "transposing.h5", "--out", out)
+    assert status == 1
+    assert "left: transpose: Lambda: its stored function names transpose" in output
+    assert "Nothing is written" in output
+    assert not out.exists()
+
+
+def test_a_shape_may_be_given(tmp_path):
+    out = tmp_path / "new.keras"
+    status, output = migrate(FOLDER / "scaling.h5", "--out", out, "--reshape", "scale=10,15")
+    assert (status, out.exists()) == (0, True), output
+    status, output = migrate(FOLDER / "scaling.h5", "--reshape", "scale=10,15,2")
+    assert status == 2
+    assert "scale: Keras cannot" in output.replace("\n", " ")
+    for wrong in ("scale", "scale=", "scale=0,3", "scale=-1,-1", "=3"):
+        assert migrate(FOLDER / "scaling.h5", "--reshape", wrong)[0] == 2
+    assert migrate(FOLDER / "scaling.h5", "--reshape", "other=10,15")[0] == 2
+
+
+def test_nan_weights_give_status_1(tmp_path):
+    path = shutil.copy(FOLDER / "tf_shape.h5", tmp_path / "old.h5")
+    with h5py.File(path, "r+") as file:
+        file["model_weights/dense/dense/bias:0"][0] = np.inf
+    status, output = migrate(path, "--out", tmp_path / "new.keras", "--json")
+    assert status == 1
+    document = json.loads(output)
+    assert [s["place"] for s in document["steps"] if s["action"] == "not finite"] == [
+        "dense/dense/bias:0"
+    ]
+
+
+def test_wrong_use_and_bad_files_give_status_2(tmp_path):
+    bad = tmp_path / "bad.h5"
+    bad.write_bytes(b"no model")
+    for arguments in (
+        [bad],
+        [tmp_path / "none.h5"],
+        [FOLDER / "tf_shape.h5", "--out", tmp_path / "new.h5"],
+        [FOLDER / "tf_shape.h5", "--trust"],
+        [FOLDER / "tf_shape.h5", "--python", sys.executable],
+    ):
+        status, output = migrate(*arguments)
+        assert status == 2, output
+
+
+def test_verify_runs_a_file_without_functions_here(tmp_path):
+    # Keras 3 wrote it, so this interpreter can run it, whatever backend it has.
+    status, output = migrate(FOLDER / "keras3_legacy.h5", "--upgrade", "--verify")
+    assert status == 0, output
+    assert output.count("agrees") == 3
+
+
+def test_verify_runs_no_stored_function_without_trust(python):
+    status, output = migrate(FOLDER / "tf_shape.h5", "--verify", "--python", python({}))
+    assert status == 3
+    assert "add --trust" in output
+
+
+def test_verify_says_where_predictions_differ(python):
+    model = replace_lambdas(FOLDER / "tf_shape.h5").model
+    rng = np.random.default_rng(0)
+    answers = {}
+    for position, batch in enumerate((1, 3, 8)):
+        x = rng.normal(size=(batch, 10, 3, 5)).astype("float32")
+        answers[f"{position}_y0"] = keras.ops.convert_to_numpy(model(x))
+    arguments = (FOLDER / "tf_shape.h5", "--verify", "--trust", "--python")
+    status, output = migrate(*arguments, python(answers))
+    assert status == 0, output
+    answers["1_y0"] = answers["1_y0"] + np.float32(1e-3)
+    status, output = migrate(*arguments, python(answers))
+    assert status == 1
+    assert "batch 3: DIFFERS" in output
+    assert "batch 8: agrees" in output
+    for wrong in (answers["1_y0"][:2], np.full((3, 1), np.nan, "float32")):
+        answers["1_y0"] = wrong
+        assert migrate(*arguments, python(answers))[0] == 1
+
+
+def test_verify_that_cannot_run_gives_status_3(python):
+    status, output = migrate(
+        FOLDER / "tf_shape.h5", "--verify", "--trust", "--python", python(), "--json"
+    )
+    assert status == 3
+    assert "no tf-keras here" in json.loads(output)["not_verified"]
+    model = replace_lambdas(FOLDER / "tf_shape.h5").model
+    with pytest.raises(VerificationError, match="did not run"):
+        verify(model, FOLDER / "tf_shape.h5", python="/no/such/python", trust=True)
+
+
+def test_functions_are_seen_wherever_they_stand():
+    assert holds_functions({"layers": [{"class_name": "Lambda"}]})
+    assert holds_functions({"a": {"class_name": "Dense", "config": {"class_name": "__lambda__"}}})
+    assert not holds_functions({"class_name": "Dense", "config": {"name": "Lambda"}})
+
+
+TF_KERAS = os.environ.get("TF_KERAS_PYTHON")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TF_KERAS, reason="TF_KERAS_PYTHON names no interpreter with tf-keras")
+@pytest.mark.parametrize(
+    "name", ["tf_shape.h5", "bidirectional_v2.keras", "shared.h5", "masked.h5"]
+)
+@pytest.mark.filterwarnings("ignore:Layer 'merge' .*does not support masking")
+def test_verify_against_tf_keras(name):
+    status, output = migrate(FOLDER / name, "--verify", "--trust", "--python", TF_KERAS)
+    assert status == 0, output
+    assert output.count("agrees") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TF_KERAS, reason="TF_KERAS_PYTHON names no interpreter with tf-keras")
+def test_verify_against_tf_keras_finds_a_wrong_reshape():
+    arguments = ("--reshape", "transpose=10,15", "--verify", "--trust", "--python", TF_KERAS)
+    status, output = migrate(FOLDER / "transposing.h5", *arguments)
+    assert status == 1
+    assert output.count("DIFFERS") == 3

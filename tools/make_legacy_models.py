@@ -1,0 +1,322 @@
+"""Writes the old model files that tests/unit/porting reads, each with inputs and predictions.
+
+Run it once in each of three environments of its own, since they cannot share one:
+
+    pip install "tensorflow-cpu==2.21.*" "tf_keras==2.21.*"     # tf-keras
+    pip install "tensorflow-cpu==2.15.*" "numpy<2"              # Keras 2.15, Python 3.11 or older
+    pip install keras tensorflow-cpu                            # Keras 3
+
+    python tools/make_legacy_models.py tests/unit/porting/legacy
+
+It writes the variants that belong to the Keras it finds: `NAME.h5` or `NAME.keras`, and
+`NAME.h5.npz` or `NAME.keras.npz` with the inputs `x0`, `x1`, ... and the predictions `y`.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import h5py
+import numpy as np
+import tensorflow as tf
+
+try:
+    import tf_keras as keras
+except ImportError:
+    import keras
+
+layers = keras.layers
+if keras.__version__.startswith("3"):
+    FLAVOUR = "keras3"
+else:
+    FLAVOUR = "tf_keras" if keras.__name__ == "tf_keras" else "keras2"
+    K = keras.backend
+
+
+def merge(name="merge"):
+    """The Lambda of countless answers to "expected ndim=3, found ndim=4"."""
+    return layers.Lambda(lambda t: tf.reshape(t, (tf.shape(t)[0], tf.shape(t)[1], 15)), name=name)
+
+
+def functional(shape, *stack):
+    """A model of layers in a row."""
+    inputs = keras.Input(shape)
+    x = inputs
+    for layer in stack:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+def tf_shape():
+    """The model that issue 5 names."""
+    return functional((10, 3, 5), merge(), layers.LSTM(64), layers.Dense(1))
+
+
+def sequential():
+    """Sequential, a static reshape, a compiled model."""
+    model = keras.Sequential(
+        [
+            layers.Lambda(
+                lambda t: tf.reshape(t, (-1, 10, 15)), input_shape=(10, 3, 5), name="merge"
+            ),
+            layers.LSTM(4, return_sequences=True),
+            layers.LSTM(3, activation="relu"),
+            layers.Dense(2, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "mse")
+    return model
+
+
+def backend_reshape():
+    """K.reshape with an output shape, and unknown time."""
+    return functional(
+        (None, 3, 5),
+        layers.Lambda(
+            lambda t: K.reshape(t, (-1, K.shape(t)[1], 15)), output_shape=(None, 15), name="merge"
+        ),
+        layers.LSTM(4),
+    )
+
+
+def expand_dims():
+    """A channel axis for a convolution inside every time step."""
+    return functional(
+        (10, 15),
+        layers.Lambda(lambda t: K.expand_dims(t, -1), name="expand"),
+        layers.TimeDistributed(layers.Conv1D(3, 4, activation="relu")),
+        layers.TimeDistributed(layers.Flatten()),
+        layers.LSTM(4),
+    )
+
+
+def squeeze():
+    """An axis of size 1 taken away."""
+    return functional(
+        (10, 15, 1),
+        layers.Lambda(lambda t: tf.squeeze(t, axis=-1), name="squeeze"),
+        layers.GRU(4, reset_after=True),
+    )
+
+
+def split():
+    """Features split into channels and features."""
+    return functional(
+        (10, 15),
+        layers.Lambda(lambda t: tf.reshape(t, (-1, 10, 3, 5)), name="split"),
+        layers.TimeDistributed(layers.Conv1D(2, 2)),
+        layers.TimeDistributed(layers.Flatten()),
+        layers.LSTM(4),
+    )
+
+
+def tf_op_reshape():
+    """tf.reshape outside of a Lambda, which Keras 2 stores as a TFOpLambda."""
+    inputs = keras.Input((10, 3, 5))
+    x = tf.reshape(inputs, (-1, 10, 15))
+    return keras.Model(inputs, layers.LSTM(4)(x))
+
+
+def tf_op_scale():
+    """Arithmetic outside of a Lambda."""
+    inputs = keras.Input((10, 15))
+    return keras.Model(inputs, layers.LSTM(4)(inputs * 2.0))
+
+
+def bidirectional():
+    """Weights of two directions, a GRU of the old kind, batch normalisation."""
+    return functional(
+        (10, 3, 5),
+        merge(),
+        layers.Bidirectional(layers.LSTM(4, return_sequences=True)),
+        layers.BatchNormalization(),
+        layers.GRU(3, reset_after=False),
+        layers.Dense(1),
+    )
+
+
+def nested():
+    """A nested functional model with a Lambda inside, and a nested Sequential."""
+    inner = functional((10, 3, 5), merge(), layers.LSTM(4, return_sequences=True))
+    tail = keras.Sequential([layers.Input((10, 4)), layers.GRU(3), layers.Dense(2)])
+    inputs = keras.Input((10, 3, 5))
+    return keras.Model(inputs, tail(inner(inputs)))
+
+
+def shared():
+    """Two inputs, a layer called twice, a nested model as the last layer."""
+    left, right = keras.Input((10, 3, 5), name="left"), keras.Input((10, 3, 5), name="right")
+    lstm = layers.LSTM(4)
+    both = layers.Concatenate()(
+        [lstm(merge("merge_left")(left)), lstm(merge("merge_right")(right))]
+    )
+    tail = functional((8,), layers.Dense(2, activation="tanh"))
+    return keras.Model([left, right], tail(both))
+
+
+def mixed_precision():
+    """float16 computations on float32 weights."""
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    model = functional((10, 3, 5), merge(), layers.LSTM(4), layers.Dense(1, dtype="float32"))
+    keras.mixed_precision.set_global_policy("float32")
+    return model
+
+
+def masked():
+    """A mask, which the Lambda loses."""
+    return functional((10, 3, 5), layers.Masking(), merge(), layers.LSTM(4))
+
+
+def states():
+    """The states of one LSTM start another one."""
+    inputs = keras.Input((10, 3, 5))
+    x = merge()(inputs)
+    _, h, c = layers.LSTM(4, return_state=True)(x)
+    return keras.Model(inputs, layers.LSTM(4)(x, initial_state=[h, c]))
+
+
+def scaling():
+    """A Lambda that keeps the shape."""
+    return functional((10, 15), layers.Lambda(lambda t: t * 2.0, name="scale"), layers.LSTM(4))
+
+
+def transposing():
+    """A Lambda whose output has the shape of a merge, with columns in another order."""
+    return functional(
+        (10, 3, 5),
+        layers.Lambda(
+            lambda t: tf.reshape(tf.transpose(t, (0, 1, 3, 2)), (-1, 10, 15)), name="transpose"
+        ),
+        layers.LSTM(4),
+    )
+
+
+def slicing():
+    """A Lambda that takes one channel: (30, 5), a merge of time and channels, would fit too."""
+    return functional((10, 3, 5), layers.Lambda(lambda t: t[:, :, 0], name="slice"), layers.LSTM(4))
+
+
+def keras3():
+    """Keras 3's own Lambda."""
+    return functional(
+        (10, 3, 5),
+        layers.Lambda(lambda t: keras.ops.reshape(t, (-1, 10, 15)), name="merge"),
+        layers.Bidirectional(layers.LSTM(4)),
+        layers.Dense(1),
+    )
+
+
+def keras3_legacy():
+    """An .h5 file of Keras 3."""
+    return functional(
+        (10, 3, 5),
+        layers.Reshape((10, 15)),
+        layers.Bidirectional(layers.LSTM(4)),
+        layers.Dense(1, activation="hard_sigmoid"),
+    )
+
+
+def hard_sigmoid():
+    """The gate of LSTM before TensorFlow 2, which Keras 3 computes with another slope."""
+    return functional(
+        (10, 3, 5),
+        merge(),
+        layers.LSTM(4, recurrent_activation="hard_sigmoid", return_sequences=True),
+        layers.LeakyReLU(0.2),
+        layers.GlobalAveragePooling1D(),
+        layers.Dense(3, activation="hard_sigmoid"),
+    )
+
+
+VARIANTS = {
+    "tf_keras": {
+        "tf_shape.h5": tf_shape,
+        "sequential.h5": sequential,
+        "sequential_v2.keras": sequential,
+        "backend_reshape.h5": backend_reshape,
+        "expand_dims.h5": expand_dims,
+        "squeeze_v2.keras": squeeze,
+        "split.h5": split,
+        "tf_op_reshape.h5": tf_op_reshape,
+        "tf_op_scale.h5": tf_op_scale,
+        "bidirectional_v2.keras": bidirectional,
+        "bidirectional_23.h5": bidirectional,
+        "hard_sigmoid.h5": hard_sigmoid,
+        "nested.h5": nested,
+        "nested_v2.keras": nested,
+        "shared.h5": shared,
+        "mixed_precision.h5": mixed_precision,
+        "masked.h5": masked,
+        "states.h5": states,
+        "scaling.h5": scaling,
+        "transposing.h5": transposing,
+        "slicing.h5": slicing,
+    },
+    "keras2": {
+        "keras215_bidirectional.keras": bidirectional,
+    },
+    "keras3": {"keras3.keras": keras3, "keras3_legacy.h5": keras3_legacy},
+}
+
+
+def as_keras_2_3(path):
+    """Write the configuration as Keras 2.3 did, which stored no modules (keras#19898)."""
+
+    def old(value):
+        if isinstance(value, dict):
+            return {
+                key: old(item)
+                for key, item in value.items()
+                if key not in ("module", "registered_name", "build_config", "time_major")
+                or value.get("class_name") == "Lambda"
+            }
+        return [old(item) for item in value] if isinstance(value, list) else value
+
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        del file.attrs["model_config"]
+        file.attrs["model_config"] = np.bytes_(json.dumps(old(config)))
+        for group in (file, file["model_weights"]):
+            group.attrs["keras_version"] = np.bytes_("2.3.1")
+
+
+def write(folder, name, make):
+    """One file, with its inputs and predictions."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(sum(map(ord, name)))
+    model = make()
+    rng = np.random.default_rng(len(name))
+    # Not the initial values: biases of zero and of one would hide what is exchanged.
+    model.set_weights(
+        [
+            (np.abs(w) if w.min() > 0.5 else w) + 0.1 * rng.random(w.shape, dtype="float32")
+            for w in model.get_weights()
+        ]
+    )
+    inputs = [
+        rng.normal(size=(3, *(6 if s is None else s for s in x.shape[1:]))).astype("float32")
+        for x in model.inputs
+    ]
+    if any(isinstance(layer, layers.Masking) for layer in model.layers):
+        for x in inputs:
+            x[:, 7:] = 0.0
+    outputs = np.asarray(model(inputs if len(inputs) > 1 else inputs[0]), "float32")
+    model.save(folder / name)
+    if name == "bidirectional_23.h5":
+        as_keras_2_3(folder / name)
+    arrays = {f"x{position}": x for position, x in enumerate(inputs)}
+    np.savez_compressed(folder / f"{name}.npz", y=outputs, **arrays)
+    print(f"{name}: {(folder / name).stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", help="Default: all of this Keras.")
+    arguments = parser.parse_args()
+    for variant, maker in VARIANTS[FLAVOUR].items():
+        if not arguments.names or variant in arguments.names:
+            write(arguments.folder, variant, maker)
