@@ -12,6 +12,7 @@ from multibackend_lstm.cli.demo import demo
 from multibackend_lstm.cli.doctor import doctor
 from multibackend_lstm.cli.explain import explain
 from multibackend_lstm.cli.migrate import migrate
+from multibackend_lstm.cli.port import port
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,3 +26,4 @@ main.add_command(demo)
 main.add_command(doctor)
 main.add_command(explain)
 main.add_command(migrate)
+main.add_command(port)

@@ -1,0 +1,265 @@
+"""`multibackend-lstm port`: weights of `torch.nn` modules into `.keras` files, and back."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from multibackend_lstm import environment
+from multibackend_lstm.environment import BACKENDS, BackendError
+from multibackend_lstm.files import check_writable, replacing
+
+if TYPE_CHECKING:
+    import keras
+
+    from multibackend_lstm.porting.port_check import PortCheck
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@click.argument("source", type=_FILE)
+@click.argument("model", type=_FILE, required=False)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="File to write: .keras, or (.safetensors, .npz, .pt) for weights.",
+)
+@click.option(
+    "--like",
+    type=_FILE,
+    help="To PyTorch: weights whose names, dtypes and extra entries to take.",
+)
+@click.option(
+    "--mapping",
+    type=_FILE,
+    help='What settles an ambiguity, in JSON: {"conv_a": "conv2d_1", "lstm": ["lstm", "lstm_1"]}, '
+    "names in PyTorch with the Keras layers they belong to.",
+)
+@click.option(
+    "--flatten-order",
+    type=click.Choice(["channels_first", "channels_last"]),
+    default="channels_first",
+    show_default=True,
+    help="How the PyTorch code flattens the output of convolutions: as it comes, or with the "
+    "filters moved last before.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    help="Backend to run on. Default: KERAS_BACKEND, else JAX, else the first one installed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def port(
+    source: Path,
+    model: Path | None,
+    out: Path,
+    like: Path | None,
+    mapping: Path | None,
+    flatten_order: str,
+    backend: str | None,
+    as_json: bool,
+) -> None:
+    r"""Port weights from PyTorch to a Keras model, or back.
+
+    \b
+    port weights.safetensors model.keras --out ported.keras
+    port model.keras --out weights.safetensors
+
+    SOURCE is a .safetensors, .npz or .pt file and MODEL the Keras model of the same form; or
+    SOURCE is a .keras file alone. Neither is changed, and none of their code is run. Where PyTorch
+    is installed, every layer is compared with a torch.nn module on random input, forward and in
+    its gradients, before anything is written.
+
+    Ends with status 0 if all is ported, 1 if that comparison fails (nothing is written then), and
+    2 for wrong use, and weights that do not fit.
+    """
+    to_keras = model is not None
+    _check_paths(source, model, out, like, mapping)
+    try:
+        chosen = environment.choose_backend(backend)
+        if find_spec("torch") is not None:
+            import torch  # noqa: F401  (before TensorFlow, which some builds of both need)
+        environment.set_backend(chosen)
+        check_writable(out.parent)
+    except (BackendError, OSError) as error:
+        raise click.UsageError(str(error)) from error
+
+    from multibackend_lstm.porting import PortingError
+
+    options = {"mapping": _mapping(mapping), "flatten_order": flatten_order}
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            if model is not None:
+                rows, check = _to_keras(source, model, out, options)
+            else:
+                rows, check = _to_torch(source, like, out, options)
+    except PortingError as error:
+        raise click.UsageError(str(error)) from error
+    notes = [str(w.message) for w in caught if str(w.message).startswith("porting: ")]
+    if check is None:
+        notes.append(
+            "Not compared with PyTorch, which is not installed: "
+            "pip install 'multibackend-lstm[torch]'"
+        )
+    ok = check is None or check.ok
+    if as_json:
+        document = {
+            "source": str(source),
+            "out": str(out) if ok else None,
+            "direction": "to_keras" if to_keras else "to_torch",
+            "backend": chosen,
+            "layers": rows,
+            "notes": notes,
+            "check": check and check.as_dict(),
+        }
+        click.echo(json.dumps(document, indent=1))
+    else:
+        _print(rows, check, notes, f"{out} written." if ok else "Nothing was written.")
+    raise SystemExit(0 if ok else 1)
+
+
+def _check_paths(
+    source: Path, model: Path | None, out: Path, like: Path | None, mapping: Path | None
+) -> None:
+    weights = (".safetensors", ".npz", ".pt", ".pth")
+    if model is None and source.suffix != ".keras":
+        raise click.UsageError(
+            f"a .keras file is needed: `port {source} MODEL.keras --out {out}` to Keras, or "
+            "`port MODEL.keras --out weights.safetensors` to PyTorch."
+        )
+    wanted = (".keras",) if model is not None else weights
+    if out.suffix not in wanted:
+        raise click.UsageError(f"--out must end in {' or '.join(wanted)}. Received {out}.")
+    if model is not None and (model.suffix != ".keras" or source.suffix not in weights):
+        raise click.UsageError(
+            f"SOURCE must end in {' or '.join(weights)}, and MODEL in .keras. Received {source} "
+            f"and {model}."
+        )
+    if like is not None and model is not None:
+        raise click.UsageError("--like is for the way to PyTorch: `port MODEL.keras --like FILE`.")
+    if mapping is not None and model is None and like is None:
+        raise click.UsageError(
+            "--mapping says which names in PyTorch to take, so that it needs them: add --like FILE."
+        )
+    for given in (source, model, like):
+        if given is not None and out.exists() and out.samefile(given):
+            raise click.UsageError(f"--out must not be an input file. Received {out} for both.")
+
+
+def _mapping(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise click.UsageError(f"--mapping is no JSON: {path}: {error}") from error
+    if not isinstance(mapping, dict) or not all(
+        isinstance(value, str)
+        or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+        for value in mapping.values()
+    ):
+        raise click.UsageError(
+            "--mapping must be an object of names in PyTorch with one Keras layer each, or a list "
+            f'of them: {{"conv_a": "conv2d_1"}}. Received {path}.'
+        )
+    return mapping
+
+
+def _load(path: Path) -> keras.Model:
+    import keras
+
+    import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
+    from multibackend_lstm.porting.model_files import open_model_file
+
+    try:
+        open_model_file(path)  # refuses what unpacks without end or names paths outside of itself
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # whatever a damaged or hostile file brings up
+        raise click.UsageError(f"{path} cannot be loaded: {error}") from error
+
+
+def _to_keras(
+    source: Path, model: Path, out: Path, options: dict[str, Any]
+) -> tuple[list[dict[str, Any]], PortCheck | None]:
+    from multibackend_lstm.porting.torch_nn import from_torch, plan
+
+    loaded = _load(model)
+    from_torch(source, loaded, **options)
+    graph, state, pairs = plan(source, loaded, **options)
+    check = _check(graph, state, pairs, loaded)
+    if check is None or check.ok:
+        with replacing(out) as temporary:
+            loaded.save(temporary)
+    return _rows(pairs), check
+
+
+def _to_torch(
+    source: Path, like: Path | None, out: Path, options: dict[str, Any]
+) -> tuple[list[dict[str, Any]], PortCheck | None]:
+    from multibackend_lstm.porting.state_dict import write_state_dict
+    from multibackend_lstm.porting.torch_nn import plan, to_torch
+
+    loaded = _load(source)
+    new = to_torch(loaded, like, **options)
+    graph, state, pairs = plan(new, loaded, **options)
+    check = _check(graph, state, pairs, loaded)
+    if check is None or check.ok:
+        with replacing(out) as temporary:
+            write_state_dict(new, temporary)
+    return _rows(pairs), check
+
+
+def _check(graph: Any, state: Any, pairs: Any, model: keras.Model) -> PortCheck | None:
+    """The comparison with PyTorch; None where it is not installed."""
+    if find_spec("torch") is None:
+        return None
+    import logging
+
+    from multibackend_lstm.porting.checking import check_pairs
+
+    # Each layer is a function of its own, which TensorFlow would warn of.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    return check_pairs(graph, state, pairs, model)
+
+
+def _rows(pairs: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "keras": pair.layer.path,
+            "type": type(pair.layer.layer).__name__,
+            "torch": [pair.part.names[name] for name in pair.layer.shapes],
+            "permuted": any(getattr(w, "columns", None) for w in pair.layer.weights),
+        }
+        for pair in pairs
+    ]
+
+
+def _print(
+    rows: list[dict[str, Any]], check: PortCheck | None, notes: list[str], last: str
+) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table()
+    for heading in ("Keras layer", "PyTorch", "features permuted"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        cells = (f"{row['keras']} ({row['type']})", ", ".join(row["torch"]))
+        table.add_row(*map(escape, cells), "yes" if row["permuted"] else "")
+    console.print(table)
+    if check is not None:
+        click.echo("Compared with PyTorch on random input, largest relative differences:")
+        click.echo(check.table())
+    for note in notes:
+        click.echo(note)
+    click.echo(last)

@@ -1,0 +1,167 @@
+"""Outputs and gradients of a Keras model, and of a torch module, for the same inputs."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from multibackend_lstm import backends
+from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.porting.graph import Graph
+from multibackend_lstm.porting.port_check import PortCheck
+from multibackend_lstm.porting.state_dict import StateDict
+
+
+@dataclass(frozen=True)
+class Values:
+    """Outputs and gradients, the last by torch's names, or by the ids of Keras's variables."""
+
+    outputs: list[np.ndarray]
+    input_gradients: list[np.ndarray]
+    gradients: dict[Any, Any]
+
+
+def of_keras(
+    check: PortCheck, model: keras.Model, originals: Sequence[Any], arrays: list[np.ndarray]
+) -> Values:
+    """What a model computes; gradients by the ids of the variables that its own are copies of."""
+    inputs = [
+        ops.convert_to_tensor(x, dtype=spec.dtype)
+        for x, spec in zip(arrays, model.inputs, strict=True)
+    ]
+
+    def call(inputs: list[Any]) -> list[Any]:
+        structure = getattr(model, "_inputs_struct", None)  # which a Sequential model has not
+        given = inputs[0] if structure is None else tree.pack_sequence_as(structure, list(inputs))
+        return list(tree.flatten(model(given, training=False)))
+
+    def loss(inputs: list[Any], factors: list[Any]) -> Any:
+        return sum(ops.sum(y * f) for y, f in zip(call(inputs), factors, strict=True))
+
+    with _uncompiled(model):
+        outputs = [np.asarray(ops.convert_to_numpy(y)) for y in call(inputs)]
+    factors = [ops.convert_to_tensor(f.astype(y.dtype)) for f, y in _factors(outputs)]
+    optimizer = keras.optimizers.SGD(0.0)
+    optimizer.build(model.trainable_variables)
+    try:
+        step = backends.active().training_step(model, optimizer, loss)
+    except backends.Refused as reason:
+        check.notes = list(dict.fromkeys([*check.notes, f"Gradients are not compared: {reason}."]))
+        return Values(outputs, [], {})
+    with _uncompiled(model):
+        _, input_gradients, gradients = step(inputs, factors)
+    original_of = {id(v): o for v, o in zip(model.weights, originals, strict=True)}
+    return Values(
+        outputs,
+        [np.asarray(ops.convert_to_numpy(g)) for g in input_gradients],
+        {
+            id(original_of[id(v)]): np.asarray(ops.convert_to_numpy(g))
+            for v, g in zip(model.trainable_variables, gradients, strict=True)
+        },
+    )
+
+
+@contextmanager
+def _uncompiled(model: keras.Model) -> Iterator[None]:
+    """Without graphs on TensorFlow, which take seconds a layer to compile and run once.
+
+    (But the gradients of grouped convolutions, which it has on the CPU in graphs alone.)
+    """
+    grouped = any(getattr(layer, "groups", 1) > 1 for layer in sublayers(model))
+    if keras.backend.backend() != "tensorflow" or grouped:
+        yield
+        return
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _factors(outputs: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A factor for each element in the loss, beside the outputs."""
+    generator = np.random.default_rng(1)
+    return [(generator.normal(size=y.shape).astype("float32"), y) for y in outputs]
+
+
+def run_torch(module: Any, call: Callable[..., Any], arrays: list[np.ndarray]) -> Values:
+    """What a module computes in its own dtype; gradients by the names of its parameters."""
+    import torch
+
+    dtype = next(module.parameters()).dtype
+    inputs = [
+        torch.tensor(x) if x.dtype.kind in "iub" else torch.tensor(x, dtype=dtype).requires_grad_()
+        for x in arrays
+    ]
+    module.zero_grad()  # of an earlier run
+    for parameter in module.parameters():
+        parameter.requires_grad_()
+    outputs = call(*inputs)
+    outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    values = [y.detach().numpy() for y in outputs]
+    pairs = zip(outputs, _factors(values), strict=True)
+    loss = sum((y * torch.tensor(factor, dtype=dtype)).sum() for y, (factor, _) in pairs)
+    loss.backward()
+    zero = torch.zeros_like
+    return Values(
+        values,
+        [(zero(x) if x.grad is None else x.grad).numpy() for x in inputs if x.requires_grad],
+        {
+            name: (zero(p) if p.grad is None else p.grad).numpy()
+            for name, p in module.named_parameters()
+        },
+    )
+
+
+def of_module(
+    graph: Graph,
+    state: StateDict,
+    arrays: list[np.ndarray],
+    forward: Callable[..., Any] | None,
+    wide: bool,
+) -> Values:
+    """What a copy of the given module computes, in float64 or float32."""
+    module = copy.deepcopy(state.module).eval()
+    module = module.double() if wide else module.float()
+    if forward is None:
+        return run_torch(module, lambda *xs: _called(module, graph, xs), arrays)
+    return run_torch(module, lambda *xs: forward(module, *xs), arrays)
+
+
+def _called(module: Any, graph: Graph, xs: Sequence[Any]) -> Any:
+    """The module's outputs, with Keras's axes where those follow from the graph."""
+    import torch
+
+    first = [
+        found.inputs.shape
+        for found in graph.layers
+        if found.rule.outputs == "filters"
+        and not found.inputs.behind
+        and found.layer.data_format == "channels_last"
+    ]
+    moved = [
+        x.movedim(-1, 1) if given.shape in first else x
+        for x, given in zip(xs, graph.inputs, strict=True)
+    ]
+    if isinstance(module, torch.nn.RNNBase):
+        (x,) = moved
+        x = x.flatten(2)
+        sequence, states = module(x if module.batch_first else x.transpose(0, 1))
+        hidden = states[0] if isinstance(states, tuple) else states
+        if len(graph.outputs[0].shape) == 3:
+            return sequence if module.batch_first else sequence.transpose(0, 1)
+        return torch.cat(list(hidden[-2:] if module.bidirectional else hidden[-1:]), dim=-1)
+    outputs = module(*moved)
+    outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    return [
+        y.movedim(1, -1) if wanted.axes[-1].filters else y
+        for y, wanted in zip(outputs, graph.outputs, strict=False)
+    ]

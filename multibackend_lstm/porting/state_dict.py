@@ -1,0 +1,202 @@
+"""Reading and writing state dicts: torch modules, mappings of arrays, and files.
+
+Nothing here unpickles: `.pt` files are read by `torch.load(weights_only=True)`.
+"""
+
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from multibackend_lstm.porting.errors import PortingError
+
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """The tensors of a torch module, as NumPy arrays.
+
+    Attributes:
+        tensors: by name. bfloat16, which NumPy lacks, is float32 here, which holds every value.
+        ordered: whether the order is that in which the module defines them.
+        module: the module, where it is there.
+        originals: the tensors as they were given.
+    """
+
+    tensors: dict[str, np.ndarray]
+    ordered: bool = True
+    module: Any = None
+    originals: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_state_dict(source: Any) -> StateDict:
+    """The tensors of a `torch.nn.Module`, a state dict or a file.
+
+    Raises:
+        PortingError: if it is none of these, or a file that cannot be read.
+    """
+    if isinstance(source, (str, Path)):
+        return _read_file(Path(source))
+    if isinstance(source, keras.layers.Layer):
+        raise PortingError(
+            f"porting: expected a torch module or its state dict. Received the Keras layer "
+            f"'{source.name}': which is which? from_torch(torch module, Keras layer), "
+            "to_torch(Keras layer, torch module)."
+        )
+    torch = sys.modules.get("torch")
+    module = None
+    if torch is not None and isinstance(source, torch.nn.Module):
+        module, source = source, source.state_dict()
+    if not isinstance(source, Mapping):
+        raise PortingError(
+            "porting: expected a torch module, a state dict (a mapping of names to arrays), or the "
+            f"path of a {', '.join(SUFFIXES)} file. Received an object of type "
+            f"{type(source).__module__}.{type(source).__name__}."
+        )
+    nested = [name for name, value in source.items() if isinstance(value, Mapping)]
+    if nested:
+        raise PortingError(
+            "porting: a state dict holds arrays. This one holds further dicts, "
+            f"{', '.join(map(repr, nested))}, as training checkpoints do: pass the one that holds "
+            f"the weights, such as checkpoint[{nested[0]!r}]."
+        )
+    tensors = {str(name): _array(name, value) for name, value in source.items()}
+    return StateDict(tensors, True, module, dict(source))
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        array = value
+    elif hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            value = value.float()
+        array = value.numpy()
+    else:
+        raise PortingError(
+            f"porting: {name} must be a torch tensor or a NumPy array. Received an object of type "
+            f"{type(value).__name__}."
+        )
+    # NumPy knows no bfloat16, but through ml_dtypes, whose arrays have this name.
+    return array.astype("float32") if array.dtype.name == "bfloat16" else array
+
+
+def _read_file(path: Path) -> StateDict:
+    if not path.is_file():
+        raise PortingError(f"porting: there is no file {path}.")
+    readers = {
+        ".safetensors": _read_safetensors,
+        ".npz": _read_npz,
+        ".pt": _read_pt,
+        ".pth": _read_pt,
+    }
+    if path.suffix not in readers:
+        raise PortingError(
+            f"porting: weights are read from {', '.join(SUFFIXES)} files. Received {path}."
+        )
+    return readers[path.suffix](path)
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    safetensors = _safetensors()
+    try:
+        entries = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise PortingError(f"porting: {path} is no whole safetensors file: {error}.") from error
+    dtypes = {
+        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+        "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
+        "C64": "<c8",
+    }  # fmt: skip
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in dtypes:
+            raise PortingError(
+                f"porting: {name} in {path} has the dtype {entry['dtype']}. Weights are float16, "
+                "bfloat16, float32 or float64; convert it in PyTorch with `.float()`."
+            )
+        values = np.frombuffer(entry["data"], dtypes[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            values = (values.astype("<u4") << 16).view("<f4")
+        tensors[name] = values
+    # The format sorts by dtype and name.
+    return StateDict(tensors, ordered=False, originals=tensors)
+
+
+def _read_npz(path: Path) -> StateDict:
+    try:
+        with np.load(path, allow_pickle=False) as packed:
+            tensors = {name: packed[name] for name in packed.files}
+    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise PortingError(
+            f"porting: {path} is no .npz file of numbers, as numpy.savez writes it: {error}"
+        ) from error
+    return StateDict(tensors, originals=tensors)
+
+
+def _read_pt(path: Path) -> StateDict:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise PortingError(
+            f"porting: reading {path} needs torch: pip install 'multibackend-lstm[torch]'. Or save "
+            "the weights as safetensors where torch is installed: "
+            "safetensors.torch.save_file(module.state_dict(), 'weights.safetensors')."
+        ) from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch.load and the unpickler in it may raise
+        raise PortingError(
+            f"porting: {path} is refused, since it is no file of tensors alone (torch.load with "
+            f"weights_only=True: {str(error).splitlines()[0]}). In the program that made it, save "
+            "`module.state_dict()`, not the module."
+        ) from error
+    return read_state_dict(loaded)
+
+
+def write_state_dict(state: Mapping[str, Any], path: Path) -> None:
+    """Write tensors or arrays to a `.safetensors`, `.npz`, `.pt` or `.pth` file.
+
+    Raises:
+        PortingError: for another suffix, or if what writes the format is not installed.
+    """
+    if path.suffix in (".pt", ".pth"):
+        try:
+            import torch
+        except ModuleNotFoundError as error:
+            raise PortingError(
+                f"porting: writing {path} needs torch: pip install 'multibackend-lstm[torch]'. "
+                "A .safetensors file needs none."
+            ) from error
+        torch.save({name: torch.as_tensor(value) for name, value in state.items()}, path)
+        return
+    arrays = {name: _array(name, value) for name, value in state.items()}
+    if path.suffix == ".npz":
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    elif path.suffix == ".safetensors":
+        _safetensors()
+        from safetensors.numpy import save_file
+
+        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+    else:
+        raise PortingError(
+            f"porting: weights are written to {', '.join(SUFFIXES)} files. Received {path}."
+        )
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+    except ModuleNotFoundError as error:
+        raise PortingError(
+            "porting: .safetensors files need safetensors: "
+            "pip install 'multibackend-lstm[safetensors]'"
+        ) from error
+    return safetensors

@@ -1,0 +1,139 @@
+"""`multibackend-lstm port`."""
+
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from multibackend_lstm import GRU
+from multibackend_lstm.cli import main
+from multibackend_lstm.environment import BACKENDS, installed_backends
+from multibackend_lstm.porting.state_dict import read_state_dict, write_state_dict
+from unit.tools import BACKEND, normal
+
+if BACKEND not in BACKENDS:
+    pytest.skip("the command line runs on the training backends", allow_module_level=True)
+layers = keras.layers
+HAS_TORCH = "torch" in installed_backends()
+
+
+def port(*arguments):
+    return CliRunner().invoke(main, ["port", *map(str, arguments), "--backend", BACKEND])
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A Keras model, and weights for it as PyTorch names them."""
+    model = keras.Sequential([keras.Input((6, 4, 2)), layers.Conv2D(3, (2, 1)), GRU(4)])
+    model.save(tmp_path / "model.keras")
+    state = {
+        "conv.weight": normal(3, 2, 2, 1, seed=1),
+        "conv.bias": normal(3, seed=2),
+        "rnn.weight_ih_l0": 0.3 * normal(12, 12, seed=3),
+        "rnn.weight_hh_l0": 0.3 * normal(12, 4, seed=4),
+        "rnn.bias_ih_l0": normal(12, seed=5),
+        "rnn.bias_hh_l0": normal(12, seed=6),
+    }
+    write_state_dict(state, tmp_path / "weights.safetensors")
+    return tmp_path, state
+
+
+def test_to_keras_and_back(files):
+    folder, state = files
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    weights, model, out = (
+        folder / name for name in ("weights.safetensors", "model.keras", "ported.keras")
+    )
+    result = port(weights, model, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["direction"] == "to_keras"
+    assert [row["permuted"] for row in document["layers"]] == [False, True]
+    if HAS_TORCH:
+        assert document["check"]["ok"]
+        tensors = {d["tensor"] for d in document["check"]["differences"]}
+        assert {"output 0", "gradient of input 0"} < tensors
+    else:
+        assert "multibackend-lstm[torch]" in document["notes"][0]
+    loaded = keras.saving.load_model(out)
+    kernel = loaded.layers[1].get_weights()[0].reshape(4, 3, 12)  # (channel, filter, gates)
+    gates = np.split(state["rnn.weight_ih_l0"].reshape(12, 3, 4), 3)  # (gates, filter, channel)
+    expected = np.concatenate([gates[1], gates[0], gates[2]]).transpose(2, 1, 0)
+    np.testing.assert_array_equal(kernel, expected)
+
+    back = folder / "back.safetensors"
+    result = port(out, "--like", weights, "--out", back)
+    assert result.exit_code == 0, result.output
+    assert "back.safetensors written." in result.output
+    assert ("compared" in result.output.lower()) is True
+    tensors = read_state_dict(back).tensors
+    assert tensors.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(tensors[name], value)
+    for path, content in before.items():
+        assert path.read_bytes() == content
+    assert {path.name for path in folder.iterdir()} == {
+        *(path.name for path in before), "ported.keras", "back.safetensors"
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="about the comparison with PyTorch")
+def test_nothing_is_written_where_the_comparison_fails(files, monkeypatch):
+    folder, _ = files
+    from multibackend_lstm.porting import checking
+
+    monkeypatch.setattr(checking, "_difference", lambda a, b: 1e-3)
+    result = port(
+        folder / "weights.safetensors", folder / "model.keras", "--out", folder / "o.keras"
+    )
+    assert result.exit_code == 1
+    assert "DIFFERS" in result.output
+    assert "Nothing was written." in result.output
+    assert not (folder / "o.keras").exists()
+
+
+def test_wrong_use_has_status_2(files):
+    folder, state = files
+    weights, model = folder / "weights.safetensors", folder / "model.keras"
+    wrong = folder / "wrong.npz"
+    write_state_dict({**state, "fc.weight": normal(2, 2)}, wrong)
+    mapping = folder / "mapping.json"
+    mapping.write_text('{"conv": 3}')
+    broken = folder / "broken.keras"
+    broken.write_bytes(model.read_bytes()[:100])
+    for arguments, message in [
+        ((wrong, model, "--out", folder / "o.keras"), "no Keras layer fits fc"),
+        ((weights, model, "--out", model), "--out must not be an input file"),
+        ((weights, model, "--out", folder / "o.npz"), "--out must end in .keras"),
+        ((model, "--out", folder / "o.keras"), "--out must end in .safetensors"),
+        ((weights, "--out", folder / "o.npz"), "a .keras file is needed"),
+        ((model, weights, "--out", folder / "o.keras"), "SOURCE must end in .safetensors"),
+        ((weights, model, "--out", folder / "o.keras", "--mapping", mapping), "--mapping must be"),
+        ((model, "--out", folder / "o.npz", "--mapping", mapping), "add --like"),
+        ((weights, broken, "--out", folder / "o.keras"), "broken.keras cannot be loaded"),
+    ]:
+        result = port(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert message in result.output.replace("\n", " "), result.output
+    assert not list(folder.glob("o.*"))
+    assert not list(folder.glob(".*"))
+
+
+def test_without_torch_it_says_what_is_not_compared(files, monkeypatch):
+    if BACKEND == "torch":
+        pytest.skip("Keras needs torch here")
+    folder, _ = files
+    from multibackend_lstm.cli import port as command
+
+    module = sys.modules[command.callback.__module__]
+    find = module.find_spec
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torch" else find(name))
+    result = port(
+        folder / "weights.safetensors", folder / "model.keras", "--out", folder / "o.keras"
+    )
+    assert result.exit_code == 0, result.output
+    assert "pip install 'multibackend-lstm[torch]'" in result.output
+    assert (folder / "o.keras").exists()
