@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from multibackend_lstm.cli.agree import ending_cleanly
 from multibackend_lstm.environment import BACKENDS
 from multibackend_lstm.porting.export_formats import FORMATS
 
@@ -77,20 +78,16 @@ def export(
     from multibackend_lstm.porting import export as export_model
 
     console = Console(stderr=True)
+    options: dict[str, Any] = {"backend": backend, "batch": batch, "time": time}
+    options["timeout"] = timeout
     try:
-        with console.status("starting") as status:
-            options = {"backend": backend, "batch": batch, "time": time, "timeout": timeout}
+        with ending_cleanly(), console.status("starting") as status:
+            options["progress"] = status.update
             if check_only:
-                report = check_artefact(model, out, format, progress=status.update, **options)
+                report = check_artefact(model, out, format, **options)
             else:
                 report = export_model(
-                    model,
-                    out,
-                    format,
-                    check=check,
-                    overwrite=overwrite,
-                    progress=status.update,
-                    **options,
+                    model, out, format, check=check, overwrite=overwrite, **options
                 )
     except ExportError as error:
         report = error.report

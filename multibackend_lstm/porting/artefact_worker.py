@@ -100,9 +100,7 @@ def _litert(artefact: str, names: Sequence[str]) -> Run:
         runner = Interpreter(artefact).get_signature_runner()
         found = list(runner.get_input_details())
         order = _in_order(names, found)
-        outputs = runner(
-            **{name: inputs[place] for name, place in zip(found, order, strict=True)}
-        )
+        outputs = runner(**{name: inputs[place] for name, place in zip(found, order, strict=True)})
         return [outputs[name] for name in sorted(outputs, key=_natural)]
 
     return run

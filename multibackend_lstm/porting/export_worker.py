@@ -185,8 +185,8 @@ def _flat_call(model: keras.Model) -> Callable[..., Any]:
 def _settle(model: keras.Model, specs: list[Spec]) -> None:
     """Put constants where the layers of this package compute with the weights in every call.
 
-    A ConvLSTM that runs as an LSTM makes its matrices from the convolutions' kernels, which OpenVINO
-    cannot have in a graph.
+    A ConvLSTM that runs as an LSTM makes its matrices from the convolutions' kernels, which
+    OpenVINO cannot have in a graph.
     """
     known: dict[Any, np.ndarray] = {}
     layers = [layer for layer in sublayers(model) if hasattr(layer, "_matrix")]

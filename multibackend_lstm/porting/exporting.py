@@ -408,9 +408,7 @@ def _keras_side(
     inputs = tuple(
         {key: spec[key] for key in ("name", "shape", "dtype")} for spec in answer.get("inputs", [])
     )
-    attempt = Attempt(
-        backend, answer["error"], inputs, skipped=tuple(answer.get("skipped", []))
-    )
+    attempt = Attempt(backend, answer["error"], inputs, skipped=tuple(answer.get("skipped", [])))
     names = [spec["name"] for spec in inputs]
     return attempt, names, {**arrays, "cases": answer.get("cases", [])}
 
