@@ -199,19 +199,6 @@ def _scan_without_lists(
     return list(states), [tf.reverse(y, [0]) if reverse else y for y in ys]
 
 
-def use_portable_loops() -> None:
-    """From now on in this process, trace loops that other runtimes can express.
-
-    ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
-    nor functions that XLA compiles.
-    """
-    global scan, supports_jit
-    scan = _scan_without_lists
-
-    def supports_jit(time: int | None) -> bool:
-        return False
-
-
 def _on_gpu() -> bool:
     return bool(tf.config.list_logical_devices("GPU"))
 
@@ -228,6 +215,20 @@ def supports_jit(time: int | None) -> bool:
     new number of steps would be compiled anew.
     """
     return time is not None and not _on_gpu()
+
+
+def use_portable_loops() -> None:
+    """From now on in this process, trace loops that other runtimes can express.
+
+    ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
+    nor functions that XLA compiles.
+    """
+    global scan, supports_jit
+    scan, supports_jit = _scan_without_lists, _never_jit
+
+
+def _never_jit(time: int | None) -> bool:
+    return False
 
 
 def _mask_steps(valid: Any) -> Any:

@@ -145,6 +145,17 @@ def test_models_that_cannot_be_exported(tmp_path):
     assert "cannot be loaded" in refusal(code)
 
 
+def test_sizes_that_do_not_fit_the_model():
+    model = BUILDERS["known"]()
+    with pytest.raises(export_worker.ModelError, match=r"has time=6\. Received --time 7\."):
+        export_worker._specs(model, None, 7)
+    (spec,) = export_worker._specs(model, 4, 6)
+    assert spec["shape"] == [4, 6, 3, 2]
+    open_image = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(2, 3)])
+    with pytest.raises(export_worker.ModelError, match="neither batch nor time"):
+        export_worker._specs(open_image, None, None)
+
+
 @pytest.mark.parametrize("content", [b"", b"no zip", None])
 def test_a_damaged_file_is_wrong_use(content, saved, tmp_path):
     path = tmp_path / "model.keras"
