@@ -95,24 +95,25 @@ def _load(path: str) -> keras.Model:
 
 def _specs(model: keras.Model, batch: int | None, time: int | None) -> list[Spec]:
     """Name, shape and dtype of each input, with the sizes asked for."""
-    specs = []
-    for spec in describe(model)["inputs"]:
-        shape = list(spec["shape"])
-        for axis, size, option in ((0, batch, "batch"), (1, time, "time")):
-            if size is None or len(shape) <= axis:
-                continue
-            if shape[axis] not in (None, size):
-                raise ModelError(
-                    f"the input {spec['name']} has {option}={shape[axis]}. Received "
-                    f"--{option} {size}. Leave it out, or build the model with {size}."
-                )
-            shape[axis] = size
-        if None in shape[2:]:
+    specs = describe(model)["inputs"]
+    for axis, size, option in ((0, batch, "batch"), (1, time, "time")):
+        if size is None:
+            continue
+        sizes = [spec["shape"][axis] for spec in specs if len(spec["shape"]) > axis]
+        if not {None, size} & {*sizes}:
             raise ModelError(
-                f"the input {spec['name']} of shape {tuple(shape)} leaves an axis open that is "
-                "neither batch nor time. Build the model with its size."
+                f"the input {specs[0]['name']} has {option}={sizes[0] if sizes else 'no axis'}. "
+                f"Received --{option} {size}. Leave it out, or build the model with {size}."
             )
-        specs.append({**spec, "shape": shape})
+        for spec in specs:
+            if spec["shape"][axis : axis + 1] == [None]:
+                spec["shape"][axis] = size
+    for spec in specs:
+        if None in spec["shape"][2:]:
+            raise ModelError(
+                f"the input {spec['name']} of shape {tuple(spec['shape'])} leaves an axis open "
+                "that is neither batch nor time. Build the model with its size."
+            )
     return specs
 
 
@@ -173,13 +174,17 @@ def _mask_steps(inputs: list[np.ndarray], value: float) -> None:
 
 def _flat_call(model: keras.Model) -> Callable[..., Any]:
     """The model as a function of its inputs in flat order."""
-    structure = model.input
 
     def call(*inputs: Any) -> Any:
-        tensors = [ops.convert_to_tensor(x) for x in inputs]
-        return model(tree.pack_sequence_as(structure, tensors), training=False)
+        return model(_packed(model, [ops.convert_to_tensor(x) for x in inputs]), training=False)
 
     return call
+
+
+def _packed(model: keras.Model, flat: list[Any]) -> Any:
+    """One value an input in the structure that the model takes."""
+    structure = describe(model)["structure"]
+    return flat[0] if structure is None else tree.pack_sequence_as(structure, flat)
 
 
 def _settle(model: keras.Model, specs: list[Spec]) -> None:
@@ -211,7 +216,7 @@ def _signature(model: keras.Model, specs: list[Spec]) -> list[Any]:
     flat = [
         keras.InputSpec(shape=tuple(s["shape"]), dtype=s["dtype"], name=s["name"]) for s in specs
     ]
-    return [tree.pack_sequence_as(model.input, flat)]
+    return [_packed(model, flat)]
 
 
 def _saved_model(model: keras.Model, specs: list[Spec], path: str) -> None:
@@ -322,7 +327,7 @@ def _onnx_from_torch(model: keras.Model, specs: list[Spec], path: str) -> None:
     opset = 18
     torch.onnx.register_custom_op_symbolic("aten::argsort", _argsort, opset)
     names = [spec["name"] for spec in specs]
-    outputs = [f"output_{index}" for index in range(len(tree.flatten(model.output)))]
+    outputs = [f"output_{index}" for index in range(len(model.outputs))]
     free = {
         spec["name"]: {
             axis: ("batch", "time")[axis] for axis, s in enumerate(spec["shape"]) if s is None
@@ -402,6 +407,7 @@ def _whose(error: BaseException) -> str:
     package = type(error).__module__.partition(".")[0]
     for frame, _ in traceback.walk_tb(error.__traceback__):
         name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        name = name.replace("__main__", "multibackend_lstm")
         if name and name not in sys.stdlib_module_names and find_spec(name) is not None:
             package = name
     return package

@@ -28,8 +28,7 @@ REST = [
     for format, kind in FORMATS.items()
     for backend in kind.backends
     for name in BUILDERS
-    # The embedding's mask and a loop of Keras's own are what these two formats cannot have.
-    if (format, backend, name) not in CHEAP and name not in ("stock", "several")
+    if (format, backend, name) not in CHEAP and name != "stock"
 ]
 
 
