@@ -57,6 +57,10 @@ def test_an_artefact_agrees_with_keras(format, backend, name, saved, tmp_path):
     assert [case.batch for case in attempt.cases] == [2, 1, 5]
     for spec in attempt.inputs:
         assert spec["shape"][:2] == [None, steps]
+    if (format, backend) == ("openvino", "torch"):
+        assert 'type="LSTMSequence"' in path.read_text()
+    if format == "litert":
+        assert b"Flex" not in path.read_bytes()  # the operations of TensorFlow itself
     pair = [path.with_suffix(".bin")] if format == "openvino" else []
     assert sorted(tmp_path.iterdir()) == sorted([path, *pair])
 
@@ -92,6 +96,14 @@ def test_a_model_in_memory_without_a_check(tmp_path):
     assert (path / "saved_model.pb").stat().st_size > 0
     assert not (path / "stale").exists()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_masked_lstm_is_one_operation_of_onnx(onnx_file):
+    import onnx
+
+    operations = [node.op_type for node in onnx.load(onnx_file).graph.node]
+    assert operations.count("LSTM") == 1
+    assert "Loop" not in operations
 
 
 def test_an_altered_artefact_differs(saved, onnx_file, tmp_path):
