@@ -5,7 +5,7 @@
     report = porting.export("model.keras", "model.onnx", "onnx", check=True)
 
 Read it in this order: `exporting.py`, `export_formats.py`, then what runs in processes of its own,
-`export_worker.py` and `artefact_worker.py`.
+`export_worker.py`, `exporters.py` and `artefact_worker.py`.
 The names below are loaded on first use, so that importing this imports neither keras nor a backend.
 """
 
