@@ -40,7 +40,9 @@ def first_line(error: BaseException) -> str:
     """The type of an exception and the first line of its message that says something."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith("Exception from ")]
-    return f"{type(error).__name__}: {said[0] if said else 'no message'}"
+    # TensorFlow's converter puts the place in its own code first.
+    line = re.sub(r"^.*error: loc\(.*\): ", "", said[0]) if said else "no message"
+    return f"{type(error).__name__}: {line}"
 
 
 def _in_order(names: Sequence[str], found: Sequence[str]) -> list[int]:
