@@ -165,9 +165,11 @@ def agreement(session: nox.Session, device: str) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run every Python example of README.md and docs/, and follow their links."""
-    install(session, *group("test"), *group("docs"), *group("backends"))
+    """Run every Python example of README.md and docs/, follow their links, and test exports."""
+    # One environment for both: an example exports, and it takes all backends and runtimes.
+    install(session, "-e", ".[export]", *group("test"), *group("docs"), *group("backends"))
     pytest(session, "jax", "tests/docs")
+    pytest(session, "jax", "tests/export", "-m", "not slow", *TWO_PROCESSES)
 
 
 @nox.session

@@ -26,7 +26,7 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
 _DISTRIBUTIONS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
 
 # Keras imports TensorFlow where it is installed, and its start-up messages would hide others.
-_QUIET_TENSORFLOW = ("TF_CPP_MIN_LOG_LEVEL", "3")
+QUIET_TENSORFLOW = ("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 class BackendError(Exception):
@@ -91,14 +91,14 @@ def set_backend(name: str) -> None:
                 f"and cannot change to {name}: start a new process."
             )
     os.environ["KERAS_BACKEND"] = name
-    os.environ.setdefault(*_QUIET_TENSORFLOW)
+    os.environ.setdefault(*QUIET_TENSORFLOW)
 
 
 def run_module(
     backend: str, module: str, arguments: Sequence[str]
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m module arguments` on a backend, in a process of its own."""
-    variables = dict([_QUIET_TENSORFLOW]) | os.environ | {"KERAS_BACKEND": backend}
+    variables = dict([QUIET_TENSORFLOW]) | os.environ | {"KERAS_BACKEND": backend}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         env=variables,

@@ -166,6 +166,39 @@ def scan(
     return states, [y[:time] for y in ys] if spare else ys
 
 
+def _scan_without_lists(
+    step: Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]],
+    states: list[Any],
+    xs: list[Any],
+    reverse: bool = False,
+) -> tuple[list[Any], list[Any]]:
+    """As `scan`, for one step at least, with outputs joined by `tf.concat`.
+
+    Each step copies the outputs of those before it.
+    """
+    xs = [tf.reverse(x, [0]) if reverse else tf.convert_to_tensor(x) for x in xs]
+    time = tf.shape(xs[0])[0]
+    first = step([tf.convert_to_tensor(state) for state in states], [x[0] for x in xs])
+    states, ys = list(first[0]), [y[None] for y in first[1]]
+
+    def body(index: Any, states: list[Any], ys: list[Any]) -> Any:
+        states, new = step(list(states), [tf.gather(x, index) for x in xs])
+        joined = [tf.concat([y, x[None]], axis=0) for y, x in zip(ys, new, strict=True)]
+        return index + 1, list(states), joined
+
+    _, states, ys = tf.while_loop(
+        lambda index, *_: index < time,
+        body,
+        (tf.constant(1), states, ys),
+        shape_invariants=(
+            tf.TensorShape([]),
+            [tf.TensorShape([None, *state.shape[1:]]) for state in states],
+            [tf.TensorShape([None, *y.shape[1:]]) for y in ys],
+        ),
+    )
+    return list(states), [tf.reverse(y, [0]) if reverse else y for y in ys]
+
+
 def _on_gpu() -> bool:
     return bool(tf.config.list_logical_devices("GPU"))
 
@@ -184,9 +217,23 @@ def supports_jit(time: int | None) -> bool:
     return time is not None and not _on_gpu()
 
 
+def use_portable_loops() -> None:
+    """From now on in this process, trace loops that other runtimes can express.
+
+    ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
+    nor functions that XLA compiles.
+    """
+    global scan, supports_jit
+    scan, supports_jit = _scan_without_lists, _never_jit
+
+
+def _never_jit(time: int | None) -> bool:
+    return False
+
+
 def _mask_steps(valid: Any) -> Any:
     """Boolean `(time, batch, 1)`, or None."""
-    return None if valid is None else tf.transpose(valid)[..., None]
+    return None if valid is None else tf.expand_dims(tf.transpose(valid), -1)
 
 
 def _time_first(x: Any) -> Any:

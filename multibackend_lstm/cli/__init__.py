@@ -11,6 +11,7 @@ from multibackend_lstm.cli.agree import agree
 from multibackend_lstm.cli.demo import demo
 from multibackend_lstm.cli.doctor import doctor
 from multibackend_lstm.cli.explain import explain
+from multibackend_lstm.cli.export import export
 from multibackend_lstm.cli.migrate import migrate
 from multibackend_lstm.cli.port import port
 
@@ -25,5 +26,6 @@ main.add_command(agree)
 main.add_command(demo)
 main.add_command(doctor)
 main.add_command(explain)
+main.add_command(export)
 main.add_command(migrate)
 main.add_command(port)

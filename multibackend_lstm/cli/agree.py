@@ -169,7 +169,7 @@ def agree(
     """
     from rich.console import Console
 
-    with _ending_cleanly():
+    with ending_cleanly():
         if html is not None:
             _check_html(html)
         from multibackend_lstm.agreement import WorkerError, check
@@ -214,7 +214,7 @@ def exit_status(report: Report) -> int:
 
 
 @contextmanager
-def _ending_cleanly() -> Iterator[None]:
+def ending_cleanly() -> Iterator[None]:
     """End through Python on SIGTERM as on Ctrl-C, so that workers end and no file is left.
 
     Both give the status that a shell gives them; click's own for Ctrl-C, 1, says "disagrees".

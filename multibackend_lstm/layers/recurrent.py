@@ -447,7 +447,7 @@ class Recurrent:
         dtype = states[0].dtype
         xs = [ops.transpose(projected, (1, 0, 2))]
         if valid is not None:
-            xs.append(ops.transpose(valid)[..., None])
+            xs.append(expand(ops.transpose(valid), 3))
 
         def step(states: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
             new_states = self._step(ops.cast(x[0], dtype), states, weights, recurrent_masks)
@@ -509,7 +509,9 @@ def without_masked(inputs: Any, valid: Any) -> Any:
 
 def expand(x: Any, rank: int) -> Any:
     """Axes of size 1 added behind, up to `rank` axes."""
-    return x[(..., *[None] * (rank - len(x.shape)))]
+    # TensorFlow Lite knows expand_dims, and no indexing by `...` where sizes are unknown.
+    axes = tuple(range(len(x.shape), rank))
+    return ops.expand_dims(x, axes) if axes else x
 
 
 def recurrent_product(h: Any, kernel: Any, masks: list[Any]) -> Any:

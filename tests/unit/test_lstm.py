@@ -1044,15 +1044,13 @@ def test_fit_with_torch_compile(cell):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def model_to_export(cell, time, masked=True):
+def model_to_export(cell, time):
     """A model and two inputs of different batch sizes, and of different lengths if it may."""
     inputs = keras.Input((time, 3, 2))
-    x = keras.layers.Masking()(inputs) if masked else inputs
-    model = keras.Model(inputs, CELLS[cell][0](UNITS)(x))
+    model = keras.Model(inputs, CELLS[cell][0](UNITS)(keras.layers.Masking()(inputs)))
     x, _ = data(shape=(BATCH, TIME, 3, 2))
     x[1, 5:] = 0
     x[2, :2] = 0
-    model(x)  # Keras exports to ONNX what has been called
     return model, [x, x[:3] if time else x[:3, :6]]
 
 
@@ -1093,27 +1091,6 @@ def test_export_as_torch_program(cell, tmp_path):
     dims[1] = torch.export.Dim("time", min=1)
     with pytest.raises(RuntimeError, match=r"Constraints violated \(time\)"):
         model.export(path, format="torch", verbose=False, dynamic_shapes=dims)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BACKEND != "torch", reason="torch's exporter")
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_export_as_onnx(cell, tmp_path):
-    """Batch and time unknown, as one operation. With a mask torch's exporter refuses the sort."""
-    for package in ("onnx", "onnxscript"):
-        pytest.importorskip(package, reason="torch.onnx needs it")
-    runtime = pytest.importorskip("onnxruntime", reason="runs what was exported")
-    model, inputs = model_to_export(cell, None, masked=False)
-    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
-    session = runtime.InferenceSession(tmp_path / "model.onnx")
-    (name,) = (argument.name for argument in session.get_inputs())
-    for x in inputs:
-        (got,) = session.run(None, {name: x})
-        np.testing.assert_allclose(got, model.predict(x, verbose=0), rtol=0, atol=1e-6)
-    masked, _ = model_to_export(cell, None)
-    with pytest.raises(Exception, match="Sort"):
-        masked.export(tmp_path / "masked.onnx", format="onnx", verbose=False)
 
 
 @pytest.mark.slow

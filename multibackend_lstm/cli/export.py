@@ -1,0 +1,137 @@
+"""`multibackend-lstm export`: a saved model as an artefact that runs without Keras, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from multibackend_lstm.cli.agree import ending_cleanly
+from multibackend_lstm.environment import BACKENDS
+from multibackend_lstm.porting.export_formats import FORMATS
+
+if TYPE_CHECKING:
+    from multibackend_lstm.porting import ExportReport
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Path of the artefact: .onnx, .tflite, .xml (openvino), .pt2 (torch), or a folder "
+    "(saved_model).",
+)
+@click.option("--format", "format", required=True, type=click.Choice(list(FORMATS)))
+@click.option("--check", is_flag=True, help="Run the artefact, and compare it with Keras.")
+@click.option(
+    "--check-only", is_flag=True, help="Export nothing: compare the artefact that is at --out."
+)
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    help="The only backend to try. Default: each that can produce the format, in turn.",
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Fix the batch size. Default: free.")
+@click.option(
+    "--time",
+    type=click.IntRange(min=1),
+    help="Fix the number of time steps. Default: as the model has it, or free.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an artefact at --out.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds that each process may take.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def export(
+    model: Path,
+    out: Path,
+    format: str,
+    check: bool,
+    check_only: bool,
+    backend: str | None,
+    batch: int | None,
+    time: int | None,
+    overwrite: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Export MODEL, a .keras file, for inference without Keras.
+
+    The model is loaded in safe mode on each backend that can produce the format, until one does.
+    With --check the artefact runs in its own runtime on random inputs of several batch sizes and
+    lengths, and must agree with Keras to 1e-5; otherwise it is not written.
+
+    Ends with status 0 if the artefact was written (and agrees), 1 if it cannot be exported or
+    differs, and 2 for wrong use.
+    """
+    from rich.console import Console
+
+    from multibackend_lstm.porting import ExportError
+    from multibackend_lstm.porting import check_export as check_artefact
+    from multibackend_lstm.porting import export as export_model
+
+    console = Console(stderr=True)
+    options: dict[str, Any] = {"backend": backend, "batch": batch, "time": time}
+    options["timeout"] = timeout
+    try:
+        with ending_cleanly(), console.status("starting") as status:
+            options["progress"] = status.update
+            if check_only:
+                report = check_artefact(model, out, format, **options)
+            else:
+                report = export_model(
+                    model, out, format, check=check, overwrite=overwrite, **options
+                )
+    except ExportError as error:
+        report = error.report
+    except (ValueError, OSError) as error:
+        raise click.UsageError(str(error).replace("overwrite=True", "--overwrite")) from error
+    if as_json:
+        click.echo(report.dumps())
+    else:
+        _print(report, check_only)
+    raise SystemExit(0 if report.succeeded else 1)
+
+
+def _print(report: ExportReport, check_only: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for attempt, line in zip(report.attempts, str(report).splitlines(), strict=True):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        for note in attempt.skipped:
+            console.print(f"  {note}", soft_wrap=True, markup=False, highlight=False)
+        if attempt.cases:
+            table = Table("batch", "time", "largest difference", "")
+            for case in attempt.cases:
+                table.add_row(
+                    str(case.batch),
+                    "" if case.time is None else str(case.time),
+                    "" if case.error else f"{case.difference:.1e}",
+                    "agrees" if case.agrees else case.error or "differs",
+                )
+            console.print(table)
+    last = report.attempts[-1]
+    if report.succeeded:
+        for spec in last.inputs:
+            shape = ", ".join(_axis(axis, size) for axis, size in enumerate(spec["shape"]))
+            text = f"input {spec['name']}: {spec['dtype']} ({shape})"
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
+    if not check_only:
+        done = "written" if report.succeeded else "not written"
+        console.print(f"{report.path}: {done}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _axis(axis: int, size: int | None) -> str:
+    """Size of an axis, and of the first two their names."""
+    if axis > 1:
+        return str(size)
+    return f"{('batch', 'time')[axis]} {'free' if size is None else size}"

@@ -1,0 +1,262 @@
+"""The exporters: from a model on the running backend to an artefact."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from multibackend_lstm.agreement.case import draw_inputs
+from multibackend_lstm.agreement.execution import describe
+from multibackend_lstm.layers.recurrent import Recurrent
+from multibackend_lstm.layers.wrapping import sublayers
+
+# Sizes that stand for free axes in a trace. With 1, torch would take them for constant.
+TRACED_BATCH, TRACED_TIME = 2, 3
+
+#: Name, shape (None for a free axis), dtype and categories of an input.
+Spec = dict[str, Any]
+
+
+def sized(specs: list[Spec], batch: int, time: int) -> list[Spec]:
+    """The specs with sizes in place of what is free."""
+    sizes = (batch, time)
+    return [
+        {
+            **spec,
+            "shape": [sizes[axis] if s is None else s for axis, s in enumerate(spec["shape"])],
+        }
+        for spec in specs
+    ]
+
+
+def flat_call(model: keras.Model) -> Callable[..., Any]:
+    """The model as a function of its inputs in flat order."""
+
+    def call(*inputs: Any) -> Any:
+        return model(_packed(model, [ops.convert_to_tensor(x) for x in inputs]), training=False)
+
+    return call
+
+
+def _packed(model: keras.Model, flat: list[Any]) -> Any:
+    """One value an input in the structure that the model takes."""
+    structure = describe(model)["structure"]
+    return flat[0] if structure is None else tree.pack_sequence_as(structure, flat)
+
+
+def settle(model: keras.Model, specs: list[Spec]) -> None:
+    """Put constants where the layers of this package compute with the weights in every call.
+
+    A ConvLSTM that runs as an LSTM makes its matrices from the convolutions' kernels, which
+    OpenVINO cannot have in a graph.
+    """
+    known: dict[Any, np.ndarray] = {}
+    layers = [layer for layer in sublayers(model) if hasattr(layer, "_matrix")]
+    for layer in layers:
+        layer._matrix = _recording(layer._matrix, known)
+    flat_call(model)(*_traced_inputs(specs))
+
+
+def _recording(matrix: Callable[..., Any], known: dict[Any, np.ndarray]) -> Callable[..., Any]:
+    def constant(kernel: Any, shape: Any, **options: Any) -> Any:
+        key = (id(kernel), *map(int, shape))
+        if key not in known:
+            known[key] = ops.convert_to_numpy(matrix(kernel, shape, **options))
+        return ops.convert_to_tensor(known[key])
+
+    return constant
+
+
+def _signature(model: keras.Model, specs: list[Spec]) -> list[Any]:
+    """For `model.export`: the structure of the inputs, of `keras.InputSpec`."""
+    flat = [
+        keras.InputSpec(shape=tuple(s["shape"]), dtype=s["dtype"], name=s["name"]) for s in specs
+    ]
+    return [_packed(model, flat)]
+
+
+def _saved_model(model: keras.Model, specs: list[Spec], path: str) -> None:
+    model.export(
+        path, format="tf_saved_model", input_signature=_signature(model, specs), verbose=False
+    )
+
+
+def _make_portable(model: keras.Model) -> None:
+    """Recurrences as loops that ONNX and LiteRT have."""
+    from multibackend_lstm.backends import tensorflow
+
+    tensorflow.use_portable_loops()
+    for layer in sublayers(model):
+        if isinstance(layer, Recurrent):
+            layer.implementation = "ops"
+
+
+def _onnx_from_tensorflow(model: keras.Model, specs: list[Spec], path: str) -> None:
+    _make_portable(model)
+    model.export(path, format="onnx", input_signature=_signature(model, specs), verbose=False)
+
+
+def _litert(model: keras.Model, specs: list[Spec], path: str) -> None:
+    import tensorflow as tf
+
+    _make_portable(model)
+    model.export(
+        path,
+        format="litert",
+        input_signature=_signature(model, specs),
+        verbose=False,
+        # Without those of TensorFlow, which LiteRT's own package cannot run.
+        target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
+    )
+
+
+def _flat_module(model: keras.Model) -> Any:
+    """The model as a module of its inputs in flat order."""
+    import torch
+
+    call = flat_call(model)
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: Any) -> Any:
+            outputs = tree.flatten(call(*inputs))
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    return Flat().eval()
+
+
+def _traced_inputs(specs: list[Spec]) -> tuple[Any, ...]:
+    traced = sized(specs, TRACED_BATCH, TRACED_TIME)
+    drawn = draw_inputs(traced, [], traced[0]["shape"][0], seed=0)
+    return tuple(ops.convert_to_tensor(x) for x in drawn)
+
+
+def _loops_in_python(model: keras.Model) -> list[str]:
+    """Layers whose loop over time a trace by torch writes out, for the length it saw."""
+    found = []
+    for layer in sublayers(model):
+        ours = hasattr(layer, "implementation_report")
+        if ours and layer.implementation_report().implementation != "native":
+            found.append(str(layer.implementation_report()))
+        elif not ours and isinstance(layer, (keras.layers.RNN, keras.layers.TimeDistributed)):
+            module = type(layer).__module__.partition(".")[0]
+            if module != "multibackend_lstm":
+                found.append(f"{layer.name} ({module}.{type(layer).__name__})")
+    return found
+
+
+def _check_time(model: keras.Model, specs: list[Spec]) -> None:
+    """Refuse a free length where a trace would silently fix it."""
+    loops = _loops_in_python(model)
+    if loops and any(spec["shape"][1:2] == [None] for spec in specs):
+        raise NeedsTimeError(
+            "torch writes the loop over time out, for one length: fix it with --time. It is in "
+            + "; ".join(loops)
+        )
+
+
+class NeedsTimeError(ValueError):
+    """An export that is possible only with a fixed number of time steps."""
+
+
+def _argsort(graph: Any, x: Any, *arguments: Any) -> Any:
+    """`aten::argsort`, which torch's exporter refuses in its stable form.
+
+    Stable or not is the same for the layers of this package, which sort numbers that differ.
+    """
+    import torch
+
+    axis, descending = (int(value.node().t("value")) for value in arguments[-2:])
+    index = graph.op("Constant", value_t=torch.tensor([axis]))
+    size = graph.op("Gather", graph.op("Shape", x), index, axis_i=0)
+    options = {"axis_i": axis, "largest_i": descending, "sorted_i": 1}
+    return graph.op("TopK", x, size, outputs=2, **options)[1]
+
+
+def _onnx_from_torch(model: keras.Model, specs: list[Spec], path: str) -> None:
+    import torch
+
+    _check_time(model, specs)
+    opset = 18
+    torch.onnx.register_custom_op_symbolic("aten::argsort", _argsort, opset)
+    names = [spec["name"] for spec in specs]
+    outputs = [f"output_{index}" for index in range(len(model.outputs))]
+    free = {
+        spec["name"]: {
+            axis: ("batch", "time")[axis] for axis, s in enumerate(spec["shape"]) if s is None
+        }
+        for spec in specs
+    }
+    batch_free = any(spec["shape"][0] is None for spec in specs)
+    free |= {name: {0: "batch"} for name in outputs if batch_free}
+    with torch.no_grad():
+        torch.onnx.export(
+            _flat_module(model),
+            _traced_inputs(specs),
+            path,
+            # torch's newer exporter wants the number of steps of an LSTM.
+            dynamo=False,
+            opset_version=opset,
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes=free,
+        )
+
+
+def _torch(model: keras.Model, specs: list[Spec], path: str) -> None:
+    import torch
+
+    if any(spec["shape"][1:2] == [None] for spec in specs):
+        raise NeedsTimeError(
+            "torch.export wants the number of time steps of an LSTM, of torch.nn.LSTM too: fix "
+            "it with --time"
+        )
+    batch = torch.export.Dim("batch", min=1)
+    dims = tuple({0: batch} if spec["shape"][0] is None else {} for spec in specs)
+    program = torch.export.export(
+        _flat_module(model), _traced_inputs(specs), dynamic_shapes=[dims], strict=False
+    )
+    torch.export.save(program, path)
+
+
+def _save_openvino(source: str, specs: list[Spec], path: str) -> None:
+    import openvino
+
+    model = openvino.convert_model(source)
+    names = [spec["name"] for spec in specs]
+    if len(names) == 1:
+        model.inputs[0].tensor.set_names({names[0]})
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _openvino_from_torch(model: keras.Model, specs: list[Spec], path: str) -> None:
+    through = str(Path(path).with_suffix(".through.onnx"))
+    _onnx_from_torch(model, specs, through)
+    _save_openvino(through, specs, path)
+    Path(through).unlink()
+
+
+def _openvino_from_tensorflow(model: keras.Model, specs: list[Spec], path: str) -> None:
+    through = str(Path(path).with_suffix(".through"))
+    _saved_model(model, specs, through)
+    _save_openvino(through, specs, path)
+    shutil.rmtree(through)
+
+
+EXPORTERS: dict[tuple[str, str], Callable[[keras.Model, list[Spec], str], None]] = {
+    ("onnx", "torch"): _onnx_from_torch,
+    ("onnx", "tensorflow"): _onnx_from_tensorflow,
+    ("saved_model", "tensorflow"): _saved_model,
+    ("saved_model", "jax"): _saved_model,
+    ("litert", "tensorflow"): _litert,
+    ("openvino", "torch"): _openvino_from_torch,
+    ("openvino", "tensorflow"): _openvino_from_tensorflow,
+    ("torch", "torch"): _torch,
+}
