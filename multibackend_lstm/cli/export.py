@@ -9,7 +9,7 @@ import click
 
 from multibackend_lstm.cli.agree import ending_cleanly
 from multibackend_lstm.environment import BACKENDS
-from multibackend_lstm.porting.export_formats import FORMATS
+from multibackend_lstm.porting.exporting.formats import FORMATS
 
 if TYPE_CHECKING:
     from multibackend_lstm.porting import ExportReport

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from export.conftest import BUILDERS
 from multibackend_lstm import porting
 from multibackend_lstm.cli import main
-from multibackend_lstm.porting.export_formats import FORMATS
+from multibackend_lstm.porting.exporting.formats import FORMATS
 
 CHEAP = [
     ("onnx", "torch", "channelwise"),
@@ -137,7 +137,7 @@ def test_an_untouched_artefact_agrees_and_that_of_another_model_does_not(saved, 
 
 
 def test_an_artefact_that_differs_is_not_written(saved, tmp_path, monkeypatch):
-    from multibackend_lstm.porting import exporting
+    from multibackend_lstm.porting.exporting import export as exporting
 
     monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
     path = tmp_path / "model.onnx"

@@ -18,9 +18,10 @@ import multibackend_lstm
 from export.conftest import BUILDERS
 from multibackend_lstm import porting
 from multibackend_lstm.cli import main
-from multibackend_lstm.porting import export_worker, exporting
-from multibackend_lstm.porting.export_formats import FORMATS, missing
-from multibackend_lstm.porting.exporting import Attempt, Case, ExportReport, difference
+from multibackend_lstm.porting.exporting import export as exporting
+from multibackend_lstm.porting.exporting import worker
+from multibackend_lstm.porting.exporting.export import Attempt, Case, ExportReport, difference
+from multibackend_lstm.porting.exporting.formats import FORMATS, missing
 
 FLOATS = hnp.arrays("float32", (2, 3), elements=st.floats(-4, 4, width=32))
 
@@ -126,8 +127,8 @@ def test_models_that_cannot_be_exported(tmp_path):
 
     def refusal(model):
         model.save(path)
-        with pytest.raises(export_worker.ModelError) as caught:
-            export_worker._load(str(path))
+        with pytest.raises(worker.ModelError) as caught:
+            worker._load(str(path))
         return str(caught.value)
 
     inputs = keras.Input(batch_shape=(2, 5, 3))
@@ -147,21 +148,21 @@ def test_models_that_cannot_be_exported(tmp_path):
 
 def test_sizes_that_do_not_fit_the_model():
     model = BUILDERS["known"]()
-    with pytest.raises(export_worker.ModelError, match=r"has time=6\. Received --time 7\."):
-        export_worker._specs(model, None, 7)
-    (spec,) = export_worker._specs(model, 4, 6)
+    with pytest.raises(worker.ModelError, match=r"has time=6\. Received --time 7\."):
+        worker._specs(model, None, 7)
+    (spec,) = worker._specs(model, 4, 6)
     assert spec["shape"] == [4, 6, 3, 2]
     open_image = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(2, 3)])
-    with pytest.raises(export_worker.ModelError, match="neither batch nor time"):
-        export_worker._specs(open_image, None, None)
+    with pytest.raises(worker.ModelError, match="neither batch nor time"):
+        worker._specs(open_image, None, None)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", None])
 def test_a_damaged_file_is_wrong_use(content, saved, tmp_path):
     path = tmp_path / "model.keras"
     path.write_bytes(saved("known").read_bytes()[:3000] if content is None else content)
-    with pytest.raises(export_worker.ModelError, match="cannot be loaded"):
-        export_worker._load(str(path))
+    with pytest.raises(worker.ModelError, match="cannot be loaded"):
+        worker._load(str(path))
 
 
 def test_a_damaged_file_ends_the_command_with_status_2(tmp_path):
@@ -214,7 +215,7 @@ def test_cases_that_cannot_be_compared():
 def test_the_masks_that_are_drawn():
     """No step, steps at both ends, a hole, and all steps are masked."""
     x = np.ones((5, 4, 2), "float32")
-    export_worker._mask_steps([x], 0.0)
+    worker._mask_steps([x], 0.0)
     valid = x.any(-1).astype(int).tolist()
     assert valid == [[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
 

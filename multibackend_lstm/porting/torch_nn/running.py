@@ -12,9 +12,9 @@ from keras import ops, tree
 
 from multibackend_lstm import backends
 from multibackend_lstm.layers.wrapping import sublayers
-from multibackend_lstm.porting.graph import Graph
-from multibackend_lstm.porting.port_check import PortCheck
-from multibackend_lstm.porting.state_dict import StateDict
+from multibackend_lstm.porting.torch_nn.graph import Graph
+from multibackend_lstm.porting.torch_nn.port_check import PortCheck
+from multibackend_lstm.porting.torch_nn.state_dict import StateDict
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from multibackend_lstm.environment import (
     missing_backend_message,
 )
 from multibackend_lstm.files import check_writable
-from multibackend_lstm.porting.export_formats import FORMATS, Format, missing, missing_message
+from multibackend_lstm.porting.exporting.formats import FORMATS, Format, missing, missing_message
 
 if TYPE_CHECKING:
     import keras
@@ -395,7 +395,7 @@ def _keras_side(
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, name) for name in ("request.json", "answer.json", "arrays.npz")]
         paths[0].write_text(json.dumps(request))
-        failure = _run("export_worker", [str(path) for path in paths], backend, timeout)
+        failure = _run("worker", [str(path) for path in paths], backend, timeout)
         if failure:
             return Attempt(backend, f"{backend}: {failure}"), [], {}
         answer = json.loads(paths[1].read_text())
@@ -489,7 +489,7 @@ def _run(module: str, arguments: list[str], backend: str | None, timeout: float)
         variables["KERAS_BACKEND"] = backend
     try:
         process = subprocess.run(
-            [sys.executable, "-m", f"multibackend_lstm.porting.{module}", *arguments],
+            [sys.executable, "-m", f"multibackend_lstm.porting.exporting.{module}", *arguments],
             env=variables,
             capture_output=True,
             text=True,

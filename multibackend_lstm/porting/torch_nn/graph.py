@@ -13,10 +13,17 @@ from multibackend_lstm.layers import (
     TimeDistributed,
     TimeDistributedConv,
 )
-from multibackend_lstm.porting.axes import Axis, Features, UnknownOrder, join, merge, reshape
-from multibackend_lstm.porting.errors import PortingError
-from multibackend_lstm.porting.torch_modules import SUPPORTED, Rule, rule_of
-from multibackend_lstm.porting.weights import Weight
+from multibackend_lstm.porting.torch_nn.axes import (
+    Axis,
+    Features,
+    UnknownOrder,
+    join,
+    merge,
+    reshape,
+)
+from multibackend_lstm.porting.torch_nn.errors import PortingError
+from multibackend_lstm.porting.torch_nn.modules import SUPPORTED, Rule, rule_of
+from multibackend_lstm.porting.torch_nn.weights import Weight
 
 _L = keras.layers
 # What leaves every element in its place.

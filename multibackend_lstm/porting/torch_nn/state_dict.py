@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from multibackend_lstm.porting.errors import PortingError
+from multibackend_lstm.porting.torch_nn.errors import PortingError
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 

@@ -10,15 +10,15 @@ from keras import tree
 
 from multibackend_lstm.agreement.execution import with_dtype
 from multibackend_lstm.layers.wrapping import sublayers
-from multibackend_lstm.porting.axes import FlattenOrder
-from multibackend_lstm.porting.errors import PortingError
-from multibackend_lstm.porting.graph import Graph
-from multibackend_lstm.porting.matching import Mapped, Pair, part_name
-from multibackend_lstm.porting.port_check import Difference, PortCheck
-from multibackend_lstm.porting.running import Values, of_keras, of_module, run_torch
-from multibackend_lstm.porting.state_dict import StateDict
-from multibackend_lstm.porting.torch_nn import keras_value, plan
-from multibackend_lstm.porting.torch_twins import check_copy, check_shape, twin_of
+from multibackend_lstm.porting.torch_nn.axes import FlattenOrder
+from multibackend_lstm.porting.torch_nn.conversion import keras_value, plan
+from multibackend_lstm.porting.torch_nn.errors import PortingError
+from multibackend_lstm.porting.torch_nn.graph import Graph
+from multibackend_lstm.porting.torch_nn.matching import Mapped, Pair, part_name
+from multibackend_lstm.porting.torch_nn.port_check import Difference, PortCheck
+from multibackend_lstm.porting.torch_nn.running import Values, of_keras, of_module, run_torch
+from multibackend_lstm.porting.torch_nn.state_dict import StateDict
+from multibackend_lstm.porting.torch_nn.twins import check_copy, check_shape, twin_of
 
 #: How far two tensors may differ, relative to the largest element, by the dtype of Keras. Where
 #: PyTorch's own float32 is further from its float64 than a tenth of it, ten times that: healthy
