@@ -165,11 +165,31 @@ def agreement(session: nox.Session, device: str) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run every Python example of README.md and docs/, follow their links, and test exports."""
-    # One environment for both: an example exports, and it takes all backends and runtimes.
+    """Run every Python example of README.md and docs/, and follow their links."""
     install(session, "-e", ".[export]", *group("test"), *group("docs"), *group("backends"))
     pytest(session, "jax", "tests/docs")
-    pytest(session, "jax", "tests/export", "-m", "not slow", *TWO_PROCESSES)
+
+
+@nox.session
+def export(session: nox.Session) -> None:
+    """Export from every backend and run the artefacts; `-- -m "not slow"` for some of them."""
+    install(session, "-e", ".[export]", *group("test"), *group("backends"))
+    pytest(session, "jax", "tests/export", *TWO_PROCESSES)
+
+
+@nox.session
+def legacy(session: nox.Session) -> None:
+    """Compare migrated models with the old files, which tf-keras runs."""
+    install(session, *group("test"), BACKEND_REQUIREMENTS["tensorflow"])
+    # Its requirement is `tensorflow`, for which the CPU wheel stands here.
+    pip_install(session, "--no-deps", *group("legacy"))
+    interpreter = sys.executable if not has_environment(session) else f"{session.bin}/python"
+    pytest(
+        session,
+        "tensorflow",
+        "tests/unit/porting/test_migrate_cli.py",
+        TF_KERAS_PYTHON=str(interpreter),
+    )
 
 
 @nox.session

@@ -168,8 +168,7 @@ def test_functions_are_seen_wherever_they_stand():
 TF_KERAS = os.environ.get("TF_KERAS_PYTHON")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not TF_KERAS, reason="TF_KERAS_PYTHON names no interpreter with tf-keras")
+@pytest.mark.skipif(not TF_KERAS, reason="nox -s legacy runs it: TF_KERAS_PYTHON")
 @pytest.mark.parametrize(
     "name", ["tf_shape.h5", "bidirectional_v2.keras", "shared.h5", "masked.h5"]
 )
@@ -180,8 +179,7 @@ def test_verify_against_tf_keras(name):
     assert output.count("agrees") == 3
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not TF_KERAS, reason="TF_KERAS_PYTHON names no interpreter with tf-keras")
+@pytest.mark.skipif(not TF_KERAS, reason="nox -s legacy runs it: TF_KERAS_PYTHON")
 def test_verify_against_tf_keras_finds_a_wrong_reshape():
     arguments = ("--reshape", "transpose=10,15", "--verify", "--trust", "--python", TF_KERAS)
     status, output = migrate(FOLDER / "transposing.h5", *arguments)

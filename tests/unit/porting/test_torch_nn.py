@@ -424,7 +424,9 @@ def test_random_cnn_lstms(blocks, recurrent, channels_last):
     expected = in_torch(wide, x)
     # Activations grow through the layers, and what is rounded of them stays.
     scale = max(1.0, np.abs(expected).max())
-    assert np.abs(to_numpy(model(x, training=False)) - expected).max() <= 3e-6 * scale
+    # Keras takes a group's variance for E[x^2] - E[x]^2, of which few digits may be left.
+    tolerance = 1e-3 if any(norm == "group" for _, _, norm, _ in blocks) else 3e-6
+    assert np.abs(to_numpy(model(x, training=False)) - expected).max() <= tolerance * scale
     back = RandomNet(blocks, recurrent, channels_last).eval()
     to_torch(model, back, flatten_order=order)
     assert np.abs(in_torch(back.double(), x) - expected).max() <= 1e-6 * scale
