@@ -1,16 +1,18 @@
 """Predictions of an old model file, in a process of its own: `python predict.py ...`.
 
 It runs by itself, in an environment that holds tf-keras or Keras and need not hold this package.
-`model in.npz out.npz [trust]`: reads the inputs `0_x0`, `0_x1`, `1_x0`, ... (batch, input), and
-writes the predictions `0_y0`, ... Without `trust` the file is loaded in safe mode.
+`model in.npz out.npz version [trust]`: reads the inputs `0_x0`, `0_x1`, `1_x0`, ... (batch, input),
+and writes the predictions `0_y0`, ... `version` is that of the Keras that wrote the file, 2 or 3.
+Without `trust` the file is loaded in safe mode.
 """
 
 import builtins
+import importlib
 import sys
 from typing import Any
 
 
-def modules() -> tuple[Any, dict[str, Any]]:
+def modules(version: str) -> tuple[Any, dict[str, Any]]:
     """Return tf-keras or Keras, and the modules that stored functions use by their usual names."""
     names: dict[str, Any] = {}
     try:
@@ -20,9 +22,9 @@ def modules() -> tuple[Any, dict[str, Any]]:
     except ImportError:
         pass
     try:
-        import tf_keras as keras
+        keras = importlib.import_module("tf_keras" if version == "2" else "keras")
     except ImportError:
-        import keras
+        keras = importlib.import_module("keras")
     import numpy as np
 
     names |= {"keras": keras, "layers": keras.layers, "np": np, "K": keras.backend}
@@ -31,9 +33,9 @@ def modules() -> tuple[Any, dict[str, Any]]:
     return keras, names
 
 
-def main(model_path: str, inputs_path: str, outputs_path: str, trust: bool) -> None:
+def main(model_path: str, inputs_path: str, outputs_path: str, version: str, trust: bool) -> None:
     """Load the model, and write its predictions for every batch."""
-    keras, names = modules()
+    keras, names = modules(version)
     import numpy as np
 
     if trust:
@@ -56,4 +58,5 @@ def main(model_path: str, inputs_path: str, outputs_path: str, trust: bool) -> N
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], trust=sys.argv[4:] == ["trust"])
+    model, inputs, outputs, version, *rest = sys.argv[1:]
+    main(model, inputs, outputs, version, trust=rest == ["trust"])

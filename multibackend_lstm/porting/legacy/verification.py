@@ -16,7 +16,7 @@ import numpy as np
 
 from multibackend_lstm.porting.legacy import predict
 from multibackend_lstm.porting.legacy.configs import STORED_FUNCTIONS
-from multibackend_lstm.porting.legacy.model_files import open_model_file
+from multibackend_lstm.porting.legacy.model_files import ModelFile, open_model_file
 
 TOLERANCE = 1e-5
 
@@ -69,7 +69,8 @@ def verify(
     Raises:
         VerificationError: if the file holds functions and is not trusted, or cannot be run.
     """
-    if not trust and holds_functions(open_model_file(path).config):
+    file = open_model_file(path)
+    if not trust and holds_functions(file.config):
         raise VerificationError(
             f"to run {path} is to run the functions stored in it: add --trust (trust=True) if you "
             "know where it comes from"
@@ -79,7 +80,7 @@ def verify(
         [_random(rng, batch, tensor) for tensor in keras.tree.flatten(model.inputs)]
         for batch in batches
     ]
-    old = _old_predictions(path, inputs, python, trust, timeout)
+    old = _old_predictions(file, inputs, python, trust, timeout)
     compared = []
     for position, arrays in enumerate(inputs):
         made = model(keras.tree.pack_sequence_as(model.input, arrays), training=False)
@@ -126,8 +127,13 @@ def _difference(new: list[np.ndarray], old: list[np.ndarray]) -> float:
 
 
 def _old_predictions(
-    path: Path, inputs: list[list[np.ndarray]], python: str | None, trust: bool, timeout: float
+    file: ModelFile,
+    inputs: list[list[np.ndarray]],
+    python: str | None,
+    trust: bool,
+    timeout: float,
 ) -> list[list[np.ndarray]]:
+    path = file.path
     variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     if python is None and find_spec("tensorflow") is not None:
         variables["KERAS_BACKEND"] = "tensorflow"  # what stored functions were written for
@@ -141,7 +147,7 @@ def _old_predictions(
         np.savez(sent, **arrays)  # type: ignore[arg-type]
         command = [
             python or sys.executable, predict.__file__, str(path.resolve()), str(sent),
-            str(received), *(["trust"] if trust else []),
+            str(received), "2" if file.keras_2 else "3", *(["trust"] if trust else []),
         ]  # fmt: skip
         try:
             process = subprocess.run(
