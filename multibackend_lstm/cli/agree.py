@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from multibackend_lstm.cli.shared import ending_cleanly
 from multibackend_lstm.files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -211,25 +209,6 @@ def exit_status(report: Report) -> int:
         return 1
     nothing_compared = any(not result.comparisons for result in report.results)
     return 3 if report.could_not_run or nothing_compared else 0
-
-
-@contextmanager
-def ending_cleanly() -> Iterator[None]:
-    """End through Python on SIGTERM as on Ctrl-C, so that workers end and no file is left.
-
-    Both give the status that a shell gives them; click's own for Ctrl-C, 1, says "disagrees".
-    """
-
-    def stop(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_html(path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.environment import BACKENDS, BackendError
+from multibackend_lstm.cli.shared import backend_option
+from multibackend_lstm.environment import BackendError
 
 if TYPE_CHECKING:
     import keras
@@ -17,11 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
-    "--backend",
-    type=click.Choice(list(BACKENDS)),
-    help="Backend to run on. Default: KERAS_BACKEND, else JAX, else the first one installed.",
-)
+@backend_option
 @click.option("--training", is_flag=True, help="Explain a call in training, with its dropout.")
 @click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from multibackend_lstm.cli.agree import ending_cleanly
+from multibackend_lstm.cli.shared import ending_cleanly
 from multibackend_lstm.environment import BACKENDS
 from multibackend_lstm.porting.exporting.formats import FORMATS
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.environment import BACKENDS, BackendError
+from multibackend_lstm.cli.shared import backend_option
+from multibackend_lstm.environment import BackendError
 from multibackend_lstm.files import check_writable
 
 if TYPE_CHECKING:
@@ -64,11 +65,7 @@ def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, t
     is_flag=True,
     help="Let --verify run the functions stored in the old file. Without it they never run.",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(list(BACKENDS)),
-    help="Backend to run on. Default: KERAS_BACKEND, else JAX, else the first one installed.",
-)
+@backend_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def migrate(
     old: Path,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.environment import BACKENDS, BackendError
+from multibackend_lstm.cli.shared import backend_option
+from multibackend_lstm.environment import BackendError
 from multibackend_lstm.files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -50,11 +51,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="How the PyTorch code flattens the output of convolutions: as it comes, or with the "
     "filters moved last before.",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(list(BACKENDS)),
-    help="Backend to run on. Default: KERAS_BACKEND, else JAX, else the first one installed.",
-)
+@backend_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def port(
     source: Path,
