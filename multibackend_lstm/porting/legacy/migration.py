@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from packaging.version import InvalidVersion, Version
 
 from multibackend_lstm.files import replacing
 from multibackend_lstm.porting.legacy import stored_weights
@@ -131,7 +132,7 @@ def replace_lambdas(
         with ThreadPoolExecutor(1) as thread:
             thread.submit(_resolve, resolver, config).result()
     except ModelFileError as error:
-        raise ModelFileError(f"{path}: {error}") from error
+        raise ModelFileError(f"{path}: {error}{_if_newer(file.keras_version)}") from error
     except _MALFORMED as error:
         raise ModelFileError(
             f"{path}: the configuration is not as Keras writes it: {type(error).__name__} {error}"
@@ -166,6 +167,15 @@ def check_out(path: Path, out: Path) -> None:
         raise ValueError(f"replace_lambdas: `out` must end in .keras. Received {str(out)!r}.")
     if out.exists() and path.exists() and out.samefile(path):
         raise ValueError(f"replace_lambdas: `out` must be another file than `path`, {path}.")
+
+
+def _if_newer(version: str) -> str:
+    """A remedy where a newer Keras than this one wrote the file."""
+    try:
+        newer = Version(version) > Version(keras.__version__)
+    except InvalidVersion:
+        return ""
+    return f" Keras {version} wrote it, and this is {keras.__version__}: upgrade." if newer else ""
 
 
 def _resolve(resolver: Resolver, config: dict[str, Any]) -> None:

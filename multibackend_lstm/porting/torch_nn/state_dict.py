@@ -178,8 +178,7 @@ def write_state_dict(state: Mapping[str, Any], path: Path) -> None:
         return
     arrays = {name: _array(name, value) for name, value in state.items()}
     if path.suffix == ".npz":
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        _write_npz(path, arrays)
     elif path.suffix == ".safetensors":
         _safetensors()
         from safetensors.numpy import save_file
@@ -200,3 +199,11 @@ def _safetensors() -> Any:
             "pip install 'multibackend-lstm[safetensors]'"
         ) from error
     return safetensors
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """As `numpy.savez`, which pickles before NumPy 2 and cannot write every name."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from packaging.version import Version
 
 from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS
@@ -114,6 +116,11 @@ def test_wrong_use_and_bad_files_give_status_2(tmp_path):
 def test_verify_runs_a_file_without_functions_here(tmp_path):
     # Keras 3 wrote it, so this interpreter can run it, whatever backend it has.
     status, output = migrate(FOLDER / "keras3_legacy.h5", "--upgrade", "--verify")
+    if Version(keras.__version__) < Version("3.15"):
+        # Its initializers have arguments that earlier versions do not know.
+        assert status == 2
+        assert re.search(r"Keras 3\.15\.\d+ wrote it, and this is 3\.14\.\d+: upgrade", output)
+        return
     assert status == 0, output
     assert output.count("agrees") == 3
 
