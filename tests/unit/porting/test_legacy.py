@@ -9,6 +9,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from packaging.version import Version
 
 import multibackend_lstm
 from multibackend_lstm.layers.wrapping import sublayers
@@ -76,6 +77,8 @@ def edit_config(path, change):
 @pytest.mark.thin_on_jax
 @pytest.mark.parametrize(("name", "functions"), MIGRATED, ids=[name for name, _ in MIGRATED])
 def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
+    if name.startswith("keras3") and Version(keras.__version__) < Version("3.15"):
+        pytest.skip("a newer Keras wrote it")
     before = hashlib.sha256((FOLDER / name).read_bytes()).digest()
     out = tmp_path / "new.keras"
     migration = replace_lambdas(FOLDER / name, out)
