@@ -1,11 +1,21 @@
 """One set of workers for all tests: starting one takes seconds."""
 
+import signal
+
 import keras
 import pytest
 
 from multibackend_lstm.agreement import Workers
 
 TARGET = f"{keras.backend.backend()}@cpu"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heed_ctrl_c():
+    """Shells have what they start in the background ignore Ctrl-C, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
