@@ -4,6 +4,8 @@
 |---|---|
 | `concatenate_steps` | calls a function on some time steps at a time |
 | `convolve` | applies a convolution layer, in the fastest of the equal formulations |
+| `matmul`, `tanh` | what `keras.ops` computes in float32 on some backend though it gets float64 |
+| `float64_refusal` | why the float64 policy cannot be kept |
 | `devices`, `precision` | what `multibackend-lstm doctor` shows |
 | `use_device`, `strict_precision` | where, and how exactly, to compute |
 | `inference`, `training_step` | a model's outputs and gradients, as agreement compares them |

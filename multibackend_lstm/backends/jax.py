@@ -12,6 +12,7 @@ from jax.experimental import rnn
 from keras import KerasTensor, ops
 
 from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
+from multibackend_lstm.backends.numpy import matmul as matmul
 
 
 def concatenate_steps(call_steps: Callable[[int, int], Any], time: int, size: int) -> Any:
@@ -62,6 +63,21 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
     )
     x = ops.reshape(x, (batch, positions, *ops.shape(x)[1:]))
     return ops.add(x, layer.bias) if layer.use_bias else x
+
+
+def tanh(x: Any) -> Any:
+    """As in `backends/numpy.py`; that of Keras computes float64 in float32 (Keras 3.15)."""
+    return jnp.tanh(x)
+
+
+def float64_refusal() -> str | None:
+    """As in `backends/numpy.py`."""
+    if jax.config.jax_enable_x64:
+        return None
+    return (
+        "JAX's 64-bit types are turned off, `jax.config.update('jax_enable_x64', True)` at the "
+        "start turns them on"
+    )
 
 
 def devices() -> list[str]:

@@ -41,6 +41,21 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
     return layer(x)
 
 
+def matmul(x: Any, kernel: Any) -> Any:
+    """Matrix product in the dtype of both, float64 where `float64_refusal()` is None."""
+    return ops.matmul(x, kernel)
+
+
+def tanh(x: Any) -> Any:
+    """Hyperbolic tangent in the dtype of `x`, float64 where `float64_refusal()` is None."""
+    return ops.tanh(x)
+
+
+def float64_refusal() -> str | None:
+    """Why layers cannot compute in float64, None if they can."""
+    return "Keras computes float64 in float32 there"
+
+
 def devices() -> list[str]:
     """Names of the devices the backend sees."""
     return ["CPU"]

@@ -11,6 +11,7 @@ if __name__ == "__main__":
     precision = {
         "floatx": keras.config.floatx(),
         "dtype policy": keras.config.dtype_policy().name,
+        "float64 policy": backend.float64_refusal() or "kept",
         **backend.precision(),
     }
     print(json.dumps({"devices": backend.devices(), "precision": precision}))

@@ -20,6 +20,8 @@ from typing import Any
 
 from keras import ops
 
+from multibackend_lstm import backends
+
 # scan(step, states, xs, reverse=False) -> (states, ys), where step(states, x) -> (states, y)
 Scan = Callable[..., Any]
 
@@ -76,12 +78,12 @@ def _gates_of(kinds: str, units: int, dtype: Any) -> Callable[[Any], Any]:
         return ops.convert_to_tensor(values, dtype)
 
     scale, shift = per_unit(0.5, 1.0), per_unit(0.5, 0.0)
-    return lambda x: ops.tanh(x * scale) * scale + shift
+    return lambda x: backends.active().tanh(x * scale) * scale + shift
 
 
 def _matmul(x: Any, kernel: Any, dtype: Any) -> Any:
     """Matrix product in the kernel's dtype, returned in `dtype`."""
-    return ops.cast(ops.matmul(ops.cast(x, kernel.dtype), kernel), dtype)
+    return ops.cast(backends.active().matmul(ops.cast(x, kernel.dtype), kernel), dtype)
 
 
 def _outer(x: Any, gradient: Any, kernel: Any) -> Any:
@@ -137,7 +139,7 @@ def lstm(
         gates = gates_of(z + _matmul(h, recurrent_kernel, dtype))
         i, f, g, o = ops.split(gates, 4, axis=-1)
         new_c = f * c + i * g
-        new_h = _select(valid_t, o * ops.tanh(new_c), h)
+        new_h = _select(valid_t, o * backends.active().tanh(new_c), h)
         new_c = _select(valid_t, new_c, c)
         return [new_h, new_c], [new_h, new_c]
 
@@ -185,7 +187,7 @@ def lstm_gradient(
         z = _matmul(x, kernel, dtype) + ops.cast(bias, dtype)
         gates = gates_of(z + _matmul(previous_h, recurrent_kernel, dtype))
         i, f, g, o = ops.split(gates, 4, axis=-1)
-        tanh_c = ops.tanh(cs)
+        tanh_c = backends.active().tanh(cs)
         factors = ops.concatenate(
             [g * i * (1 - i), previous_c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)],
             axis=-1,
@@ -244,7 +246,7 @@ def gru(
         recurrent = _matmul(h, recurrent_kernel, dtype) + ops.cast(recurrent_bias, dtype)
         gates = gates_of(x[:, : 2 * units] + recurrent[:, : 2 * units])
         z, r = ops.split(gates, 2, axis=-1)
-        candidate = ops.tanh(x[:, 2 * units :] + r * recurrent[:, 2 * units :])
+        candidate = backends.active().tanh(x[:, 2 * units :] + r * recurrent[:, 2 * units :])
         new_h = _select(valid_t, z * h + (1 - z) * candidate, h)
         return [new_h], [new_h]
 
@@ -292,7 +294,7 @@ def gru_gradient(
         gates = gates_of(projected[..., : 2 * units] + recurrent[..., : 2 * units])
         z, r = ops.split(gates, 2, axis=-1)
         recurrent_h = recurrent[..., 2 * units :]
-        candidate = ops.tanh(projected[..., 2 * units :] + r * recurrent_h)
+        candidate = backends.active().tanh(projected[..., 2 * units :] + r * recurrent_h)
         for_candidate = (1 - z) * (1 - candidate * candidate)
         for_gates = [
             (previous_h - candidate) * z * (1 - z),

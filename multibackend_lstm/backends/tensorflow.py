@@ -10,6 +10,8 @@ import tensorflow as tf
 from keras import KerasTensor, ops, tree
 
 from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
+from multibackend_lstm.backends.numpy import matmul as matmul
+from multibackend_lstm.backends.numpy import tanh as tanh
 
 
 def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
@@ -50,9 +52,23 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
     TensorFlow's own convolution of an empty batch keeps the number of features it came with
     (TensorFlow 2.21, outside XLA).
     """
+    shape = layer.compute_output_shape(x.shape)[1:]
     if x.shape[0] == 0:
-        return ops.zeros((0, *layer.compute_output_shape(x.shape)[1:]), layer.compute_dtype)
-    return numpy.convolve(layer, x)
+        return ops.zeros((0, *shape), layer.compute_dtype)
+    if x.shape[0] is not None:
+        return numpy.convolve(layer, x)
+    # In a graph an empty batch shows only when it runs. (TensorFlow drops a reshape to the shape
+    # that it believes the convolution to have.)
+    return tf.cond(
+        tf.shape(x)[0] > 0,
+        lambda: numpy.convolve(layer, x),
+        lambda: tf.zeros((tf.shape(x)[0], *shape), layer.compute_dtype),
+    )
+
+
+def float64_refusal() -> str | None:
+    """As in `backends/numpy.py`."""
+    return None
 
 
 def devices() -> list[str]:

@@ -9,20 +9,23 @@ import torch
 from keras import KerasTensor, ops
 
 from multibackend_lstm.backends import Options, Refused, Weights, numpy
-from multibackend_lstm.backends.numpy import concatenate_steps, scan, supports_jit
+from multibackend_lstm.backends.numpy import concatenate_steps, scan, supports_jit, tanh
 
 __all__ = [
     "concatenate_steps",
     "concrete",
     "convolve",
     "devices",
+    "float64_refusal",
     "gru",
     "inference",
     "lstm",
+    "matmul",
     "precision",
     "scan",
     "strict_precision",
     "supports_jit",
+    "tanh",
     "training_step",
     "use_device",
     "valid_steps_first",
@@ -53,6 +56,20 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
     )
     x = ops.squeeze(ops.transpose(x, (0, 2, 3, 1)), 1)
     return ops.add(x, layer.bias) if layer.use_bias else x
+
+
+def matmul(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """As in `backends/numpy.py`; that of Keras computes float64 in float32 (Keras 3.15)."""
+    product: torch.Tensor = (
+        torch.matmul(x, kernel) if x.dtype == torch.float64 else ops.matmul(x, kernel)
+    )
+    return product
+
+
+def float64_refusal() -> str | None:
+    """As in `backends/numpy.py`."""
+    device = ops.zeros(()).device.type
+    return "Apple's GPUs have no float64" if device == "mps" else None
 
 
 def devices() -> list[str]:
