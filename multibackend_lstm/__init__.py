@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from multibackend_lstm.layers import (
         GRU,
         LSTM,
+        Bidirectional,
         Channelwise,
         ConvLSTM1D,
         ConvLSTM2D,
@@ -37,6 +38,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "SOLUTIONS",
+    "Bidirectional",
     "Channelwise",
     "ConvLSTM1D",
     "ConvLSTM2D",
@@ -55,6 +57,7 @@ _MODULE_OF = {
     "SOLUTIONS": "solutions",
     "GRU": "layers",
     "LSTM": "layers",
+    "Bidirectional": "layers",
     "ConvLSTM1D": "layers",
     "ConvLSTM2D": "layers",
     "ConvLSTM3D": "layers",

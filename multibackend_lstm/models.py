@@ -8,6 +8,7 @@ import keras
 
 from multibackend_lstm.layers import (
     LSTM,
+    Bidirectional,
     Channelwise,
     ConvLSTM1D,
     ConvLSTM2D,
@@ -66,7 +67,7 @@ def build_model(
         units: LSTM units (filters of a ConvLSTM), or a sequence of them for stacked layers.
         outputs: number of outputs; for `"multiclass"` the number of classes.
         task: `"regression"` (linear output), `"binary"` (sigmoid) or `"multiclass"` (softmax).
-        bidirectional: wrap every recurrent layer in `keras.layers.Bidirectional`.
+        bidirectional: wrap every recurrent layer in `Bidirectional`.
         dropout: rate of the dropout after every recurrent layer.
         masking: the value that marks what is missing: a step is skipped where all its values
             equal it. (Where it fills some channels only, `"channelwise"` skips the step in those
@@ -112,7 +113,7 @@ def build_model(
         else:
             layer = LSTM(count, **arguments)
         if bidirectional:
-            layer = keras.layers.Bidirectional(layer)
+            layer = Bidirectional(layer)
         if solution == "channelwise":
             layer = Channelwise(layer, merge=merge if is_last else "stack")
         x = layer(x)

@@ -2,6 +2,7 @@
 
 # Registers its function, which migrated models name.
 from multibackend_lstm.layers import activations as activations
+from multibackend_lstm.layers.bidirectional import Bidirectional
 from multibackend_lstm.layers.channelwise import Channelwise
 from multibackend_lstm.layers.conv_features import TimeDistributedConv
 from multibackend_lstm.layers.conv_lstm import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
@@ -13,6 +14,7 @@ from multibackend_lstm.layers.time_distributed import TimeDistributed
 __all__ = [
     "GRU",
     "LSTM",
+    "Bidirectional",
     "Channelwise",
     "ConvLSTM1D",
     "ConvLSTM2D",

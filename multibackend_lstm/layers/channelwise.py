@@ -6,7 +6,7 @@ from typing import Any, Literal
 import keras
 from keras import KerasTensor, ops, tree
 
-from multibackend_lstm.layers.folding import fold, unfold
+from multibackend_lstm.layers.folding import fold, maximum, unfold
 from multibackend_lstm.layers.validation import (
     Shape,
     check_choice,
@@ -156,7 +156,7 @@ class Channelwise(keras.layers.Wrapper):
         if self.merge == "average":
             return ops.mean(channels, axis=1)
         if self.merge == "max":
-            return ops.max(channels, axis=1)
+            return maximum(channels, (1,))
         joined = ops.moveaxis(channels, 1, -2)
         leading, units = ops.shape(joined)[:-2], joined.shape[-1]
         if self.merge == "stack":

@@ -8,7 +8,8 @@ import keras
 from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
-from multibackend_lstm.layers.folding import fold, unfold
+from multibackend_lstm.layers.dtypes import check_float64, to_compute_dtype
+from multibackend_lstm.layers.folding import fold, maximum, unfold
 from multibackend_lstm.layers.validation import (
     MaskReduction,
     Shape,
@@ -151,6 +152,7 @@ class TimeDistributedConv(keras.layers.Layer):
 
     def build(self, input_shape: Shape) -> None:
         """Create and build the layers that a time step goes through."""
+        check_float64(self)
         self.compute_output_shape(input_shape)
         shape = self._step_shape(input_shape)
         self.step_layers = self._make_step_layers(rank=len(shape) - 2)
@@ -182,7 +184,7 @@ class TimeDistributedConv(keras.layers.Layer):
     ) -> KerasTensor:
         """Fold time into batch, run the blocks, reduce, unfold."""
         self._step_shape(inputs.shape)
-        x = fold(inputs)
+        x = fold(to_compute_dtype(self, inputs))
         for layer in self.step_layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 # `call` alone: the mask is for the statistics, not for the layers behind.
@@ -197,7 +199,7 @@ class TimeDistributedConv(keras.layers.Layer):
         if self.reduce == "average":
             x = ops.mean(x, axis=axes)
         elif self.reduce == "max":
-            x = ops.max(x, axis=axes)
+            x = maximum(x, axes)
         else:
             x = ops.reshape(x, (ops.shape(x)[0], math.prod(x.shape[1:])))
         return unfold(x, ops.shape(inputs)[:2])
@@ -264,7 +266,11 @@ class TimeDistributedConv(keras.layers.Layer):
                 layers.append(keras.layers.BatchNormalization(dtype=self.dtype_policy))
             elif self.normalization == "layer":
                 layers.append(keras.layers.LayerNormalization(dtype=self.dtype_policy))
-            if self.activation is not keras.activations.linear:
+            if isinstance(self.activation, keras.layers.Layer):
+                # Its weights are as many as its block's positions: a layer a block.
+                first = block == 0
+                layers.append(self.activation if first else _copy(self.activation))
+            elif self.activation is not keras.activations.linear:
                 layers.append(keras.layers.Activation(self.activation, dtype=self.dtype_policy))
             if self.dropout:
                 layers.append(keras.layers.Dropout(self.dropout, dtype=self.dtype_policy))
@@ -305,6 +311,11 @@ class TimeDistributedConv(keras.layers.Layer):
         mask = reduce_mask(mask, self.mask_reduction)
         mask = ops.reshape(mask, (ops.shape(x)[0], *[1] * (len(x.shape) - 2)))
         return ops.broadcast_to(mask, ops.shape(x)[:-1])
+
+
+def _copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A layer of the same configuration, with weights of its own."""
+    return type(layer).from_config(layer.get_config())
 
 
 def _clone(initializer: Any) -> Any:

@@ -8,13 +8,12 @@ from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
 from multibackend_lstm.backends.numpy import scan as eager_scan
-from multibackend_lstm.layers.recurrent import (
+from multibackend_lstm.layers.dtypes import to_compute_dtype
+from multibackend_lstm.layers.recurrent import expand, hold_outputs, run_kernel, without_masked
+from multibackend_lstm.layers.recurrent_base import (
     ImplementationReport,
-    called_report,
-    expand,
-    hold_outputs,
-    run_kernel,
-    without_masked,
+    RecurrentBase,
+    state_dtype,
 )
 from multibackend_lstm.layers.validation import Shape, check_mask, reduce_mask
 
@@ -23,7 +22,7 @@ from multibackend_lstm.layers.validation import Shape, check_mask, reduce_mask
 LARGEST_MATRIX = 2**20
 
 
-class _AsLSTM:
+class _AsLSTM(RecurrentBase):
     """Mixed into the Keras layers: the same values from the backend's LSTM kernel.
 
     A convolution over a known number of positions is a matrix product, with the convolution of
@@ -31,25 +30,13 @@ class _AsLSTM:
     positions is an LSTM of `positions * filters` units, and a loop over time of small
     convolutions becomes one call of a kernel.
 
-    What that kernel lacks is left to Keras; `implementation_report()` says so. With a mask, which
-    Keras 3.15 gets wrong on JAX, Keras's cell runs in a loop of this package.
+    Where that kernel cannot serve, Keras's cell runs in a loop of this package, since that of
+    Keras 3.15 gets masks wrong on JAX; `implementation_report()` says so.
     """
-
-    cell: Any
-    name: str
-    compute_dtype: str
-    return_sequences: bool
-    return_state: bool
-    go_backwards: bool
-    stateful: bool
-    unroll: bool
-    zero_output_for_mask: bool
-
-    _report: ImplementationReport | None = None
 
     def build(self, sequences_shape: Shape, initial_state_shape: Any = None) -> None:
         """Create the weights of the Keras layer."""
-        super().build(sequences_shape)  # type: ignore[misc]
+        super().build(sequences_shape)
         if self._refusal(sequences_shape, training=True) is None:
             self.supports_jit = backends.active().supports_jit(sequences_shape[1])
 
@@ -59,63 +46,69 @@ class _AsLSTM:
         initial_state: Any = None,
         mask: Any = None,
         training: bool | None = False,
+        sequences_mask: Any = None,
     ) -> Any:
-        """See the Keras layer."""
+        """See the Keras layer; `sequences_mask` is what Keras gives if there are states too."""
+        mask = sequences_mask if mask is None else mask
+        sequences = to_compute_dtype(self, sequences)
         if mask is not None:
             mask = ops.convert_to_tensor(mask)
             check_mask(self.name, mask.shape, sequences.shape, max_rank=len(sequences.shape))
             mask = reduce_mask(mask)
             sequences = without_masked(sequences, mask)
+        self._check_batch(sequences.shape[0])
+        if 0 in sequences.shape[:2]:
+            self._note("ops", "no steps or no samples", None)
+            return self._without_steps(sequences, initial_state)
         refused = self._refusal(sequences.shape, bool(training), initial_state)
         if refused is None:
             try:
                 return self._call_lstm(sequences, mask)
             except backends.Refused as reason:
                 refused = str(reason)
-        path = f"keras.layers.{type(self).__name__}"
-        if mask is not None:
-            path += ", its cell in a loop with the mask"
-        self._note("keras", path, refused)
+        self._note("ops", f"the cell of keras.layers.{type(self).__name__} in a loop", refused)
         return super().call(  # type: ignore[misc]
             sequences, initial_state=initial_state, mask=mask, training=training
         )
 
-    def compute_mask(self, sequences: KerasTensor, mask: Any = None) -> Any:
-        """The `(batch, time)` mask if sequences are returned."""
-        if mask is not None:
-            mask = reduce_mask(mask)
-        return super().compute_mask(sequences, mask)  # type: ignore[misc]
-
     def inner_loop(
         self, sequences: KerasTensor, initial_state: Any, mask: Any, training: bool = False
     ) -> Any:
-        """The loop over time of `keras.layers.RNN.call`; with a mask one of this package."""
-        if mask is None:
-            return super().inner_loop(  # type: ignore[misc]
-                sequences, initial_state, mask, training=training
-            )
+        """The loop over time that `keras.layers.RNN.call` calls."""
+        steps = [sequences] if mask is None else [sequences, mask]
         if self.go_backwards:
-            sequences, mask = ops.flip(sequences, axis=1), ops.flip(mask, axis=1)
+            steps = [ops.flip(x, axis=1) for x in steps]
 
         def step(states: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
             new_states = self.cell(x[0], states, training=training)[1]
-            valid = expand(x[1], len(states[0].shape))
-            states = [ops.where(valid, *pair) for pair in zip(new_states, states, strict=True)]
-            return states, states[:1]
+            if mask is not None:
+                valid = expand(x[1], len(states[0].shape))
+                pairs = zip(new_states, states, strict=True)
+                new_states = [ops.where(valid, *pair) for pair in pairs]
+            return new_states, new_states[:1]
 
-        steps = [ops.swapaxes(x, 0, 1) for x in (sequences, mask)]
         # Copies, since torch overwrites the variables of the state.
         states = [ops.copy(state) for state in initial_state]
         scan = eager_scan if self.unroll else backends.active().scan
-        states, (outputs,) = scan(step, states, steps)
-        outputs, last = hold_outputs(
-            ops.swapaxes(outputs, 0, 1), states[0], mask, self.zero_output_for_mask
-        )
+        states, (outputs,) = scan(step, states, [ops.swapaxes(x, 0, 1) for x in steps])
+        outputs, last = ops.swapaxes(outputs, 0, 1), states[0]
+        if mask is not None:
+            outputs, last = hold_outputs(outputs, last, steps[1], self.zero_output_for_mask)
+        elif sequences.shape[1] is None:  # that there is no step shows when a graph runs
+            last = ops.where(ops.shape(sequences)[1] > 0, last, ops.zeros_like(last))
         return last, outputs, states
 
-    def implementation_report(self) -> ImplementationReport:
-        """Which path served the last call, and why the LSTM kernel was refused."""
-        return called_report(self)
+    def _without_steps(self, sequences: KerasTensor, initial_state: Any) -> Any:
+        """Outputs of zeros, and the states as they are, for no steps or no samples."""
+        batch, time = ops.shape(sequences)[:2]
+        shape, dtype = (batch, *self._state_shape(sequences.shape)), self.compute_dtype
+        output = ops.zeros((batch, time, *shape[1:]) if self.return_sequences else shape, dtype)
+        if not self.return_state:
+            return output
+        if initial_state is None and self.stateful:
+            initial_state = self._current_states()
+        states = [ops.zeros(shape, dtype)] * 2 if initial_state is None else initial_state
+        return (output, *(ops.cast(state, dtype) for state in states))
 
     def _note(self, implementation: str, path: str, refused: str | None) -> None:
         self._report = ImplementationReport(
@@ -127,8 +120,8 @@ class _AsLSTM:
         cell = self.cell
         if initial_state is not None or self.stateful:
             return "an initial state, or stateful=True"
-        if shape[1] == 0 or cell.data_format != "channels_last" or self.unroll:
-            return "no steps, data_format='channels_first' or unroll=True"
+        if cell.data_format != "channels_last" or self.unroll:
+            return "data_format='channels_first' or unroll=True"
         if cell.activation not in (keras.activations.tanh, ops.tanh):
             return "activation is not tanh"
         if cell.recurrent_activation not in (keras.activations.sigmoid, ops.sigmoid):
@@ -147,8 +140,7 @@ class _AsLSTM:
     def _call_lstm(self, sequences: KerasTensor, valid: Any) -> Any:
         cell, positions = self.cell, self._state_shape(sequences.shape)
         batch, time = ops.shape(sequences)[:2]
-        inputs = ops.cast(sequences, self.compute_dtype)
-        inputs = ops.reshape(inputs, (batch, time, math.prod(sequences.shape[2:])))
+        inputs = ops.reshape(sequences, (batch, time, math.prod(sequences.shape[2:])))
         if self.go_backwards:
             inputs = ops.flip(inputs, axis=1)
             valid = None if valid is None else ops.flip(valid, axis=1)
@@ -167,8 +159,7 @@ class _AsLSTM:
             self._matrix(cell.recurrent_kernel, positions, padding="same"),
             bias,
         )
-        half = self.compute_dtype in ("float16", "bfloat16")
-        state = ops.zeros((batch, math.prod(positions)), "float32" if half else self.compute_dtype)
+        state = ops.zeros((batch, math.prod(positions)), state_dtype(self.compute_dtype))
         options = backends.Options(sequence=self.return_sequences, states=self.return_state)
         sequence, last, states, path = run_kernel(
             "lstm", inputs, [state, state], valid, weights, options

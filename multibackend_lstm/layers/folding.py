@@ -1,4 +1,4 @@
-"""Folding a second axis into the batch, and back, whatever sizes are known."""
+"""Folding a second axis into the batch, and back, and what empty tensors need."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +21,13 @@ def unfold(x: KerasTensor, sizes: tuple[Any, Any]) -> KerasTensor:
         sizes: `(batch, time)`, integers or scalar tensors, as `ops.shape` gives them.
     """
     return ops.reshape(x, (*sizes, *ops.shape(x)[1:]))
+
+
+def maximum(x: KerasTensor, axes: tuple[int, ...]) -> KerasTensor:
+    """The largest along the axes; of a tensor without elements an empty one, and no error."""
+    if 0 in x.shape:
+        return ops.zeros([s for axis, s in enumerate(ops.shape(x)) if axis not in axes], x.dtype)
+    return ops.max(x, axis=axes)
 
 
 class TracedFunction(keras.Operation):

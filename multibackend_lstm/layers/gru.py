@@ -35,7 +35,7 @@ class GRU(Recurrent, keras.layers.GRU):
         *args: as in `keras.layers.GRU`.
         implementation: `"auto"` takes the backend's kernel and where it refuses the recurrence
             written in `keras.ops`; `"native"` makes a refusal an error; `"ops"` always takes
-            that recurrence, the portable reference.
+            that recurrence, the portable reference. The 0, 1 and 2 of Keras 2 mean `"auto"`.
         **kwargs: as in `keras.layers.GRU`. Of these `use_cudnn=True` means
             `implementation="native"`, and `use_cudnn=False` refuses the cuDNN kernels alone.
 
@@ -76,7 +76,7 @@ class GRU(Recurrent, keras.layers.GRU):
         (h,) = states
         units = self.cell.units
         kernel = weights.recurrent_kernel
-        activation, gate = self.cell.activation, self.cell.recurrent_activation
+        activation, gate = self._step_activations
         if self.cell.reset_after:
             recurrent = recurrent_product(h, kernel, masks)
             if weights.bias is not None:

@@ -35,7 +35,7 @@ class LSTM(Recurrent, keras.layers.LSTM):
         *args: as in `keras.layers.LSTM`.
         implementation: `"auto"` takes the backend's kernel and where it refuses the recurrence
             written in `keras.ops`; `"native"` makes a refusal an error; `"ops"` always takes
-            that recurrence, the portable reference.
+            that recurrence, the portable reference. The 0, 1 and 2 of Keras 2 mean `"auto"`.
         **kwargs: as in `keras.layers.LSTM`. Of these `use_cudnn=True` means
             `implementation="native"`, and `use_cudnn=False` refuses the cuDNN kernels alone.
 
@@ -69,6 +69,6 @@ class LSTM(Recurrent, keras.layers.LSTM):
         h, c = states
         z = z + recurrent_product(h, weights.recurrent_kernel, masks)
         i, f, g, o = ops.split(z, 4, axis=-1)
-        activation, gate = self.cell.activation, self.cell.recurrent_activation
+        activation, gate = self._step_activations
         c = gate(f) * c + gate(i) * activation(g)
         return [gate(o) * activation(c), c]

@@ -2,7 +2,6 @@
 
 import math
 import operator
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import keras
@@ -10,6 +9,13 @@ from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
 from multibackend_lstm.backends.numpy import scan as eager_scan
+from multibackend_lstm.layers.dtypes import to_compute_dtype
+from multibackend_lstm.layers.recurrent_base import (
+    ImplementationReport,
+    RecurrentBase,
+    is_half,
+    state_dtype,
+)
 from multibackend_lstm.layers.validation import (
     Shape,
     check_choice,
@@ -22,49 +28,16 @@ from multibackend_lstm.layers.validation import (
 
 Implementation = Literal["auto", "native", "ops"]
 IMPLEMENTATIONS = ("auto", "native", "ops")
+# What old configurations hold: Keras 2 chose among three ways to multiply by it.
+KERAS_2_IMPLEMENTATIONS = (0, 1, 2)
+
+# From 3.16 on keras.layers.Bidirectional drops the mask (keras#23235).
+_BIDIRECTIONAL_DROPS_MASK = not keras.layers.Bidirectional(
+    keras.layers.SimpleRNN(1)
+).supports_masking
 
 
-@dataclass(frozen=True)
-class ImplementationReport:
-    """Which path served the last call of a recurrent layer, and why no faster one did.
-
-    Attributes:
-        layer: name of the layer.
-        backend: `"tensorflow"`, `"torch"`, `"jax"`, ...
-        implementation: `"native"`, a kernel of the backend, or `"ops"`, the recurrence written
-            in `keras.ops`.
-        path: what ran, such as `"torch.lstm"`.
-        refused: why the native kernel was refused; None if it ran or was not asked for.
-        notes: what else a reader of timings or digits should know.
-    """
-
-    layer: str
-    backend: str
-    implementation: str
-    path: str
-    refused: str | None = None
-    notes: tuple[str, ...] = field(default=())
-
-    def __str__(self) -> str:
-        """One line."""
-        text = f"{self.layer}: {self.path} ({self.implementation}, {self.backend})"
-        if self.refused:
-            text += f"; native refused: {self.refused}"
-        return "; ".join([text, *self.notes])
-
-
-def called_report(layer: Any) -> ImplementationReport:
-    """The report of a layer's last call; a ValueError before the first one."""
-    if layer._report is None:
-        raise ValueError(
-            f"{layer.name}: which implementation runs is decided in a call, and the layer has "
-            "not been called. Call it, or its model, first."
-        )
-    report: ImplementationReport = layer._report
-    return report
-
-
-class Recurrent:
+class Recurrent(RecurrentBase):
     """Mixed into `keras.layers.LSTM` and `keras.layers.GRU`; see there for the arguments.
 
     The cell differs between the two: `_kernel` (the name of its function in `backends/`),
@@ -76,88 +49,59 @@ class Recurrent:
     3. zeros where there is no output to hold.
     """
 
-    # What the Keras classes provide.
-    cell: Any
-    states: Any
-    name: str
-    compute_dtype: str
-    return_sequences: bool
-    return_state: bool
-    go_backwards: bool
-    stateful: bool
-    unroll: bool
-    zero_output_for_mask: bool
-
     _kernel: str
-    _state_names: tuple[str, ...]
+    _use_cudnn: Any
+    in_keras_bidirectional: bool
 
     def __init__(
-        self, units: int, *args: Any, implementation: Implementation = "auto", **kwargs: Any
+        self, units: int, *args: Any, implementation: Implementation | int = "auto", **kwargs: Any
     ) -> None:
         owner = type(self).__name__
         if hasattr(units, "__index__") and not isinstance(units, bool):
             units = operator.index(units)  # NumPy's integers too
         check_positive(owner, "units", units)
+        if type(implementation) is int and implementation in KERAS_2_IMPLEMENTATIONS:
+            implementation = "auto"
         check_choice(owner, "implementation", implementation, IMPLEMENTATIONS)
-        super().__init__(units, *args, **kwargs)  # type: ignore[call-arg]
-        if self.use_cudnn is True and implementation == "ops":
+        super().__init__(units, *args, **kwargs)
+        if self._use_cudnn is True and implementation == "ops":
             raise ValueError(
                 f'{owner}: `use_cudnn=True` demands a kernel and `implementation="ops"` forbids '
                 'one. Leave out `use_cudnn`, or set `implementation="native"`.'
             )
-        self.implementation = "native" if self.use_cudnn is True else implementation
-        self._cudnn = self.use_cudnn is not False
-        # keras.layers.Bidirectional calls a cuDNN kernel of its own, past this layer's flattening,
-        # for layers that do not say no.
-        self.use_cudnn: Any = False
+        self.implementation = "native" if self._use_cudnn is True else implementation
         self.input_spec = None  # the rank is checked here, with a message that names the axes
-        self._report: ImplementationReport | None = None
+
+    @property
+    def use_cudnn(self) -> Any:
+        """As it was given. In a `keras.layers.Bidirectional` False, whatever was given.
+
+        Where it is not, that calls a cuDNN kernel of its own, past this layer's flattening.
+        """
+        return False if self.in_keras_bidirectional else self._use_cudnn
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take note of a `keras.layers.Bidirectional`, which sets `use_cudnn` on its copy.
+
+        A property's setter would not be called on TensorFlow, where Keras leaves out to set what
+        is set already.
+        """
+        if name == "use_cudnn":
+            again = hasattr(self, "_use_cudnn")
+            self.in_keras_bidirectional = again and self.name.startswith("forward_")
+            name = "_use_cudnn"
+        super().__setattr__(name, value)
 
     def build(self, sequences_shape: Shape, initial_state_shape: Any = None) -> None:
         """Create the weights for the flattened features, `(features, gates * units)`."""
-        initializer = self.cell.recurrent_initializer
-        if self._flat_shape(sequences_shape) and _is_half(self.cell.variable_dtype):
-            # The QR decomposition of the orthogonal initializer has no half precision.
-            self.cell.recurrent_initializer = lambda shape, dtype=None: ops.cast(
-                initializer(shape, dtype="float32"), dtype
-            )
-        try:
-            super().build(self._flat_shape(sequences_shape))  # type: ignore[misc]
-        finally:
-            self.cell.recurrent_initializer = initializer
+        super().build(self._flat_shape(sequences_shape))
         self.supports_jit = backends.active().supports_jit(sequences_shape[1])
-
-    @property
-    def variables(self) -> list[Any]:
-        """All variables, those of the state among them.
-
-        Keras does not count a stateful layer's state among its variables, so on JAX `fit` and
-        `predict` forget it. It is no weight: it is not saved.
-        """
-        variables = super().variables  # type: ignore[misc]
-        states = self.states if self.stateful and self.states is not None else []
-        return [*variables, *(s for s in states if all(s is not v for v in variables))]
 
     def compute_output_shape(self, sequences_shape: Shape, initial_state_shape: Any = None) -> Any:
         """`(batch, [time,] units)`, then the states' `(batch, units)` with `return_state`."""
         return super().compute_output_shape(  # type: ignore[misc]
             self._flat_shape(sequences_shape)
         )
-
-    def compute_mask(self, inputs: KerasTensor, previous_mask: Any = None) -> Any:
-        """The `(batch, time)` mask if sequences are returned; in the input's order of time."""
-        mask = previous_mask
-        if mask is not None:
-            check_mask(self.name, mask.shape, inputs.shape, max_rank=len(inputs.shape))
-            mask = reduce_mask(mask)
-        output_mask = mask if self.return_sequences else None
-        if self.return_state:
-            return [output_mask, *(None for _ in self._state_names)]
-        return output_mask
-
-    def implementation_report(self) -> ImplementationReport:
-        """Which path served the last call, and why a faster one was refused."""
-        return called_report(self)
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor; `keras.layers.LSTM` and `GRU` take them too."""
@@ -170,9 +114,16 @@ class Recurrent:
         mask: Any = None,
         training: bool | None = False,
         lengths: Any = None,
+        sequences_mask: Any = None,
     ) -> Any:
-        """See the class."""
-        inputs = self._flatten(sequences)
+        """See the class.
+
+        Keras gives the input's mask as `mask` if the input is the only tensor, as
+        `sequences_mask` if there are states or lengths too.
+        """
+        mask = sequences_mask if mask is None else mask
+        self._check_mask_goes_on(mask)
+        inputs = to_compute_dtype(self, self._flatten(sequences))
         valid, unfit = self._valid_steps(sequences, mask, lengths)
         states = self._initial_states(inputs, initial_state)
         if unfit is not None:
@@ -185,13 +136,24 @@ class Recurrent:
         output, last, new_states = self._run(inputs, valid, states, bool(training))
         result = ops.cast(output if self.return_sequences else last, self.compute_dtype)
 
-        if self.stateful:
-            for variable, state in zip(self.states, new_states, strict=True):
-                # The gradient stops at the border of two calls.
-                variable.assign(ops.stop_gradient(ops.cast(state, variable.dtype)))
+        self._keep_states(new_states)
         if self.return_state:
             return (result, *(ops.cast(state, self.compute_dtype) for state in new_states))
         return result
+
+    def _check_mask_goes_on(self, mask: Any) -> None:
+        """Raise a ValueError where the wrapper around this layer would drop the mask."""
+        if (
+            mask is not None
+            and _BIDIRECTIONAL_DROPS_MASK
+            and self.in_keras_bidirectional
+            and self.return_sequences
+        ):
+            raise ValueError(
+                f"{self.name}: keras.layers.Bidirectional of Keras {keras.version()} would not "
+                "pass the mask on to the next layer, which would then read the masked steps. Use "
+                "`multibackend_lstm.Bidirectional`."
+            )
 
     def _flat_shape(self, shape: Shape) -> tuple[int | None, ...]:
         check_rank(self.name, shape, minimum=3)
@@ -258,21 +220,13 @@ class Recurrent:
 
     def _initial_states(self, inputs: KerasTensor, initial_state: Any) -> list[Any]:
         """The states as tensors `(batch, units)` in float32 or wider."""
-        dtype = _state_dtype(self.compute_dtype)
+        dtype = state_dtype(self.compute_dtype)
         batch, units = inputs.shape[0], self.cell.units
-        if self.stateful and batch is not None and self.states is not None:
-            expected = self.states[0].shape[0]
-            if batch != expected:
-                raise ValueError(
-                    f"{self.name}: a stateful layer keeps one state a sample, so that the batch "
-                    f"size cannot change. Expected {expected}, received {batch}. Feed batches "
-                    "of one size, without a smaller last one."
-                )
+        self._check_batch(batch)
         if initial_state is None and not self.stateful:
             zeros = ops.zeros((ops.shape(inputs)[0], units), dtype=dtype)
             return [zeros for _ in self._state_names]
-        # A copy, since torch overwrites the variable, which the backward pass may still need.
-        given = [ops.copy(v.value) for v in self.states] if initial_state is None else initial_state
+        given = self._current_states() if initial_state is None else initial_state
         given = list(given) if isinstance(given, (list, tuple)) else [given]
         names = " and ".join(f"`{name}`" for name in self._state_names)
         if len(given) != len(self._state_names):
@@ -308,6 +262,8 @@ class Recurrent:
             inputs = without_masked(inputs, valid)
         outputs, last, states = self._recur(inputs, states, valid, dropout_masks, recurrent_masks)
         if valid is None:
+            if inputs.shape[1] is None:  # that there is no step shows when a graph runs
+                last = ops.where(ops.shape(inputs)[1] > 0, last, ops.zeros_like(last))
             return outputs, last, states
 
         sequence = outputs if self.return_sequences else None
@@ -353,7 +309,7 @@ class Recurrent:
         options = backends.Options(
             sequence=self.return_sequences,
             states=self.return_state or self.stateful,
-            cudnn=self._cudnn,
+            cudnn=self._use_cudnn is not False,
         )
         sequence, last, states, path = run_kernel(
             self._kernel, inputs, states, valid, weights, options
@@ -361,10 +317,22 @@ class Recurrent:
         self._note("native", path, None)
         return sequence, last, states
 
+    @property
+    def _step_activations(self) -> tuple[Any, Any]:
+        """The activation of the candidate and that of the gates."""
+        activation, gate = (
+            backends.active().tanh if _is_tanh(function) else function
+            for function in (self.cell.activation, self.cell.recurrent_activation)
+        )
+        return activation, gate
+
+    def _activations(self) -> list[Any]:
+        return list(self._step_activations)
+
     def _check_kernel_fits(self, recurrent_masks: list[Any], dropout_masks: list[Any]) -> None:
         """Raise Refused for options of the layer that no kernel has."""
         reason = None
-        if self.cell.activation not in (keras.activations.tanh, ops.tanh):
+        if not _is_tanh(self.cell.activation):
             reason = f"activation is {_name(self.cell.activation)}, and kernels have tanh"
         elif self.cell.recurrent_activation not in (keras.activations.sigmoid, ops.sigmoid):
             reason = (
@@ -396,7 +364,7 @@ class Recurrent:
 
     def _note(self, implementation: str, path: str, refused: str | None) -> None:
         notes = []
-        if _is_half(self.compute_dtype):
+        if is_half(self.compute_dtype):
             notes.append(f"{self.compute_dtype}, states carried in float32")
         self._report = ImplementationReport(
             self.name, keras.backend.backend(), implementation, path, refused, tuple(notes)
@@ -427,11 +395,12 @@ class Recurrent:
     def _project(self, inputs: list[Any], weights: Any) -> Any:
         """Inputs times kernel plus input bias for all steps: `(batch, time, gates * units)`."""
         bias = self._input_bias(weights.bias)
+        matmul = backends.active().matmul
         if len(inputs) == 1:
-            projected = ops.matmul(inputs[0], weights.kernel)
+            projected = matmul(inputs[0], weights.kernel)
         else:
             kernels = ops.split(weights.kernel, len(inputs), axis=1)
-            gates = [ops.matmul(x, kernel) for x, kernel in zip(inputs, kernels, strict=True)]
+            gates = [matmul(x, kernel) for x, kernel in zip(inputs, kernels, strict=True)]
             projected = ops.concatenate(gates, axis=-1)
         return projected if bias is None else projected + bias
 
@@ -493,12 +462,14 @@ def hold_outputs(sequence: Any, last: Any, valid: Any, zero: bool) -> tuple[Any,
         valid: boolean `(batch, time)`.
         zero: whether every masked step gives zeros, and not only those before the first valid one.
     """
-    has_output = valid if zero else ops.cumsum(ops.cast(valid, "int32"), axis=1) > 0
     if sequence is not None:
+        has_output = valid if zero else ops.cumsum(ops.cast(valid, "int32"), axis=1) > 0
         sequence = ops.where(
             expand(has_output, len(sequence.shape)), sequence, ops.zeros_like(sequence)
         )
-    has_last = has_output[:, -1:]
+    if zero:
+        valid = ops.logical_and(valid, _positions(valid) == ops.shape(valid)[1] - 1)
+    has_last = ops.any(valid, axis=1, keepdims=True)  # not a slice: there may be no step
     return sequence, ops.where(expand(has_last, len(last.shape)), last, ops.zeros_like(last))
 
 
@@ -516,11 +487,11 @@ def expand(x: Any, rank: int) -> Any:
 
 def recurrent_product(h: Any, kernel: Any, masks: list[Any]) -> Any:
     """State times recurrent kernel, with each gate's dropout mask, in the state's dtype."""
-    h_cast = ops.cast(h, kernel.dtype)
+    h_cast, matmul = ops.cast(h, kernel.dtype), backends.active().matmul
     if not masks:
-        return ops.cast(ops.matmul(h_cast, kernel), h.dtype)
+        return ops.cast(matmul(h_cast, kernel), h.dtype)
     kernels = ops.split(kernel, len(masks), axis=1)
-    gates = [ops.matmul(h_cast * mask, k) for mask, k in zip(masks, kernels, strict=True)]
+    gates = [matmul(h_cast * mask, k) for mask, k in zip(masks, kernels, strict=True)]
     return ops.cast(ops.concatenate(gates, axis=-1), h.dtype)
 
 
@@ -541,12 +512,8 @@ def _take_steps(x: Any, index: Any) -> Any:
     return ops.reshape(taken, (batch, time, features))
 
 
-def _is_half(dtype: str) -> bool:
-    return dtype in ("float16", "bfloat16")
-
-
-def _state_dtype(compute_dtype: str) -> str:
-    return "float32" if _is_half(compute_dtype) else compute_dtype
+def _is_tanh(activation: Any) -> bool:
+    return activation in (keras.activations.tanh, ops.tanh)
 
 
 def _name(activation: Any) -> str:

@@ -132,7 +132,7 @@ class TimeDistributed(keras.layers.Wrapper):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Fold time into batch, call the layer, unfold."""
         self._check(inputs, mask)
-        layer_mask = self._mask_for_layer(mask)
+        layer_mask = self._mask_for_layer(inputs, mask)
         arguments: dict[str, Any] = {}
         if training is not None and accepts(self.layer, "training"):
             arguments["training"] = training
@@ -171,7 +171,7 @@ class TimeDistributed(keras.layers.Wrapper):
         # With several inputs a step is valid where it is in each of them.
         time_mask = reduce(ops.logical_and, time_masks) if time_masks else None
         layer_mask = tree.map_structure(
-            lambda m: None if m is None else fold(m), self._mask_for_layer(mask)
+            lambda m: None if m is None else fold(m), self._mask_for_layer(inputs, mask)
         )
         computed = None
         if passes_mask(self.layer):
@@ -185,12 +185,19 @@ class TimeDistributed(keras.layers.Wrapper):
 
         return tree.map_structure(output_mask, computed)
 
-    def _mask_for_layer(self, mask: Any) -> Any:
+    def _mask_for_layer(self, inputs: Any, mask: Any) -> Any:
         """The part of the mask that goes to the layer, with batch and time still apart."""
-        if not accepts(self.layer, "mask"):
+        if mask is None or not accepts(self.layer, "mask"):
             return None
-        if takes_sequences(self.layer):
-            mask = tree.map_structure(lambda m: None if m is None or len(m.shape) == 2 else m, mask)
+
+        def for_layer(x: Any, m: Any) -> Any:
+            if m is not None and len(m.shape) > 2 and m.shape[2] == 1 != x.shape[2]:
+                m = reduce_mask(m)  # one entry for the whole axis: a mask of steps
+            if m is not None and len(m.shape) == 2 and takes_sequences(self.layer):
+                return None
+            return m
+
+        mask = tree.map_structure_up_to(inputs, for_layer, inputs, mask)
         return mask if any(m is not None for m in tree.flatten(mask)) else None
 
     def _step_shape(self, shape: Shape) -> Shape:
@@ -210,7 +217,10 @@ class TimeDistributed(keras.layers.Wrapper):
         masks = [None] * len(shapes) if mask is None else tree.flatten(mask)
         for m, shape in zip(masks, shapes, strict=True):
             if m is not None:
-                check_mask(self.name, m.shape, shape, max_rank=len(shape))
+                # Axes after time matter to a layer that takes the mask.
+                known = shape if accepts(self.layer, "mask") else shape[:2]
+                known = (*known, *(None for _ in shape[len(known) :]))
+                check_mask(self.name, m.shape, known, max_rank=len(shape))
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")

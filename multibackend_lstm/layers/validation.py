@@ -79,6 +79,8 @@ def flatten_shapes(structure: Any) -> list[Shape]:
 def check_mask(owner: str, mask_shape: Shape, input_shape: Shape, max_rank: int) -> None:
     """Raise a ValueError unless the mask's shape begins the input's shape.
 
+    Behind time an axis may be 1 where the input's is not: the mask means all of that axis.
+
     Args:
         owner: name of the layer for the message.
         mask_shape: from `(batch, time)` up to `max_rank` axes.
@@ -87,8 +89,11 @@ def check_mask(owner: str, mask_shape: Shape, input_shape: Shape, max_rank: int)
     """
     rank = len(mask_shape)
     fits = 2 <= rank <= max_rank and all(
-        mask_size is None or input_size is None or mask_size == input_size
-        for mask_size, input_size in zip(mask_shape, input_shape, strict=False)
+        mask_size is None
+        or input_size is None
+        or mask_size == input_size
+        or (mask_size == 1 and axis >= 2)
+        for axis, (mask_size, input_size) in enumerate(zip(mask_shape, input_shape, strict=False))
     )
     if not fits:
         raise ValueError(

@@ -37,7 +37,8 @@ def takes_sequences(layer: keras.layers.Layer) -> bool:
 def passes_mask(layer: keras.layers.Layer) -> bool:
     """Whether the layer's outputs carry a mask when its input does.
 
-    Recurrent layers do, though Keras 3.16 no longer says so of them (keras#23235).
+    Keras's recurrent layers do up to 3.15, and from 3.16 on drop it (keras#23235): inside a
+    wrapper of this package they pass it on every Keras.
     """
     return layer.supports_masking or isinstance(layer, _RECURRENT)
 

@@ -698,7 +698,7 @@ def test_errors_of_units(units):
 def test_errors_of_the_constructor_and_shapes():
     assert LSTM(np.int64(3)).units == 3
     with pytest.raises(ValueError, match="`implementation` must be one of"):
-        LSTM(3, implementation=2)
+        LSTM(3, implementation=3)
     with pytest.raises(ValueError, match="at least 3 axes"):
         LSTM(3)(np.zeros((4, 5), "float32"))
     with pytest.raises(ValueError, match="only batch and time may be unknown"):
