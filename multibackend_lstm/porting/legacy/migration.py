@@ -126,7 +126,11 @@ def replace_lambdas(
     notes: list[str] = []
     try:
         config = translate(
-            file.config, keras_2=file.keras_2, custom_objects=custom_objects or {}, notes=notes
+            file.config,
+            keras_2=file.keras_2,
+            lists_single_tensors=file.lists_single_tensors,
+            custom_objects=custom_objects or {},
+            notes=notes,
         )
         resolver = Resolver(file, config, replacements or {}, custom_objects or {})
         with ThreadPoolExecutor(1) as thread:
