@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from multibackend_lstm.models import build_deep_conv_lstm, build_model
     from multibackend_lstm.solutions import SOLUTIONS
+    from multibackend_lstm.upgrading import Upgrade, upgrade
 
 __version__ = "0.1.0"
 
@@ -46,11 +47,13 @@ __all__ = [
     "FlattenFeatures",
     "TimeDistributed",
     "TimeDistributedConv",
+    "Upgrade",
     "build_deep_conv_lstm",
     "build_model",
     "flatten_features",
     "load_basic_motions",
     "unflatten_features",
+    "upgrade",
 ]
 
 _MODULE_OF = {
@@ -70,6 +73,8 @@ _MODULE_OF = {
     "flatten_features": "data",
     "load_basic_motions": "data",
     "unflatten_features": "data",
+    "Upgrade": "upgrading",
+    "upgrade": "upgrading",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

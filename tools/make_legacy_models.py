@@ -1,10 +1,11 @@
 """Writes the old model files that tests/unit/porting reads, each with inputs and predictions.
 
-Run it once in each of three environments of its own, since they cannot share one:
+Run it once in each of four environments of its own, since they cannot share one:
 
     pip install "tensorflow-cpu==2.21.*" "tf_keras==2.21.*"     # tf-keras
     pip install "tensorflow-cpu==2.15.*" "numpy<2"              # Keras 2.15, Python 3.11 or older
     pip install keras tensorflow-cpu                            # Keras 3
+    pip install "keras==3.6.*" "tensorflow-cpu==2.18.*"         # Keras 3.3 to 3.6
 
     python tools/make_legacy_models.py tests/unit/porting/legacy
 
@@ -30,7 +31,7 @@ except ImportError:
 
 layers = keras.layers
 if keras.__version__.startswith("3"):
-    FLAVOUR = "keras3"
+    FLAVOUR = "keras36" if keras.__version__.startswith(("3.3", "3.4", "3.5", "3.6")) else "keras3"
 else:
     FLAVOUR = "tf_keras" if keras.__name__ == "tf_keras" else "keras2"
     K = keras.backend
@@ -209,6 +210,17 @@ def keras3():
     )
 
 
+def keras36():
+    """Initializers that Keras 3.3 to 3.6 named otherwise than Keras 3.16 knows them."""
+    return functional(
+        (10, 5),
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True)),
+        layers.TimeDistributed(layers.Dense(6, kernel_initializer="identity")),
+        layers.GRU(3, recurrent_initializer="identity"),
+        layers.Dense(1),
+    )
+
+
 def keras3_legacy():
     """An .h5 file of Keras 3."""
     return functional(
@@ -259,6 +271,7 @@ VARIANTS = {
         "keras215_bidirectional.keras": bidirectional,
     },
     "keras3": {"keras3.keras": keras3, "keras3_legacy.h5": keras3_legacy},
+    "keras36": {"keras36.keras": keras36, "keras36.h5": keras36},
 }
 
 

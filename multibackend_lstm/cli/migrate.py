@@ -43,7 +43,7 @@ def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, t
 @click.option(
     "--upgrade",
     is_flag=True,
-    help="Put this package's LSTM, GRU and TimeDistributed in the place of Keras's.",
+    help="Put this package's recurrent layers and TimeDistributed in the place of Keras's.",
 )
 @click.option(
     "--reshape",

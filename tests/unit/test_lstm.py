@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from keras import ops
 
 import multibackend_lstm
-from multibackend_lstm import GRU, LSTM, Channelwise
+from multibackend_lstm import GRU, LSTM, Channelwise, upgrade
 from unit import recurrent_reference as reference
+from unit.tools import run_python
 
 # Keras 3.15 on torch and jax: Variable.__array__ lacks the `copy` argument of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -750,14 +751,37 @@ def test_saved_files(cell, tmp_path):
         a.save_weights(tmp_path / "a.weights.h5")
         b.load_weights(tmp_path / "a.weights.h5")
         np.testing.assert_allclose(b.predict(x, verbose=0), a.predict(x, verbose=0), **TOLERANCE)
-    # A file of the Keras layer loads as ours, and the other way round.
+    # Keras looks its own layers up by module: `custom_objects` puts nothing in their place.
     theirs.save(tmp_path / "theirs.keras")
-    swapped = keras.models.load_model(
+    loaded = keras.models.load_model(
         tmp_path / "theirs.keras", custom_objects={keras_cls.__name__: cls}
     )
+    assert [type(layer) for layer in loaded.layers] == [keras_cls, keras_cls]
+    upgraded = upgrade(loaded).model
+    assert [type(layer) for layer in upgraded.layers] == [cls, cls]
     np.testing.assert_allclose(
-        swapped.predict(x, verbose=0), theirs.predict(x, verbose=0), **TOLERANCE
+        upgraded.predict(x, verbose=0), theirs.predict(x, verbose=0), **TOLERANCE
     )
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_files_load_as_layers_of_keras_where_the_package_is_missing(cell, tmp_path):
+    cls, *_ = CELLS[cell]
+    model = keras.Sequential([keras.Input((None, FEATURES)), cls(UNITS)])
+    model.save(tmp_path / "ours.keras")
+    x, _ = data()
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import sys\nsys.modules['multibackend_lstm'] = None  # importing it fails\n"
+        f"import keras, numpy as np\nlayer = keras.layers.{cls.__name__}\n"
+        f"objects = {{'multibackend_lstm>{cls.__name__}': layer}}\n"
+        f"model = keras.models.load_model({str(tmp_path / 'ours.keras')!r}, objects)\n"
+        "assert type(model.layers[0]) is layer\n"
+        f"y = model(np.load({str(tmp_path / 'x.npy')!r}))\n"
+        f"np.save({str(tmp_path / 'y.npy')!r}, keras.ops.convert_to_numpy(y))"
+    )
+    run_python(code)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), to_numpy(model(x))[0], **TOLERANCE)
 
 
 @pytest.mark.parametrize("merge_mode", ["concat", "sum", "ave", "mul", None])

@@ -68,13 +68,19 @@ _RENAMED = {
 
 
 def translate(
-    config: dict[str, Any], *, keras_2: bool, custom_objects: Mapping[str, Any], notes: list[str]
+    config: dict[str, Any],
+    *,
+    keras_2: bool,
+    lists_single_tensors: bool,
+    custom_objects: Mapping[str, Any],
+    notes: list[str],
 ) -> dict[str, Any]:
     """The configuration of the same model for Keras 3, made of known classes only.
 
     Args:
         config: configuration of a model, as it stands in the file. It is not changed.
         keras_2: whether Keras 2 or tf.keras wrote it.
+        lists_single_tensors: whether a list of one input, or output, stands for the tensor itself.
         custom_objects: classes and functions that the caller vouches for, by name.
         notes: takes one line for each change of meaning.
 
@@ -82,7 +88,7 @@ def translate(
         ModelFileError: for a class or function that is not known, with its place, and for an
             argument that Keras 3 has no equivalent for.
     """
-    translator = _Translator(keras_2, custom_objects, notes)
+    translator = _Translator(keras_2, lists_single_tensors, custom_objects, notes)
     translated = translator.value(config, None)
     if not isinstance(translated, dict) or translated.get("class_name") not in MODELS:
         raise ModelFileError(
@@ -93,8 +99,15 @@ def translate(
 
 
 class _Translator:
-    def __init__(self, keras_2: bool, custom_objects: Mapping[str, Any], notes: list[str]) -> None:
+    def __init__(
+        self,
+        keras_2: bool,
+        lists_single_tensors: bool,
+        custom_objects: Mapping[str, Any],
+        notes: list[str],
+    ) -> None:
         self.keras_2 = keras_2
+        self.lists_single_tensors = lists_single_tensors
         self.custom_objects = custom_objects
         self.notes = notes
 
@@ -146,7 +159,9 @@ class _Translator:
         for namespace in _NAMESPACES:
             found = getattr(getattr(keras, namespace), name, None)
             if inspect.isclass(found):
-                return self._resolved(value, name, f"keras.{namespace}", None, place)
+                # By the class's own name: Keras 3.3 to 3.6 wrote OrthogonalInitializer, and Keras
+                # 3.16 has that as an alias which it does not look up in files.
+                return self._resolved(value, found.__name__, f"keras.{namespace}", None, place)
         raise ModelFileError(
             f"{place or 'the model'}: {name!r} (of {module}) is no class of Keras 3. If it is your "
             "own and you trust it, pass it in `custom_objects`."
@@ -332,6 +347,8 @@ class _Translator:
             end = config.get(key)
             if self.keras_2:
                 end = _ends(end, kinds)
+            elif self.lists_single_tensors and isinstance(end, list) and len(end) == 1:
+                (end,) = end
             ends[key] = end
         return _public(
             "keras.src.models.functional",  # as Keras 3 itself writes it

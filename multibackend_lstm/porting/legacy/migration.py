@@ -12,11 +12,11 @@ from packaging.version import InvalidVersion, Version
 
 from multibackend_lstm.files import replacing
 from multibackend_lstm.porting.legacy import stored_weights
-from multibackend_lstm.porting.legacy.configs import MODELS, translate
+from multibackend_lstm.porting.legacy.configs import translate
 from multibackend_lstm.porting.legacy.model_files import ModelFileError, open_model_file
-from multibackend_lstm.porting.legacy.resolution import Resolver, Step, instantiate, name_of
+from multibackend_lstm.porting.legacy.resolution import Resolver, Step, instantiate
+from multibackend_lstm.upgrading import Upgrade, upgrade_config
 
-_UPGRADED = {"LSTM": "lstm", "GRU": "gru", "TimeDistributed": "time_distributed"}
 # What reading a configuration raises where a value is of another kind than Keras writes.
 _MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
@@ -102,7 +102,7 @@ def replace_lambdas(
         path: a whole model in `.h5`, `.hdf5` or `.keras`, of Keras 2, tf.keras or Keras 3. It is
             not changed.
         out: a `.keras` file to write, unless a function is left.
-        upgrade: put `multibackend_lstm.LSTM`, `GRU` and `TimeDistributed` in the place of Keras's.
+        upgrade: put this package's layers in the place of Keras's, as `multibackend_lstm.upgrade`.
         replacements: layers for stored functions, by the name of the `Lambda`, where you know
             what it computes: `{"scale": keras.layers.Rescaling(2.0)}`. They have no weights.
         custom_objects: classes and functions of your own that the file names.
@@ -126,7 +126,11 @@ def replace_lambdas(
     notes: list[str] = []
     try:
         config = translate(
-            file.config, keras_2=file.keras_2, custom_objects=custom_objects or {}, notes=notes
+            file.config,
+            keras_2=file.keras_2,
+            lists_single_tensors=file.lists_single_tensors,
+            custom_objects=custom_objects or {},
+            notes=notes,
         )
         resolver = Resolver(file, config, replacements or {}, custom_objects or {})
         with ThreadPoolExecutor(1) as thread:
@@ -153,7 +157,12 @@ def replace_lambdas(
     if migration.left:
         return migration
     if upgrade:
-        _upgrade(config, None, migration.steps)
+        result = Upgrade(None)
+        upgrade_config(config, result, custom_objects or {})
+        for place, name in result.replaced.items():
+            migration.steps.append(Step(place, "upgraded", name))
+        for place, reason in result.left.items():
+            migration.steps.append(Step(place, "not upgraded", reason))
     migration.model = instantiate(config, custom_objects or {}, "the model")
     stored_weights.load(migration.model, file)
     if out is not None:
@@ -186,21 +195,3 @@ def _resolve(resolver: Resolver, config: dict[str, Any]) -> None:
     """
     with keras.StatelessScope(initialize_variables=False):
         resolver.model(config, ())
-
-
-def _upgrade(value: Any, place: str | None, steps: list[Step]) -> None:
-    """Name this package's classes in the place of Keras's, which have the same arguments."""
-    if isinstance(value, list):
-        for item in value:
-            _upgrade(item, place, steps)
-    elif isinstance(value, dict):
-        name, module = value.get("class_name"), str(value.get("module"))
-        if isinstance(value.get("config"), dict) and (name in MODELS or module == "keras.layers"):
-            # The name of the outermost model adds nothing.
-            place = "" if place is None else f"{place} > {name_of(value)}".removeprefix(" > ")
-            if name in _UPGRADED and module == "keras.layers":
-                value["module"] = f"multibackend_lstm.layers.{_UPGRADED[name]}"
-                value["registered_name"] = f"multibackend_lstm>{name}"
-                steps.append(Step(place, "upgraded", f"multibackend_lstm.{name}"))
-        for item in value.values():
-            _upgrade(item, place, steps)

@@ -7,6 +7,7 @@ sizes of the archive, links and sizes in HDF5, size and depth of the JSON.
 import io
 import json
 import math
+import re
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -59,6 +60,12 @@ class ModelFile:
     def keras_2(self) -> bool:
         """Whether Keras 2 or tf.keras wrote it."""
         return int(self.keras_version.partition(".")[0] or 1) < 3
+
+    @property
+    def lists_single_tensors(self) -> bool:
+        """Whether Keras 3.0 to 3.10 wrote it, which stores one input as a list of one too."""
+        version = re.match(r"3\.(\d+)", self.keras_version)
+        return version is not None and int(version[1]) < 11
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every array with its place."""

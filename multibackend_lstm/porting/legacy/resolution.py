@@ -21,7 +21,8 @@ class Step:
 
     Attributes:
         place: the layer, with the models around it: `outer > inner > layer`.
-        action: `"replaced"`, `"left"`, `"upgraded"`, `"translated"` or `"not finite"`.
+        action: `"replaced"`, `"left"`, `"upgraded"`, `"not upgraded"`, `"translated"` or
+            `"not finite"`.
         detail: by what and why.
     """
 

@@ -14,6 +14,7 @@ from packaging.version import Version
 import multibackend_lstm
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.porting import ModelFileError, replace_lambdas
+from multibackend_lstm.upgrading import UPGRADED
 
 FOLDER = pathlib.Path(__file__).parent / "legacy"
 SHAPES = "alone fits that"
@@ -43,6 +44,8 @@ MIGRATED = [
     ("keras215_bidirectional.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("keras3_legacy.h5", {}),
+    ("keras36.keras", {}),
+    ("keras36.h5", {}),
 ]
 LEFT = [
     ("scaling.h5", "scale", "could do anything"),
@@ -77,7 +80,7 @@ def edit_config(path, change):
 @pytest.mark.thin_on_jax
 @pytest.mark.parametrize(("name", "functions"), MIGRATED, ids=[name for name, _ in MIGRATED])
 def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
-    if name.startswith("keras3") and Version(keras.__version__) < Version("3.15"):
+    if name.startswith(("keras3.", "keras3_")) and Version(keras.__version__) < Version("3.15"):
         pytest.skip("a newer Keras wrote it")
     before = hashlib.sha256((FOLDER / name).read_bytes()).digest()
     out = tmp_path / "new.keras"
@@ -103,22 +106,53 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
     ("name", "upgraded"),
     [
         ("split.h5", {"time_distributed", "time_distributed_1", "lstm"}),
-        ("bidirectional_v2.keras", {"bidirectional > lstm", "gru"}),
+        ("bidirectional_v2.keras", {"bidirectional", "bidirectional > lstm", "gru"}),
         ("nested.h5", {"model > lstm", "sequential > gru"}),
         ("hard_sigmoid.h5", {"lstm"}),
         ("states.h5", {"lstm", "lstm_1"}),
+        (
+            "keras36.keras",
+            {
+                "bidirectional",
+                "bidirectional > forward_lstm",
+                "bidirectional > backward_lstm",
+                "time_distributed",
+                "gru",
+            },
+        ),
     ],
 )
 def test_upgrade_puts_our_layers_in(name, upgraded):
+    if "Bidirectional" not in UPGRADED:
+        upgraded = upgraded - {"bidirectional"}
     migration = replace_lambdas(FOLDER / name, upgrade=True)
     assert {step.place for step in migration.of("upgraded")} == upgraded
-    layers = list(sublayers(migration.model))
-    stock = (keras.layers.LSTM, keras.layers.GRU, keras.layers.TimeDistributed)
-    ours = [x for x in layers if isinstance(x, stock)]
-    assert ours
-    assert all(type(x).__module__.startswith("multibackend_lstm") for x in ours)
+    assert migration.of("not upgraded") == []
+    stock = {getattr(keras.layers, name) for name in UPGRADED}
+    classes = [type(layer) for layer in sublayers(migration.model)]
+    assert not stock & set(classes)
+    assert set(UPGRADED.values()) & set(classes)
     inputs, expected = recorded(name)
     np.testing.assert_allclose(predictions(migration.model, inputs), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_upgrade_says_what_it_leaves(tmp_path):
+    inputs = keras.Input((4, 5, 3))
+    x = keras.layers.TimeDistributed(keras.layers.BatchNormalization(name="norm"), name="a")(inputs)
+    x = keras.layers.ConvLSTM1D(2, 2, name="b")(x)
+    model = keras.Model(inputs, x)
+    model.save(tmp_path / "model.keras")
+    migration = replace_lambdas(tmp_path / "model.keras", tmp_path / "new.keras", upgrade=True)
+    assert [step.place for step in migration.of("upgraded")] == ["b"]
+    (step,) = migration.of("not upgraded")
+    assert step.place == "a"
+    assert "BatchNormalization 'norm'" in step.detail
+    assert migration.complete
+    loaded = keras.saving.load_model(migration.out)
+    assert type(loaded.get_layer("a")) is keras.layers.TimeDistributed
+    assert type(loaded.get_layer("b")) is multibackend_lstm.ConvLSTM1D
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype("float32")
+    np.testing.assert_allclose(predictions(loaded, x), predictions(model, x), atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "place", "reason"), LEFT, ids=[name for name, *_ in LEFT])
