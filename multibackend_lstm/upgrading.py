@@ -16,17 +16,17 @@ from multibackend_lstm import layers
 from multibackend_lstm.layers.wrapping import accepts, sublayers
 
 # Each has the constructor, the weights and the configuration of the Keras layer of its name.
-_NAMES = (
-    "LSTM",
-    "GRU",
-    "ConvLSTM1D",
-    "ConvLSTM2D",
-    "ConvLSTM3D",
-    "TimeDistributed",
-    "Bidirectional",
-)
 UPGRADED: dict[str, type] = {
-    name: getattr(layers, name) for name in _NAMES if hasattr(layers, name)
+    cls.__name__: cls
+    for cls in (
+        layers.LSTM,
+        layers.GRU,
+        layers.ConvLSTM1D,
+        layers.ConvLSTM2D,
+        layers.ConvLSTM3D,
+        layers.TimeDistributed,
+        layers.Bidirectional,
+    )
 }
 # Layers of Keras which in training mix the samples of a batch, or count calls. To these one call
 # for all steps of TimeDistributed is not what a call a step is.

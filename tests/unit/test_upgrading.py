@@ -198,7 +198,7 @@ def conv(rank):
 
 BOTH = {f"both > {way}_one": "LSTM" for way in ("forward", "backward")}
 MIXED = {"mixed > forward_onwards": "GRU", "mixed > back": "LSTM"}
-OUTER = dict.fromkeys(("both", "mixed"), "Bidirectional") if "Bidirectional" in UPGRADED else {}
+OUTER = dict.fromkeys(("both", "mixed"), "Bidirectional")
 # Each model, and the class that each place must have.
 MODELS = [
     (masked, {"gru": "GRU", "steps": "TimeDistributed", "lstm": "LSTM"}),
