@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
@@ -128,6 +129,39 @@ def minimums(session: nox.Session) -> None:
     # Old releases use what their own dependencies have deprecated since.
     warnings = ("-W", "ignore::DeprecationWarning")
     pytest(session, "jax", *UNIT_TESTS, *warnings)
+
+
+@nox.session(default=False)
+@nox.parametrize("backend", BACKENDS)
+def nightly(session: nox.Session, backend: str) -> None:
+    """Unit tests on one backend with tomorrow's Keras; skipped where that itself is broken."""
+    if not has_environment(session):
+        session.error("keras-nightly needs an environment of its own: leave out --no-venv")
+    project = PYPROJECT["project"]
+    requirements = [name for name in project["dependencies"] if not name.startswith("keras")]
+    requirements += [*project["optional-dependencies"]["plot"], *group("test")]
+    session.install(*CONSTRAINTS, *requirements, BACKEND_REQUIREMENTS[backend])
+    session.install("--no-deps", "-e", ".")
+    # Both provide the module `keras`, and TensorFlow requires the one that is not wanted here.
+    session.run("python", "-m", "pip", "uninstall", "--yes", "keras", "keras-nightly")
+    broken = "keras-nightly itself cannot be {} here, so nothing is known about this package"
+    try:
+        session.install(*CONSTRAINTS, *group("nightly"))
+    except CommandFailed:
+        session.skip(broken.format("installed"))
+    try:
+        python(session, "tests/nightly/probe.py", env={"KERAS_BACKEND": backend})
+    except CommandFailed:
+        session.skip(broken.format("used"))
+    pytest(session, backend, *UNIT_TESTS)
+
+
+@nox.session(default=False)
+def keras_tests(session: nox.Session) -> None:
+    """Keras's own tests of recurrent layers with ours in their place, on each backend in turn."""
+    install(session, *group("test"), *group("backends"))
+    for backend in BACKENDS:
+        pytest(session, backend, "tests/keras_tests")
 
 
 @nox.session
