@@ -11,6 +11,8 @@ from fuzz.cases import Structure
 from fuzz.reference import Array
 
 Arguments = dict[str, Any]
+# By floating inputs (input, states), and by the trainable variables.
+Gradients = tuple[list[Any], list[Any]]
 
 
 class Backend:
@@ -36,8 +38,8 @@ class Backend:
         """A compiled call."""
         raise NotImplementedError
 
-    def gradients(self, arguments: Arguments, cotangents: list[Array]) -> list[Any]:
-        """Of the sum of outputs times cotangents; floating inputs first, then weights."""
+    def gradients(self, arguments: Arguments, cotangents: list[Array]) -> Gradients:
+        """Of the sum of outputs times cotangents."""
         raise NotImplementedError
 
     def outputs(self, result: Any) -> list[Any]:
@@ -92,7 +94,7 @@ class Jax(Backend):
         outputs = self.outputs(result)
         return sum((y.astype(c.dtype) * c).sum() for y, c in zip(outputs, cotangents, strict=True))
 
-    def gradients(self, arguments: Arguments, cotangents: list[Array]) -> list[Any]:
+    def gradients(self, arguments: Arguments, cotangents: list[Array]) -> Gradients:
         """See `Backend`."""
         import jax
 
@@ -109,7 +111,7 @@ class Jax(Backend):
         )
         # A dictionary comes back in the order of its keys.
         ordered = [inputs_gradient[name] for name in inputs]
-        return [*tree.flatten(ordered), *weights_gradient]
+        return tree.flatten(ordered), list(weights_gradient)
 
 
 def _tensors(arguments: Arguments) -> Arguments:
@@ -187,16 +189,16 @@ class TensorFlow(Backend):
                 tf.reduce_sum(tf.cast(y, c.dtype) * c)
                 for y, c in zip(outputs, cotangents, strict=True)
             )
-        return tape.gradient(loss, [*given, *weights], unconnected_gradients="zero")
+        return tape.gradient(loss, (given, weights), unconnected_gradients="zero")
 
-    def gradients(self, arguments: Arguments, cotangents: list[Array]) -> list[Any]:
+    def gradients(self, arguments: Arguments, cotangents: list[Array]) -> Gradients:
         """See `Backend`."""
         import tensorflow as tf
 
         arguments, given = _tensors(arguments), [tf.constant(c) for c in cotangents]
         if self.structure.mode == "eager":
-            return list(self._taped(arguments, given))
-        return list(self._function(self._taped, arguments, given))
+            return self._taped(arguments, given)
+        return self._function(self._taped, arguments, given)
 
 
 class Torch(Backend):
@@ -209,7 +211,7 @@ class Torch(Backend):
         with torch.no_grad():
             return self.invoke(self.container, arguments)
 
-    def gradients(self, arguments: Arguments, cotangents: list[Array]) -> list[Any]:
+    def gradients(self, arguments: Arguments, cotangents: list[Array]) -> Gradients:
         """See `Backend`."""
         import torch
 
@@ -225,11 +227,12 @@ class Torch(Backend):
         loss = sum(
             (y.double() * torch.tensor(c)).sum() for y, c in zip(outputs, cotangents, strict=True)
         )
-        if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
-            return [torch.zeros_like(x) for x in [*given, *weights]]
-        return list(
-            torch.autograd.grad(loss, [*given, *weights], allow_unused=True, materialize_grads=True)
+        if not loss.requires_grad:  # of no step, or of none that is valid
+            return [torch.zeros_like(x) for x in given], [torch.zeros_like(w) for w in weights]
+        found = torch.autograd.grad(
+            loss, [*given, *weights], allow_unused=True, materialize_grads=True
         )
+        return list(found[: len(given)]), list(found[len(given) :])
 
 
 BACKENDS: dict[str, type[Backend]] = {"jax": Jax, "tensorflow": TensorFlow, "torch": Torch}

@@ -1,9 +1,9 @@
 """Cases from seeds: one integer says all of a case, on every backend.
 
-A seed is `layer * 10_000_000 + number`, the layer by its place in `LAYERS`. Ten seeds in a row share
-a `Structure`: the layer, its options, shapes, dtypes and mode, all that a backend compiles a function
-for. They differ in `Values`: weights, inputs, masks, lengths and states. So a compiled function runs
-ten times.
+A seed is `layer * 10_000_000 + number`, the layer by its place in `LAYERS`. Ten seeds in a row
+share a `Structure`: the layer, its options, shapes, dtypes and mode, all that a backend compiles a
+function for. They differ in `Values`: weights, inputs, masks, lengths and states. So a compiled
+function runs ten times.
 """
 
 import math
@@ -264,7 +264,8 @@ def draw_structure(seed: int, own_bidirectional: bool) -> Structure:
     layer = LAYERS[seed // SEEDS_PER_LAYER - 1]
     draw = _Draw(LAYERS.index(layer), number)
     spec, shape = _SPECS[layer](draw, layer)
-    keras_around = not (own_bidirectional and draw.chance(0.5))
+    own_around = draw.chance(0.5)  # drawn in any case: the rest of the structure is the same
+    keras_around = not (own_bidirectional and own_around)
     for part in parts(spec):
         if part["class"] == "Bidirectional":
             part["keras"] = keras_around
@@ -408,7 +409,7 @@ def _draw_cell(draw: _Draw, name: str) -> Spec:
         spec["reset_after"] = draw.chance(0.7)
     # What is refused teaches little, so little of it is drawn.
     contradicts = spec["use_cudnn"] is True and spec["implementation"] == "ops"
-    if (contradicts or demands_kernel(spec) and lacks_kernel(spec)) and draw.chance(0.9):
+    if (contradicts or (demands_kernel(spec) and lacks_kernel(spec))) and draw.chance(0.9):
         spec["implementation"], spec["use_cudnn"] = draw.of("auto", "ops"), "auto"
     return spec
 
@@ -632,6 +633,8 @@ def draw_values(structure: Structure, seed: int) -> Values:
             # The same function for another number of steps; few, since JAX compiles each.
             steps = [time, (time + 2) % 6][rng.integers(2)]
         call = Call(_draw_array(rng, (batch, steps, *axes), structure.dtype))
+        if structure.mode == "predict" and structure.dtype == "float64":
+            call.x = call.x.astype("float32").astype("float64")  # as Keras's data adapters do
         if structure.mask is not None:
             call.mask = _draw_mask_values(
                 rng, (batch, steps, *structure.mask.axes), values.mask_kind

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -129,7 +131,7 @@ class Fuzzing:
     def _guarded(self) -> None:
         try:
             self._work()
-        except BaseException as error:  # noqa: BLE001 - raised where the results are read
+        except BaseException as error:
             self._answers.put(error)
         self._answers.put(None)
 
@@ -265,7 +267,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run_one(seed: int, console: Console) -> int:
+def run_one(seed: int) -> int:
     """One case in this process, with the traceback of a crash."""
     from fuzz.worker import prepare, result
 
@@ -275,20 +277,16 @@ def run_one(seed: int, console: Console) -> int:
     runner = Runner()
     structure, values, verdict = runner.run(seed)
     answer = result(seed, structure, values, verdict)
-    console.print(f"[bold]{answer['outcome']}[/] seed {seed}, {os.environ['KERAS_BACKEND']}")
-    for name in ("case", "reason", "error"):
-        if answer[name]:
-            console.print(f"{name}: ", end="")
-            console.print(str(answer[name]), markup=False, highlight=False)
     for number, call in enumerate(values.calls):
         for name in ("x", "mask", "lengths"):
             if (array := getattr(call, name)) is not None:
-                console.print(f"call {number}, {name}: {array.dtype}{list(array.shape)}")
-                console.print(array.tolist(), markup=False, highlight=False)
+                print(f"call {number}, {name}: {array.dtype}{list(array.shape)}")
+                print(np.array2string(array, precision=4, threshold=100))
     if runner.error is not None:
-        import traceback
-
-        traceback.print_exception(runner.error)
+        traceback.print_exception(runner.error, file=sys.stdout)
+    print(f"{answer['outcome']}: seed {seed} on {os.environ['KERAS_BACKEND']}")
+    for name in ("case", "reason", "error"):
+        print(f"{name}: {answer[name]}")
     return int(answer["outcome"] in FAILURES)
 
 
@@ -298,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     if options.seed is not None:
         os.environ["KERAS_BACKEND"] = options.backend
-        return run_one(options.seed, console)
+        return run_one(options.seed)
     structures = chosen_seeds(options.layers, options.cases, options.start)
     fuzzing = Fuzzing(options.backend, structures, options.workers)
     started = time.perf_counter()

@@ -1,19 +1,19 @@
 """What counts as right: tolerances, shapes, dtypes, masks, and refusals.
 
-An error is relative to the largest entry of the tensor it is found in, or to 1 where that is larger,
-since gates and the sums that go into them are of that order. How much of it rounding may explain is
-decided by the dtype that computes:
+An error is relative to the largest entry of the tensor it is found in, or to 1 where that is
+larger, since gates and the sums that go into them are of that order. How much of it rounding may
+explain is decided by the dtype that computes:
 
 | dtype | tolerance | because |
 |---|---|---|
 | float64 | 1e-12 | 4,500 times its epsilon, and 1e-4 of that of float32 |
 | float32 | 1e-5 | 84 times its epsilon: sums of some ten products, some steps |
-| float16 | 5.9e-3 | 6 times its epsilon: products are rounded once a step, LSTM's and GRU's states not |
+| float16 | 5.9e-3 | 6 times its epsilon: products are rounded once a step, the states of LSTM not |
 | bfloat16 | 4.7e-2 | the same |
 
 The reference is given inputs and weights as they are after rounding to that dtype, so that this
-rounding is no part of the error. A gradient may be off by ten times as much, relative to the norm of
-the gradient times that of the direction: it goes through every step twice.
+rounding is no part of the error. A gradient may be off by ten times as much, relative to the norm
+of the gradient times that of the direction: it goes through every step twice.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Every layer in NumPy, float64, written from its equations: the truth that the fuzzer holds them to.
+"""Every layer in NumPy, float64, from its equations: the truth that the fuzzer holds them to.
 
 All functions take complex numbers too and are analytic in them, piece by piece, so that
 `f(x + 1e-30j * d).imag / 1e-30` is the exact derivative of `f` along `d` (the complex-step method,
@@ -30,7 +30,7 @@ def softmax(x: Array) -> Array:
 
 
 def _piecewise(x: Array, below: float, above: float) -> Array:
-    """x between two bounds, and the bounds outside."""
+    """X between two bounds, and the bounds outside."""
     return np.where(x.real < below, below, np.where(x.real > above, above, x))
 
 
@@ -368,6 +368,10 @@ def _channelwise(spec: Spec, weights: Any, x: Array, mask: Any, states: Any) -> 
 def _time_distributed_conv(spec: Spec, weights: Any, x: Array, mask: Any, states: Any) -> Result:
     batch, time = x.shape[:2]
     y = x.reshape(batch * time, *x.shape[2:])
+    weights = list(weights)
+    # Slopes of PReLU stand at the end, one array a block.
+    first = len(weights) - (len(spec["filters"]) if spec["activation"] == "prelu" else 0)
+    weights, slopes = iter(weights[:first]), iter(weights[first:])
     for block, _ in enumerate(spec["filters"]):
         if block and spec["pool_size"] is not None:
             y = pool(y, spec["pool_size"], spec["pool"])
@@ -388,7 +392,7 @@ def _time_distributed_conv(spec: Spec, weights: Any, x: Array, mask: Any, states
         elif spec["normalization"] == "layer":
             y = _layer_norm(y, next(weights), next(weights))
         if spec["activation"] == "prelu":
-            y = np.where(y.real > 0, y, next(weights) * y)
+            y = np.where(y.real > 0, y, next(slopes) * y)
         else:
             y = ACTIVATIONS[spec["activation"]](y)
     axes = tuple(range(1, y.ndim - 1))

@@ -1,4 +1,4 @@
-"""Builds the Keras layers of a case and runs it, in the backend that is active, as its mode says."""
+"""Builds the Keras layers of a case and runs it as its mode says, in the active backend."""
 
 import contextlib
 import warnings
@@ -135,6 +135,11 @@ class Program:
         arguments = dict(arguments)
         return function(arguments.pop("x"), **arguments)
 
+    @property
+    def weights(self) -> list[Any]:
+        """Those of the container in the order of the reference: slopes of PReLU at the end."""
+        return sorted(self.container.weights, key=lambda weight: weight.name == "alpha")
+
     @staticmethod
     def _flat(arguments: dict[str, Any]) -> list[Any]:
         """In the order of the model's inputs; jax.jit sorts a dictionary by its keys."""
@@ -144,10 +149,11 @@ class Program:
     def set_weights(self, values: Values) -> list[Array]:
         """Draw all weights; returns them as they are in the compute dtype."""
         drawn = []
-        for weight in self.container.weights:
+        for weight in self.weights:
             array = values.weight(tuple(weight.shape), weight.name)
-            drawn.append(rounded(array, keras.backend.standardize_dtype(weight.dtype)))
-            weight.assign(drawn[-1].astype("float64" if self.structure.x64 else "float32"))
+            dtype = keras.backend.standardize_dtype(weight.dtype)
+            drawn.append(rounded(array, dtype))
+            weight.assign(drawn[-1].astype("float64" if dtype == "float64" else "float32"))
         return [rounded(array, self.structure.compute_dtype) for array in drawn]
 
     def reset(self) -> None:
@@ -371,25 +377,23 @@ def judge_gradients(
     (call,) = values.calls
     rng = values.generator
     cotangents = [rng.normal(size=y.shape) for y in expected.outputs[0]]
-    gradients = program.backend.gradients(program.arguments(call), cotangents)
+    floating, of_weights = program.backend.gradients(program.arguments(call), cotangents)
+    trained = [weight.path for weight in program.container.trainable_variables]
+    gradients = dict(zip(trained, of_weights, strict=True))
+    if str(call.x.dtype) not in cases.FLOATS:
+        floating = [None, *floating]  # no gradient by integers
+    gradients |= {"x": floating[0]}
+    gradients |= {f"state {n}": gradient for n, gradient in enumerate(floating[1:])}
     tensors = [call.x, *(call.states or []), *expected.weights]
     names = ["x", *(f"state {n}" for n, _ in enumerate(call.states or []))]
-    names += [weight.path for weight in program.container.weights]
-    trainable = [True] * (len(tensors) - len(expected.weights))
-    trainable += [weight.trainable for weight in program.container.weights]
+    names += [weight.path for weight in program.weights]
     directions = [rng.normal(size=tensor.shape) for tensor in tensors]
     truths = expected.derivatives(call, directions, cotangents)
-    found = iter(gradients)
     worst = 0.0
-    for name, direction, truth, tensor, trains in zip(
-        names, directions, truths, tensors, trainable, strict=True
-    ):
-        if not trains:
-            continue
-        if name == "x" and str(tensor.dtype) not in cases.FLOATS:
-            continue
-        gradient = next(found)
-        gradient = np.zeros(tensor.shape) if gradient is None else to_numpy(gradient)
+    for name, direction, truth, tensor in zip(names, directions, truths, tensors, strict=True):
+        if gradients.get(name) is None:
+            continue  # integers, and statistics of a normalisation
+        gradient = to_numpy(gradients[name])
         if gradient.shape != tensor.shape:
             raise Wrong(f"gradient of {name}: shape {gradient.shape}, not {tensor.shape}")
         scale = max(1.0, float(np.linalg.norm(gradient))) * max(
@@ -440,7 +444,7 @@ class Runner:
                 return Verdict(RIGHT, judge(program, values))
         except Wrong as reason:
             return Verdict(WRONG, reason=str(reason))
-        except Exception as error:  # noqa: BLE001 - any other exception is a finding
+        except Exception as error:
             self.error = error
             self._structure = None  # what raised may be left half done
             return judge_exception(error, structure, values)

@@ -1,4 +1,4 @@
-"""A process that runs cases: seeds come in on standard input, one a line, a line of JSON goes out."""
+"""A process that runs cases: seeds come in on standard input, results go out, one a line."""
 
 import json
 import os
