@@ -58,15 +58,17 @@ def prepare() -> None:
         # Thousands of tiny programs, each of which runs ten times.
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     if os.environ.get("KERAS_BACKEND") == "torch":
-        import torch  # before TensorFlow, which Keras imports where it finds it
-
-        torch.set_num_threads(1)
+        import torch  # noqa: F401 - before TensorFlow, which Keras imports where it finds it
 
 
 def main() -> None:
     """Run what comes in until nothing does."""
     answers, sys.stdout = sys.stdout, sys.stderr  # a print in between is no answer
     prepare()
+    if os.environ.get("KERAS_BACKEND") == "torch":
+        import torch
+
+        torch.set_num_threads(1)  # tensors are tiny, and each worker has a core
     from fuzz.running import Runner
 
     runner = Runner()
