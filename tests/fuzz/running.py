@@ -172,8 +172,6 @@ class Program:
             given["lengths"] = call.lengths
         if call.states is not None:
             given["initial_state"] = call.states
-        elif structure.states and structure.functional:
-            raise AssertionError("a model has an input for the states")
         if structure.mode == "predict":
             # Keras's data adapters have no bfloat16; the model's input casts back.
             return {
@@ -271,6 +269,8 @@ class Expectation:
         if call.states is not None:
             states = [rounded(state, self.structure.compute_dtype) for state in call.states]
         tensors = [x, *(states or []), *self.weights]
+        if self.structure.masking:  # which lets nothing through
+            directions = [directions[0] * mask[..., None], *directions[1:]]
         found = []
         for number, direction in enumerate(directions):
             moved = [t + 1e-30j * direction if number == n else t for n, t in enumerate(tensors)]

@@ -13,7 +13,7 @@ from keras import ops
 
 import multibackend_lstm
 from fuzz import cases, reference
-from fuzz.cases import FLOATS, LAYERS, draw_structure, first_seed
+from fuzz.cases import FLOATS, LAYERS, MaskForm, draw_structure, first_seed
 from fuzz.cli import Fuzzing, chosen_seeds
 from fuzz.judging import CRASH, REFUSED, RIGHT, WRONG
 from fuzz.running import OWN_BIDIRECTIONAL, Runner
@@ -24,47 +24,53 @@ COMPILES = keras.backend.backend() != "torch"
 STRUCTURES, SEEDS = (1, 10) if COMPILES else (6, 3)
 
 
-def seeds_of(layer, structures=STRUCTURES, seeds=SEEDS):
-    first = first_seed(layer)
-    return [
-        first + structure * cases.CASES_PER_STRUCTURE + number
-        for structure in range(structures)
-        for number in range(seeds)
-    ]
+def structures_of(layer, count, wanted):
+    """The first seeds of the first structures that `wanted` takes."""
+    found = []
+    for number in range(10_000):
+        seed = first_seed(layer) + number * cases.CASES_PER_STRUCTURE
+        if wanted(draw_structure(seed, OWN_BIDIRECTIONAL)):
+            found.append(seed)
+            if len(found) == count:
+                return found
+    raise AssertionError("no such structure")
+
+
+def quick(structure):
+    """An eager call on JAX compiles each operation by itself."""
+    return not COMPILES or structure.mode == "jit"
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layers_are_right(layer):
     runner = Runner()
     wrong = []
-    for seed in seeds_of(layer):
+    seeds = structures_of(layer, STRUCTURES, quick)
+    for seed in [first + number for first in seeds for number in range(SEEDS)]:
         structure, values, verdict = runner.run(seed)
         if verdict.outcome not in (RIGHT, REFUSED):
             wrong.append(f"{seed}: {verdict.reason} | {structure}, {values}")
     assert wrong == []
 
 
-def plain_structures(layer, count, wanted=lambda structure: True):
-    """The first seeds of structures with float32, in an eager call, that `wanted` takes."""
-    found = []
-    for number in range(10_000):
-        seed = first_seed(layer) + number * cases.CASES_PER_STRUCTURE
-        structure = draw_structure(seed, OWN_BIDIRECTIONAL)
-        if (
-            structure.policy == "float32"
+def plain_structures(layer, count, wanted=lambda structure: True, mode=None):
+    """The first seeds of structures of a layer by itself, in float32."""
+
+    def plain(structure):
+        spec = structure.spec
+        return (
+            spec["class"] == layer
+            and (spec["activation"], spec["recurrent_activation"]) == ("tanh", "sigmoid")
+            and structure.policy == "float32"
             and structure.dtype in FLOATS
-            and structure.mode == "eager"
-            and structure.spec["class"] == layer
+            and structure.mode == (mode or ("jit" if COMPILES else "eager"))
             and 0 not in structure.shape
-            and structure.spec.get("recurrent_activation") == "sigmoid"
-            and structure.spec["activation"] == "tanh"
-            and (structure.mask is None or structure.mask.dtype != "float32")
+            and not structure.functional
+            and (structure.mask is None or structure.mask == MaskForm((), "bool"))
             and wanted(structure)
-        ):
-            found.append(seed)
-            if len(found) == count:
-                return found
-    raise AssertionError("no such structure")
+        )
+
+    return structures_of(layer, count, plain)
 
 
 def first_output(change):
@@ -188,11 +194,10 @@ def test_a_wrong_layer_is_found_and_its_seed_reproduces(
 
 
 def test_a_wrong_mask_is_found(monkeypatch):
-    seeds = plain_structures(
-        "LSTM",
-        1,
-        lambda s: masked(s) and s.spec["return_sequences"] and not s.functional,
-    )
+    def wanted(structure):
+        return masked(structure) and structure.spec["return_sequences"]
+
+    seeds = plain_structures("LSTM", 1, wanted, mode="eager")
     monkeypatch.setattr(
         multibackend_lstm.LSTM,
         "compute_mask",
