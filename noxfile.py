@@ -174,6 +174,13 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the layers on a backend: `nox -s fuzz -- --cases 10000 --backend jax`."""
+    install(session, *group("test"), *group("backends"))
+    python(session, ROOT / "tests" / "fuzz", *session.posargs)
+
+
+@nox.session(default=False)
 def benchmarks(session: nox.Session) -> None:
     """Run a benchmark script: `nox -s benchmarks -- time_distributed.py --repeats 5`."""
     install(session, *group("benchmarks"), *group("backends"))
