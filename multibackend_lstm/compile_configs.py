@@ -9,7 +9,10 @@ what a file says. Keras 3 (up to 3.16) lets two properties of the saving backend
   calls `torch.compile`, and TensorFlow warns of layers that XLA cannot compile. One saved on torch
   says False: JAX then runs the training step without compiling it.
 
-`make_portable` puts both right, when saving and, for files written without it, when loading.
+The third is lost on the saving backend too: under `mixed_float16` a model wraps its optimizer in a
+`LossScaleOptimizer`, the file names the one inside, and the variables of the two do not fit.
+
+`make_portable` puts all three right when saving, and the first when loading what was saved without.
 """
 
 import warnings
@@ -31,9 +34,14 @@ def make_portable() -> None:
 def _get_compile_config(
     wrapped: Callable[[], dict[str, Any]], model: keras.Model, args: Any, kwargs: Any
 ) -> dict[str, Any]:
-    config: dict[str, Any] = with_public_optimizers(wrapped(*args, **kwargs))
+    config = wrapped(*args, **kwargs)
+    if not config:  # never compiled
+        return config
+    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        config["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
+    config = with_public_optimizers(config)
     # What the user chose otherwise stays in the file.
-    if "jit_compile" in config and config["jit_compile"] == _auto_jit_compile(model):
+    if config["jit_compile"] == _auto_jit_compile(model, config):
         config["jit_compile"] = "auto"
     return config
 
@@ -72,9 +80,9 @@ def with_public_optimizers(config: Any) -> Any:
     return config
 
 
-def _auto_jit_compile(model: keras.Model) -> bool:
-    """What `jit_compile="auto"` comes to for a model on this backend."""
-    if model.run_eagerly:
+def _auto_jit_compile(model: keras.Model, config: dict[str, Any]) -> bool:
+    """What `jit_compile="auto"` comes to here, for a model and what `compile` was given."""
+    if config["run_eagerly"]:
         return False
     # A model that was never compiled resolves "auto" when asked; one without layers says what the
     # backend itself makes of it.
