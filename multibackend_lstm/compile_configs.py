@@ -96,5 +96,6 @@ def _supports_jit(model: keras.Model) -> bool:
         warnings.simplefilter("ignore")
         model.jit_compile = True
     supported = bool(model.jit_compile)
-    model.jit_compile = before
+    if supported:  # else it is False now, whatever it was before
+        model.jit_compile = before
     return supported
