@@ -79,6 +79,12 @@ _MODULE_OF = {
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 
+
+def _follow_keras(_: object) -> None:
+    import_module(f"{__name__}.layers")
+    import_module(f"{__name__}.compile_configs").make_portable()
+
+
 # A saved model names its layers as "multibackend_lstm>..."; Keras finds them once the module
 # that registers them is imported, so that follows the import of keras, whichever comes first.
-register_post_import_hook(lambda _: import_module(f"{__name__}.layers"), "keras")
+register_post_import_hook(_follow_keras, "keras")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,11 @@ if TYPE_CHECKING:
     help="Backend to train on. Default: KERAS_BACKEND, else JAX, else the first one installed.",
 )
 @click.option(
+    "--all-backends",
+    is_flag=True,
+    help="Train on each installed backend in turn, in a folder of its own below --out.",
+)
+@click.option(
     "--solution",
     "solutions",
     type=click.Choice(list(SOLUTIONS)),
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a table.")
 def demo(
     backend: str | None,
+    all_backends: bool,
     solutions: tuple[Solution, ...],
     epochs: int | None,
     seed: int,
@@ -60,6 +69,13 @@ def demo(
     from rich.console import Console
 
     console = Console(stderr=as_json)
+    if all_backends:
+        if backend is not None:
+            raise click.UsageError("give either --backend or --all-backends")
+        options = [f"--seed={seed}", *(f"--solution={name}" for name in solutions)]
+        if epochs is not None:
+            options.append(f"--epochs={epochs}")
+        raise SystemExit(_demo_on_each(console, options, out, as_json))
     try:
         chosen = environment.choose_backend(backend)
         environment.set_backend(chosen)
@@ -100,7 +116,7 @@ def demo(
     if as_json:
         click.echo(json.dumps(document, indent=1))
     else:
-        console.print(_table(results, chosen, others))
+        console.print(_table([document]))
         console.print(
             f"Written to {out}/: {', '.join(written)}",
             markup=False,
@@ -174,29 +190,85 @@ def _run(
     return results, failures
 
 
-def _table(results: list[Result], backend: str, others: list[str]) -> Table:
+def _demo_on_each(console: Console, options: Sequence[str], out: Path, as_json: bool) -> int:
+    """Run the demo on each installed backend, and print all rows; the highest exit status.
+
+    Keras keeps one backend for the life of a process, so each gets a process of its own.
+    """
+    backends = environment.installed_backends()
+    if not backends:
+        raise click.ClickException(environment.missing_backend_message(next(iter(BACKENDS))))
+    try:
+        check_writable(out)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+    documents, statuses = [], []
+    for name in backends:
+        command = ["demo", f"--backend={name}", f"--out={out / name}", "--json", *options]
+        # Its progress and messages go to the standard error that it shares with this process.
+        process = subprocess.run(
+            [sys.executable, "-m", "multibackend_lstm", *command],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if not process.stdout:
+            raise click.ClickException(f"the demo on {name} ended with status {process.returncode}")
+        documents.append(json.loads(process.stdout))
+        statuses.append(process.returncode)
+    with replacing(out / "results.json") as temporary:
+        temporary.write_text(json.dumps(documents, indent=1))
+    if as_json:
+        click.echo(json.dumps(documents, indent=1))
+    else:
+        console.print(_table(documents))
+        folders = ", ".join(f"{name}/" for name in backends)
+        console.print(f"Written to {out}/: {folders}, results.json", markup=False, highlight=False)
+    return max(statuses)
+
+
+def _table(documents: Sequence[dict[str, Any]]) -> Table:
+    """A row for each solution and backend that it was trained on, from contents of results.json."""
     from rich.table import Table
 
+    compared = {
+        name
+        for document in documents
+        for solution in document["solutions"]
+        for name in (
+            *document["failed_backends"],
+            *solution["largest_difference"],
+            *solution["errors"],
+        )
+    }
+    others = [name for name in BACKENDS if name in compared]
+    single = len(documents) == 1
     table = Table(
-        title=f"BasicMotions, trained on {backend}",
+        title=f"BasicMotions, trained on {documents[0]['backend']}" if single else "BasicMotions",
         caption="on ...: largest difference of a predicted probability" if others else None,
     )
     table.add_column("solution")
+    if not single:
+        table.add_column("trained on")
     for heading in ("parameters", "training s", "test accuracy"):
         table.add_column(heading, justify="right")
     for other in others:
         table.add_column(f"on {other}", justify="right")
-    for result in results:
-        table.add_row(
-            result.solution,
-            f"{result.parameters:,}",
-            f"{result.training_seconds:.1f}",
-            f"{result.test_accuracy:.3f}",
-            *(
-                f"{result.differences[other]:.1e}" if other in result.differences else "failed"
-                for other in others
-            ),
-        )
+    for rows in zip(*(document["solutions"] for document in documents), strict=True):
+        for document, row in zip(documents, rows, strict=True):
+            differences = {
+                name: f"{difference:.1e}" for name, difference in row["largest_difference"].items()
+            }
+            if not single:
+                differences[document["backend"]] = ""
+            table.add_row(
+                row["solution"],
+                *([] if single else [document["backend"]]),
+                f"{row['parameters']:,}",
+                f"{row['training_seconds']:.1f}",
+                f"{row['test_accuracy']:.3f}",
+                *(differences.get(other, "failed") for other in others),
+            )
     return table
 
 

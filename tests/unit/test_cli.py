@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -75,6 +76,34 @@ def test_demo_writes_models_and_results(tmp_path):
     assert "<svg" in report
     assert "src=" not in report  # opens offline
     assert "Badminton" in report
+
+
+def test_demo_on_all_backends_has_a_row_for_each(tmp_path):
+    process = run(
+        "demo", "--all-backends", "--solution", "reshape", "--epochs", 1, "--seed", 3,
+        "--out", tmp_path, COLUMNS="200",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    installed = environment.installed_backends()
+    documents = json.loads((tmp_path / "results.json").read_text())
+    assert [document["backend"] for document in documents] == installed
+    for document in documents:
+        assert document == json.loads((tmp_path / document["backend"] / "results.json").read_text())
+        assert document["seed"] == 3
+        [solution] = document["solutions"]
+        assert (tmp_path / document["backend"] / "reshape.keras").exists()
+        assert set(solution["largest_difference"]) == set(installed) - {document["backend"]}
+        assert all(d <= 1e-5 for d in solution["largest_difference"].values())
+        # A row starts with the solution, then with what it was trained on where there are several.
+        name = document["backend"] if len(installed) > 1 else ""
+        accuracy = f"{solution['test_accuracy']:.3f}"
+        assert re.search(rf"reshape\W+{name}.*{accuracy}", process.stdout)
+
+
+def test_demo_takes_one_backend_or_all():
+    process = run("demo", "--all-backends", "--backend", BACKEND)
+    assert process.returncode == 2
+    assert "either --backend or --all-backends" in process.stderr
 
 
 def test_demo_refuses_a_folder_it_cannot_write(tmp_path):
