@@ -287,6 +287,12 @@ def draw_structure(seed: int, own_bidirectional: bool) -> Structure:
         "float32", 0.45, "mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"
     )
     dtype = _draw_dtype(draw, spec, policy)
+    for part in recurrent:
+        if part["recurrent_activation"] in UNBOUNDED and (
+            COMPUTE_DTYPES[policy] in HALF or dtype in INTEGERS or part["activation"] not in BOUNDED
+        ):
+            # What such gates multiply grows step by step, until it overflows, or cancels most digits.
+            part["recurrent_activation"] = "hard_sigmoid"
     axes = tuple(shape)
     masking = spec["class"] == "Stack" or (functional and draw.chance(0.3))
     if plain_mask and masking and spec["class"] == "Stack":
@@ -340,6 +346,9 @@ def parts(spec: Spec) -> list[Spec]:
 
 CONVS = ("Conv1D", "Conv2D")
 CONV_LSTMS = ("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+HALF = ("float16", "bfloat16")
+UNBOUNDED = ("linear", "relu", "softplus")
+BOUNDED = ("tanh", "softsign", "sine")
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 INTEGERS = ("int8", "int32", "int64", "uint8", "bool")
 # Of Keras's own, which do not cast integers (a Dense layer multiplies them as they are).

@@ -39,6 +39,12 @@ def elu(x: Array) -> Array:
     return np.where(x.real > 0, x, np.exp(np.where(x.real > 0, 0, x)) - 1)
 
 
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)), which must not overflow."""
+    positive = x.real > 0
+    return np.log(1 + np.exp(np.where(positive, -x, x))) + np.where(positive, x, 0)
+
+
 # As keras.activations names them.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
@@ -48,7 +54,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "hard_sigmoid": lambda x: _piecewise(x / 6 + 0.5, 0, 1),
     "elu": elu,
     "selu": lambda x: 1.0507009873554805 * np.where(x.real > 0, x, 1.6732632423543772 * elu(x)),
-    "softplus": lambda x: np.log(1 + np.exp(x)),
+    "softplus": softplus,
     "softsign": lambda x: x / (1 + np.where(x.real < 0, -x, x)),
     "silu": lambda x: x * sigmoid(x),
     "softmax": softmax,

@@ -221,6 +221,12 @@ def time_mask(call: Call) -> Array | None:
     return call.mask
 
 
+def nan_where_unfit(call: Call, arrays: list[Array]) -> list[Array]:
+    """NaN in the samples whose length is longer than the sequence."""
+    unfit = call.lengths.astype("int64") > call.x.shape[1]
+    return [np.where(unfit.reshape(-1, *[1] * (y.ndim - 1)), np.nan, y) for y in arrays]
+
+
 class Expectation:
     """What the reference says of a case."""
 
@@ -239,10 +245,8 @@ class Expectation:
             if structure.calls > 1:
                 states = reference.final_states(spec, iter(weights), x, mask, states)
             if call.lengths is not None:
-                unfit = call.lengths.astype("int64") > call.x.shape[1]
-                outputs = [
-                    np.where(unfit.reshape(-1, *[1] * (y.ndim - 1)), np.nan, y) for y in outputs
-                ]
+                outputs = nan_where_unfit(call, outputs)
+                states = states and nan_where_unfit(call, states)
             self.outputs.append(outputs)
             if call.lengths is not None:
                 masks = [None for _ in masks]
