@@ -83,8 +83,9 @@ class GRU(Recurrent, keras.layers.GRU):
                 recurrent = recurrent + ops.cast(weights.bias[1], h.dtype)
         else:
             recurrent = recurrent_product(h, kernel[:, : 2 * units], masks[:2])
-        zr = gate(z[:, : 2 * units] + recurrent[:, : 2 * units])
-        update, reset = zr[:, :units], zr[:, units:]
+        # Each gate alone, since an activation such as softmax looks at all units together.
+        update = gate(z[:, :units] + recurrent[:, :units])
+        reset = gate(z[:, units : 2 * units] + recurrent[:, units : 2 * units])
         if self.cell.reset_after:
             recurrent_h = reset * recurrent[:, 2 * units :]
         else:

@@ -626,13 +626,14 @@ def test_refusals_are_reported_and_native_is_an_error(cell, options, reason):
         make(cell, "native", **options)(x, training=True)
 
 
+@pytest.mark.parametrize("gate", ["hard_sigmoid", "softmax"])  # softmax sees all units of a gate
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_other_activations_and_unroll(cell, unroll):
+def test_other_activations_and_unroll(cell, unroll, gate):
     _, keras_cls, _, options = CELLS[cell]
     x, _ = data()
     mask = mask_of("right")
-    kwargs = {**options, "activation": "softsign", "recurrent_activation": "hard_sigmoid"}
+    kwargs = {**options, "activation": "softsign", "recurrent_activation": gate}
     layer = CELLS[cell][0](UNITS, unroll=unroll, **kwargs)
     rival = keras_cls(UNITS, **kwargs)
     layer.build(x.shape)

@@ -160,7 +160,8 @@ def wrapped():
 
 def ours_around():
     return sequential(
-        layers.Reshape((6, 5, 1)), multibackend_lstm.Channelwise(layers.LSTM(2, name="lstm"))
+        layers.Reshape((6, 5, 1)),
+        multibackend_lstm.Channelwise(layers.LSTM(2, name="lstm"), name="channelwise"),
     )
 
 

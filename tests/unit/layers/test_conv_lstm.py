@@ -94,12 +94,12 @@ def test_training_is_that_of_keras():
     ],
     ids=str,
 )
-def test_keras_serves_the_rest(options, arguments):
+def test_a_loop_of_the_cell_serves_the_rest(options, arguments):
     ours, theirs, x = pair(1, 3, 2, **options)
     for mine, other in zip(*(arrays(m(x, **arguments)) for m in (ours, theirs)), strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-6)
     report = ours.implementation_report()
-    assert report.path == "keras.layers.ConvLSTM1D"
+    assert report.path == "the cell of keras.layers.ConvLSTM1D in a loop"
     assert report.refused
 
 
