@@ -1,8 +1,9 @@
 """Writes the files of this folder: `KERAS_BACKEND=torch python write.py`, once on each backend.
 
-They are what Keras 3.15.1 wrote on that backend without `multibackend_lstm.compile_configs`: with
-torch's own optimizer class, and with what `jit_compile="auto"` came to. `BACKEND.npz` has the
-model's predictions, the state of its optimizer, and the losses of the 20 steps that followed.
+They are what Keras 3.14.0, the oldest supported, wrote on that backend without
+`multibackend_lstm.compile_configs`: with torch's own optimizer class, and with what
+`jit_compile="auto"` came to. `BACKEND.npz` has the model's predictions, the state of its optimizer,
+and the losses of the 20 steps that followed.
 """
 
 import pathlib
