@@ -14,6 +14,10 @@ from multibackend_lstm.backends.numpy import matmul as matmul
 from multibackend_lstm.backends.numpy import tanh as tanh
 
 
+# Whether what is traced goes to another runtime, see `use_portable_loops`.
+_portable = False
+
+
 def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
     """As in `backends/numpy.py`; where a graph does not know `time`, in a `tf.while_loop`."""
     if isinstance(time, int):
@@ -55,13 +59,14 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
     shape = layer.compute_output_shape(x.shape)[1:]
     if x.shape[0] == 0:
         return ops.zeros((0, *shape), layer.compute_dtype)
-    if x.shape[0] is not None:
-        return numpy.convolve(layer, x)
+    y = numpy.convolve(layer, x)
+    if x.shape[0] is not None or _portable:
+        return y
     # In a graph an empty batch shows only when it runs. (TensorFlow drops a reshape to the shape
     # that it believes the convolution to have.)
     return tf.cond(
         tf.shape(x)[0] > 0,
-        lambda: numpy.convolve(layer, x),
+        lambda: y,
         lambda: tf.zeros((tf.shape(x)[0], *shape), layer.compute_dtype),
     )
 
@@ -236,11 +241,11 @@ def supports_jit(time: int | None) -> bool:
 def use_portable_loops() -> None:
     """From now on in this process, trace loops that other runtimes can express.
 
-    ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
+    And no branches, which they can express and not optimise. ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
     nor functions that XLA compiles.
     """
-    global scan, supports_jit
-    scan, supports_jit = _scan_without_lists, _never_jit
+    global scan, supports_jit, _portable
+    scan, supports_jit, _portable = _scan_without_lists, _never_jit, True
 
 
 def _never_jit(time: int | None) -> bool:

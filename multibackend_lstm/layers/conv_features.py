@@ -136,7 +136,10 @@ class TimeDistributedConv(keras.layers.Layer):
         self.padding = padding
         self.dilation_rate = dilation_rate
         self.groups = groups
-        self.activation = keras.activations.get(activation)
+        activation = keras.activations.get(activation)
+        # A layer is the pattern of those of the blocks, and has no weights itself.
+        is_layer = isinstance(activation, keras.layers.Layer)
+        self.activation = _copy(activation) if is_layer else activation
         self.use_bias = use_bias
         self.normalization = normalization
         self.pool_size = pool_size
@@ -268,8 +271,7 @@ class TimeDistributedConv(keras.layers.Layer):
                 layers.append(keras.layers.LayerNormalization(dtype=self.dtype_policy))
             if isinstance(self.activation, keras.layers.Layer):
                 # Its weights are as many as its block's positions: a layer a block.
-                first = block == 0
-                layers.append(self.activation if first else _copy(self.activation))
+                layers.append(_copy(self.activation))
             elif self.activation is not keras.activations.linear:
                 layers.append(keras.layers.Activation(self.activation, dtype=self.dtype_policy))
             if self.dropout:

@@ -697,6 +697,14 @@ def test_errors_of_units(units):
         LSTM(units)
 
 
+@pytest.mark.parametrize("implementation", [0, 1, 2])
+@pytest.mark.parametrize("cls", [LSTM, GRU])
+def test_implementations_of_keras_2_are_taken(cls, implementation):
+    layer = cls(3, implementation=implementation)
+    assert layer.implementation == layer.get_config()["implementation"] == "auto"
+    assert cls.from_config({**layer.get_config(), "implementation": 2}).implementation == "auto"
+
+
 def test_errors_of_the_constructor_and_shapes():
     assert LSTM(np.int64(3)).units == 3
     with pytest.raises(ValueError, match="`implementation` must be one of"):

@@ -20,7 +20,7 @@ from typing import Any
 
 import keras
 
-from multibackend_lstm.layers import GRU, LSTM
+from multibackend_lstm.layers import GRU, LSTM, Bidirectional
 from multibackend_lstm.porting.torch_nn.axes import Axis, Features, merge, torch_order
 from multibackend_lstm.porting.torch_nn.weights import Moved, SummedBias, TwoBiases, Weight
 
@@ -91,7 +91,7 @@ class Recurrent(Rule):
         if len(directions(layer)) == 1 and layer.go_backwards:
             return (
                 "go_backwards=True, which torch.nn does not have: reverse the sequence in a layer "
-                "of its own, or use keras.layers.Bidirectional"
+                "of its own, or use Bidirectional"
             )
         return None
 
@@ -397,7 +397,7 @@ SUPPORTED_MODULES = tuple(dict.fromkeys(name for rule in RULES.values() for name
 
 def rule_of(layer: Any) -> Rule | None:
     """The rule of a Keras layer; None if there is none."""
-    if type(layer) is keras.layers.Bidirectional:
+    if type(layer) in (keras.layers.Bidirectional, Bidirectional):
         kinds = {id(RULES.get(type(inner))) for inner in directions(layer)}
         rule = RULES.get(type(layer.forward_layer))
         return rule if isinstance(rule, Recurrent) and len(kinds) == 1 else None

@@ -536,3 +536,20 @@ def test_wrong_mask_shape(mask_shape, normalization):
     layer = TimeDistributedConv(2, normalization=normalization, name="convs")
     with pytest.raises(ValueError, match=r"convs: the mask must have .*Received a mask of shape"):
         layer(normal(2, 5, 4, 2), mask=ops.ones(mask_shape, "bool"))
+
+
+def test_every_block_has_an_activation_layer_of_its_own(tmp_path):
+    """PReLU has weights for each position, of which the blocks have different numbers."""
+    activation = keras.layers.PReLU(alpha_initializer="ones")
+    layer = TimeDistributedConv((2, 3), 2, activation=activation)
+    model = keras.Sequential([keras.Input((4, 5, 3)), layer])
+    shapes = [tuple(w.shape) for w in layer.weights if w.name == "alpha"]
+    assert shapes == [(4, 2), (3, 3)]
+    x = normal(2, 4, 5, 3)
+    linear = TimeDistributedConv((2, 3), 2)  # what PReLU with slopes of one computes
+    linear.build(x.shape)
+    linear.set_weights([w for w in layer.get_weights() if not np.all(w == 1)])
+    assert_close(layer(x), linear(x))
+    randomise_weights(layer)
+    loaded = save_and_load(model, tmp_path)
+    assert_close(loaded(x), model(x))

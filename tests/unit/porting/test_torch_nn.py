@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multibackend_lstm import GRU, LSTM, Channelwise, TimeDistributed, TimeDistributedConv
+from multibackend_lstm import (
+    GRU,
+    LSTM,
+    Bidirectional,
+    Channelwise,
+    TimeDistributed,
+    TimeDistributedConv,
+)
 from multibackend_lstm.porting import PortingError, from_torch, to_torch
 from unit.tools import normal, randomise_weights, to_numpy
 
@@ -85,7 +92,8 @@ def test_recurrent_modules(
     for number in range(count):
         sequences = return_sequences or number < count - 1
         layer = layer_type(units, use_bias=bias, return_sequences=sequences)
-        stack.append(layers.Bidirectional(layer) if bidirectional else layer)
+        wrapper = Bidirectional if ours else layers.Bidirectional
+        stack.append(wrapper(layer) if bidirectional else layer)
 
     def call(module, x):
         outputs, states = module(x if batch_first else x.transpose(0, 1))
