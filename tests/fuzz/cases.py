@@ -291,7 +291,7 @@ def draw_structure(seed: int, own_bidirectional: bool) -> Structure:
         if part["recurrent_activation"] in UNBOUNDED and (
             COMPUTE_DTYPES[policy] in HALF or dtype in INTEGERS or part["activation"] not in BOUNDED
         ):
-            # What such gates multiply grows step by step, until it overflows, or cancels most digits.
+            # What such gates multiply grows step by step, and overflows or cancels most digits.
             part["recurrent_activation"] = "hard_sigmoid"
     axes = tuple(shape)
     masking = spec["class"] == "Stack" or (functional and draw.chance(0.3))
