@@ -29,7 +29,7 @@ BACKEND_REQUIREMENTS = {
     for requirement in nox.project.dependency_groups(PYPROJECT, "backends")
 }
 TWO_PROCESSES = ("-n", "2")
-UNIT_TESTS = ("tests/unit", "-m", "not slow", *TWO_PROCESSES)
+UNIT_TESTS = ("tests/unit", "tests/fuzz", "-m", "not slow", *TWO_PROCESSES)
 CROSS_BACKEND_TESTS = ("tests/cross_backend", "examples")
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
 
