@@ -23,7 +23,10 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
     {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow"}
 )
 # Wheels that provide a module under another name than its own.
-_DISTRIBUTIONS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
+_DISTRIBUTIONS = {
+    "keras": ("keras", "keras-nightly"),
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+}
 
 # Keras imports TensorFlow where it is installed, and its start-up messages would hide others.
 QUIET_TENSORFLOW = ("TF_CPP_MIN_LOG_LEVEL", "3")

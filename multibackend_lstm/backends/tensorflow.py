@@ -13,7 +13,6 @@ from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurre
 from multibackend_lstm.backends.numpy import matmul as matmul
 from multibackend_lstm.backends.numpy import tanh as tanh
 
-
 # Whether what is traced goes to another runtime, see `use_portable_loops`.
 _portable = False
 
@@ -239,10 +238,10 @@ def supports_jit(time: int | None) -> bool:
 
 
 def use_portable_loops() -> None:
-    """From now on in this process, trace loops that other runtimes can express.
+    """From now on in this process, trace loops that other runtimes can express, and no branches.
 
-    And no branches, which they can express and not optimise. ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
-    nor functions that XLA compiles.
+    ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
+    nor functions that XLA compiles; branches they do not optimise.
     """
     global scan, supports_jit, _portable
     scan, supports_jit, _portable = _scan_without_lists, _never_jit, True

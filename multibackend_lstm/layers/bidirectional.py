@@ -7,7 +7,7 @@ from keras import KerasTensor, ops
 
 from multibackend_lstm.layers.recurrent import Recurrent
 from multibackend_lstm.layers.validation import Shape, check_mask, reduce_mask
-from multibackend_lstm.layers.wrapping import accepts
+from multibackend_lstm.layers.wrapping import accepts, let_masks_pass
 
 MergeMode = Literal["concat", "sum", "mul", "ave"]
 
@@ -70,6 +70,7 @@ class Bidirectional(keras.layers.Bidirectional):
         super().__init__(layer, merge_mode, weights, backward_layer, **kwargs)
         self.supports_masking = True
         for direction in self._directions:
+            let_masks_pass(direction)
             if isinstance(direction, Recurrent):
                 direction.in_keras_bidirectional = False
 

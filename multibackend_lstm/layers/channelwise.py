@@ -15,7 +15,7 @@ from multibackend_lstm.layers.validation import (
     known_sizes,
     reduce_mask,
 )
-from multibackend_lstm.layers.wrapping import accepts, output_spec, passes_mask
+from multibackend_lstm.layers.wrapping import accepts, let_masks_pass, output_spec
 
 Merge = Literal["concat", "sum", "average", "max", "stack"]
 MERGES = ("concat", "sum", "average", "max", "stack")
@@ -78,6 +78,7 @@ class Channelwise(keras.layers.Wrapper):
             )
         check_choice("Channelwise", "merge", merge, MERGES)
         super().__init__(layer, autocast=False, **kwargs)
+        let_masks_pass(layer)
         self.merge = merge
         self.supports_masking = True
 
@@ -122,7 +123,7 @@ class Channelwise(keras.layers.Wrapper):
 
     def compute_mask(self, inputs: KerasTensor, previous_mask: Any = None) -> Any:
         """The mask of sequences that the layer returns, `None` for vectors."""
-        if previous_mask is None or not passes_mask(self.layer):
+        if previous_mask is None or not self.layer.supports_masking:
             return None
         self._check(inputs, previous_mask)
         if self.merge == "stack":

@@ -1,5 +1,6 @@
 """What `LSTM` and `GRU` share: N-D inputs, masks, states, and the choice of a kernel."""
 
+import functools
 import math
 import operator
 from typing import Any, Literal
@@ -31,10 +32,12 @@ IMPLEMENTATIONS = ("auto", "native", "ops")
 # What old configurations hold: Keras 2 chose among three ways to multiply by it.
 KERAS_2_IMPLEMENTATIONS = (0, 1, 2)
 
-# From 3.16 on keras.layers.Bidirectional drops the mask (keras#23235).
-_BIDIRECTIONAL_DROPS_MASK = not keras.layers.Bidirectional(
-    keras.layers.SimpleRNN(1)
-).supports_masking
+
+@functools.cache
+def _bidirectional_drops_masks() -> bool:
+    """Whether the installed Keras is one from 3.16 on (keras#23235)."""
+    wrapped = keras.layers.SimpleRNN(1, name="probe")
+    return not keras.layers.Bidirectional(wrapped, name="probe").supports_masking
 
 
 class Recurrent(RecurrentBase):
@@ -145,9 +148,9 @@ class Recurrent(RecurrentBase):
         """Raise a ValueError where the wrapper around this layer would drop the mask."""
         if (
             mask is not None
-            and _BIDIRECTIONAL_DROPS_MASK
             and self.in_keras_bidirectional
             and self.return_sequences
+            and _bidirectional_drops_masks()
         ):
             raise ValueError(
                 f"{self.name}: keras.layers.Bidirectional of Keras {keras.version()} would not "

@@ -19,8 +19,8 @@ from multibackend_lstm.layers.validation import (
 )
 from multibackend_lstm.layers.wrapping import (
     accepts,
+    let_masks_pass,
     output_spec,
-    passes_mask,
     sublayers,
     takes_sequences,
 )
@@ -94,6 +94,7 @@ class TimeDistributed(keras.layers.Wrapper):
         if steps_per_call is not None:
             check_positive("TimeDistributed", "steps_per_call", steps_per_call)
         super().__init__(layer, autocast=False, **kwargs)
+        let_masks_pass(layer)
         self.steps_per_call = steps_per_call
         self.supports_masking = True
         self._output_count = 1
@@ -174,7 +175,7 @@ class TimeDistributed(keras.layers.Wrapper):
             lambda m: None if m is None else fold(m), self._mask_for_layer(inputs, mask)
         )
         computed = None
-        if passes_mask(self.layer):
+        if self.layer.supports_masking:
             computed = self.layer.compute_mask(tree.map_structure(fold, inputs), layer_mask)
         if computed is None and self._output_count > 1:
             computed = [None] * self._output_count  # Keras gives masks to outputs one by one

@@ -34,13 +34,14 @@ def takes_sequences(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, (keras.Model, *_RECURRENT))
 
 
-def passes_mask(layer: keras.layers.Layer) -> bool:
-    """Whether the layer's outputs carry a mask when its input does.
+def let_masks_pass(layer: keras.layers.Layer) -> None:
+    """Have the layer, and those in it, pass masks as they do up to Keras 3.15.
 
-    Keras's recurrent layers do up to 3.15, and from 3.16 on drop it (keras#23235): inside a
-    wrapper of this package they pass it on every Keras.
+    From 3.16 on Keras's recurrent layers drop them, with a warning (keras#23235).
     """
-    return layer.supports_masking or isinstance(layer, _RECURRENT)
+    for inner in sublayers(layer):
+        if isinstance(inner, (*_RECURRENT, keras.layers.TimeDistributed)):
+            inner.supports_masking = True
 
 
 def output_spec(layer: keras.layers.Layer, inputs: Any) -> Any:

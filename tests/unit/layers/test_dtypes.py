@@ -9,7 +9,7 @@ from keras import ops
 
 import multibackend_lstm as m
 from unit import recurrent_reference as reference
-from unit.tools import BACKEND, run_python, to_numpy
+from unit.tools import BACKEND, needs_gradients, run_python, to_numpy
 
 UNFLOATING = ["bool", "int8", "uint8", "int16", "int32", "uint32", "int64"]
 # A layer, and its input's shape without the batch.
@@ -176,3 +176,44 @@ def test_state_in_every_precision_is_that_of_the_unbroken_series(name, policy):
         assert np.abs(got - ops.convert_to_numpy(ops.cast(first, "float32"))).max() > 1e-3
         for direction in getattr(parts, "_directions", [parts]):
             direction.reset_state()
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "conv_lstm"])
+def test_state_goes_on_in_predict(name, policy):
+    """On JAX and in mixed precision on torch Keras 3.15 forgets it."""
+    cls, arguments = {"lstm": (m.LSTM, [3]), "gru": (m.GRU, [3])}.get(name, (m.ConvLSTM1D, [2, 2]))
+    x = np.random.default_rng(0).normal(size=(2, 6, 5, 3)).astype("float32")
+    layer = cls(*arguments, dtype=policy, stateful=True)
+    model = keras.Sequential([keras.Input(batch_shape=(2, None, 5, 3)), layer])
+    whole = cls(*arguments, dtype=policy)
+    whole.build(x.shape)
+    whole.set_weights(layer.get_weights())
+    model.predict(x[:, :5], batch_size=2, verbose=0)
+    got = model.predict(x[:, 5:], batch_size=2, verbose=0).astype("float32")
+    expected = to_numpy(ops.cast(whole(x), "float32"))
+    tolerance = 1e-6 if policy == "float32" else 4e-3 if policy == "mixed_float16" else 3e-2
+    np.testing.assert_allclose(got, expected, atol=tolerance)
+    layer.reset_state()
+    fresh = model.predict(x[:, 5:], batch_size=2, verbose=0).astype("float32")
+    assert np.abs(fresh - got).max() > 2 * tolerance
+
+
+@needs_gradients
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "conv_lstm"])
+def test_state_goes_on_in_fit(name, policy):
+    cls, arguments = {"lstm": (m.LSTM, [3]), "gru": (m.GRU, [3])}.get(name, (m.ConvLSTM1D, [2, 2]))
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 3)).astype("float32")
+    layer = cls(*arguments, dtype=policy, stateful=True)
+    model = keras.Sequential([keras.Input(batch_shape=(2, 3, 5, 3)), layer])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(x, np.zeros(model.output_shape), batch_size=2, epochs=2, shuffle=False, verbose=0)
+    whole = cls(*arguments, dtype=policy, return_state=True)
+    whole.build(x.shape)
+    whole.set_weights(layer.get_weights())
+    _, *states = whole(np.concatenate([x, x], axis=1))
+    for variable, state in zip(layer.states, states, strict=True):
+        got, expected = to_numpy(variable.value), to_numpy(ops.cast(state, "float32"))
+        np.testing.assert_allclose(got, expected, atol=1e-6 if policy == "float32" else 3e-2)
+        assert np.abs(got).max() > 0.05
