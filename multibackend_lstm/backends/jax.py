@@ -70,10 +70,10 @@ def tanh(x: Any) -> Any:
     return jnp.tanh(x)
 
 
-def float64_refusal() -> str | None:
+def float64_refusal(statistics: bool = False) -> str | None:
     """As in `backends/numpy.py`."""
     if jax.config.jax_enable_x64:
-        return None
+        return "Keras normalises in float32 there" if statistics else None
     return (
         "JAX's 64-bit types are turned off, `jax.config.update('jax_enable_x64', True)` at the "
         "start turns them on"

@@ -51,8 +51,12 @@ def tanh(x: Any) -> Any:
     return ops.tanh(x)
 
 
-def float64_refusal() -> str | None:
-    """Why layers cannot compute in float64, None if they can."""
+def float64_refusal(statistics: bool = False) -> str | None:
+    """Why layers cannot compute in float64, None if they can.
+
+    Args:
+        statistics: whether they normalise by means and variances.
+    """
     return "Keras computes float64 in float32 there"
 
 

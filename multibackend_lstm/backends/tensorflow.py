@@ -70,7 +70,7 @@ def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
     )
 
 
-def float64_refusal() -> str | None:
+def float64_refusal(statistics: bool = False) -> str | None:
     """As in `backends/numpy.py`."""
     return None
 

@@ -66,10 +66,11 @@ def matmul(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     return product
 
 
-def float64_refusal() -> str | None:
+def float64_refusal(statistics: bool = False) -> str | None:
     """As in `backends/numpy.py`."""
-    device = ops.zeros(()).device.type
-    return "Apple's GPUs have no float64" if device == "mps" else None
+    if ops.zeros(()).device.type == "mps":
+        return "Apple's GPUs have no float64"
+    return "Keras normalises in float32 there" if statistics else None
 
 
 def devices() -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import keras
 from keras import KerasTensor, ops, tree
 
-from multibackend_lstm.layers.folding import fold, maximum, unfold
+from multibackend_lstm.layers.folding import fold, maximum, mean, unfold
 from multibackend_lstm.layers.validation import (
     Shape,
     check_choice,
@@ -155,7 +155,7 @@ class Channelwise(keras.layers.Wrapper):
         if self.merge == "sum":
             return ops.sum(channels, axis=1)
         if self.merge == "average":
-            return ops.mean(channels, axis=1)
+            return mean(channels, (1,))
         if self.merge == "max":
             return maximum(channels, (1,))
         joined = ops.moveaxis(channels, 1, -2)

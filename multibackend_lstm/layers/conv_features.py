@@ -9,7 +9,7 @@ from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
 from multibackend_lstm.layers.dtypes import check_float64, to_compute_dtype
-from multibackend_lstm.layers.folding import fold, maximum, unfold
+from multibackend_lstm.layers.folding import fold, maximum, mean, unfold
 from multibackend_lstm.layers.validation import (
     MaskReduction,
     Shape,
@@ -155,7 +155,7 @@ class TimeDistributedConv(keras.layers.Layer):
 
     def build(self, input_shape: Shape) -> None:
         """Create and build the layers that a time step goes through."""
-        check_float64(self)
+        check_float64(self, statistics=self.normalization is not None)
         self.compute_output_shape(input_shape)
         shape = self._step_shape(input_shape)
         self.step_layers = self._make_step_layers(rank=len(shape) - 2)
@@ -200,7 +200,7 @@ class TimeDistributedConv(keras.layers.Layer):
                 x = layer(x)
         axes = tuple(range(1, len(x.shape) - 1))
         if self.reduce == "average":
-            x = ops.mean(x, axis=axes)
+            x = mean(x, axes)
         elif self.reduce == "max":
             x = maximum(x, axes)
         else:

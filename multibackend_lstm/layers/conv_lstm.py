@@ -103,11 +103,12 @@ class _AsLSTM(RecurrentBase):
         batch, time = ops.shape(sequences)[:2]
         shape, dtype = (batch, *self._state_shape(sequences.shape)), self.compute_dtype
         output = ops.zeros((batch, time, *shape[1:]) if self.return_sequences else shape, dtype)
-        if not self.return_state:
-            return output
         if initial_state is None and self.stateful:
             initial_state = self._current_states()
         states = [ops.zeros(shape, dtype)] * 2 if initial_state is None else initial_state
+        self._keep_states(states)
+        if not self.return_state:
+            return output
         return (output, *(ops.cast(state, dtype) for state in states))
 
     def _note(self, implementation: str, path: str, refused: str | None) -> None:

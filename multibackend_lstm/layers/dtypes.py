@@ -28,16 +28,19 @@ def to_compute_dtype(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
     return ops.cast(x, layer.compute_dtype)
 
 
-def check_float64(layer: keras.layers.Layer, *activations: Callable[[Any], Any]) -> None:
+def check_float64(
+    layer: keras.layers.Layer, *activations: Callable[[Any], Any], statistics: bool = False
+) -> None:
     """Raise a ValueError if the layer is to compute in float64 and the backend would not.
 
     Args:
         layer: the layer.
         *activations: functions of it that must return float64 for float64.
+        statistics: whether it normalises by means and variances.
     """
     if layer.compute_dtype != "float64":
         return
-    refused = backends.active().float64_refusal()
+    refused = backends.active().float64_refusal(statistics)
     for activation in activations if refused is None else ():
         dtype = keras.backend.standardize_dtype(activation(ops.zeros((1, 1), "float64")).dtype)
         if dtype != "float64":

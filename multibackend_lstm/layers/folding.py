@@ -1,5 +1,6 @@
 """Folding a second axis into the batch, and back, and what empty tensors need."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,16 @@ def unfold(x: KerasTensor, sizes: tuple[Any, Any]) -> KerasTensor:
         sizes: `(batch, time)`, integers or scalar tensors, as `ops.shape` gives them.
     """
     return ops.reshape(x, (*sizes, *ops.shape(x)[1:]))
+
+
+def mean(x: KerasTensor, axes: tuple[int, ...]) -> KerasTensor:
+    """The mean along axes of known sizes, in float64 where the tensor is.
+
+    That of Keras computes it in float32 on torch (Keras 3.15).
+    """
+    if keras.backend.standardize_dtype(x.dtype) == "float64":
+        return ops.sum(x, axis=axes) / math.prod(x.shape[axis] for axis in axes)
+    return ops.mean(x, axis=axes)
 
 
 def maximum(x: KerasTensor, axes: tuple[int, ...]) -> KerasTensor:

@@ -285,3 +285,15 @@ def test_training_with_padding_is_training_without(options):
     for mine, other, before in zip(*trained, start, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-6)
         assert np.abs(mine - before).max() > 1e-4
+
+
+def test_a_call_without_steps_keeps_the_states_it_is_given():
+    layer = ConvLSTM1D(2, 3, stateful=True, return_state=True)
+    layer.build((1, None, 5, 1))
+    given = [np.full((1, 3, 2), value, "float32") for value in (0.5, -0.25)]
+    nothing = np.zeros((1, 0, 5, 1), "float32")
+    layer(nothing, initial_state=given)
+    output, *states = arrays(layer(nothing))
+    assert not output.any()
+    for got, expected in zip(states, given, strict=True):
+        np.testing.assert_array_equal(got, expected)

@@ -146,6 +146,33 @@ def test_a_float64_policy_that_cannot_be_kept_is_refused(name):
         make(dtype="float64").build((2, *shape))
 
 
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="normalises in float64")
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+def test_float64_normalisation_is_refused_where_it_would_be_float32(normalization):
+    layer = m.TimeDistributedConv(2, 2, normalization=normalization, dtype="float64")
+    with pytest.raises(ValueError, match="policy float64 cannot be kept"):
+        layer.build((2, 4, 5, 3))
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="needs jax_enable_x64")
+def test_averages_in_float64():
+    """Keras's mean computes in float32 on torch."""
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 3))
+    conv = m.TimeDistributedConv(2, 5, reduce="average", use_bias=False, dtype="float64")
+    conv.build(x.shape)
+    kernel = ops.convert_to_numpy(conv.weights[0].value)
+    truth = np.einsum("btkf,kfo->bto", x, kernel)
+    np.testing.assert_allclose(ops.convert_to_numpy(conv(x)), truth, rtol=0, atol=1e-13)
+    joined, apart = (
+        m.Channelwise(m.LSTM(2, dtype="float64"), merge) for merge in ("average", "stack")
+    )
+    for layer in (joined, apart):
+        layer.build(x.shape)
+    apart.set_weights([w.value for w in joined.weights])
+    got, channels = (ops.convert_to_numpy(layer(x)) for layer in (joined, apart))
+    np.testing.assert_allclose(got, channels.mean(1), rtol=0, atol=1e-14)
+
+
 # Half precision and the state
 
 
