@@ -352,12 +352,12 @@ BOUNDED = ("tanh", "softsign", "sine")
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 INTEGERS = ("int8", "int32", "int64", "uint8", "bool")
 # Of Keras's own, which do not cast integers (a Dense layer multiplies them as they are).
-_FLOATS_ONLY = ("Dense", *CONVS, "LayerNormalization")
+KERAS_OWN = ("Dense", *CONVS, "LayerNormalization")
 
 
 def _draw_dtype(draw: _Draw, spec: Spec, policy: str) -> str:
     dtype = draw.sometimes("float32", 0.5, *FLOATS[1:], *INTEGERS)
-    if dtype in INTEGERS and any(part["class"] in _FLOATS_ONLY for part in parts(spec)):
+    if dtype in INTEGERS and any(part["class"] in KERAS_OWN for part in parts(spec)):
         return "float32"
     return dtype
 
