@@ -65,6 +65,10 @@ class Jax(Backend):
         """See `Backend`."""
         import jax
 
+        if not hasattr(jax, "enable_x64"):  # before JAX 0.8
+            from jax.experimental import enable_x64
+
+            return enable_x64(structure.x64)
         return jax.enable_x64(structure.x64)
 
     def _stateless_call(self, trained: Any, others: Any, arguments: Arguments) -> Any:

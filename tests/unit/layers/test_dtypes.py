@@ -83,9 +83,6 @@ def test_complex_numbers_are_refused(name):
 # float64
 
 FLOAT64 = """
-import warnings; warnings.simplefilter("error")
-import keras, numpy as np
-import multibackend_lstm as m
 from unit.layers.test_dtypes import check_float64_values
 check_float64_values()
 """
