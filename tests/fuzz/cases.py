@@ -192,6 +192,8 @@ def describe(spec: Spec) -> str:
             shown.append(describe(value))
         elif key == "layers":
             shown.append(", ".join(map(describe, value)))
+        elif key == "activation" and "recurrent_activation" not in spec:
+            shown.append(f"{key}={value!r}")  # whose default is another in each of these layers
         elif key != "class" and not (key in _DEFAULTS and _DEFAULTS[key] == value):
             shown.append(f"{key}={value!r}")
     return f"{spec['class']}({', '.join(shown)})"
@@ -593,7 +595,7 @@ def _time_distributed_conv(draw: _Draw, _: str) -> tuple[Spec, tuple[int, ...]]:
         "filters": tuple(draw.of(2, 4) for _ in range(blocks)),
         **convolution,
         "groups": groups,
-        "activation": draw.of("linear", "relu", "tanh", "leaky_relu", "elu", "prelu"),
+        "activation": draw.of("linear", "relu", "tanh", "selu", "elu", "prelu"),
         "use_bias": draw.chance(0.7),
         "normalization": draw.sometimes(None, 0.4, "batch", "layer"),
         "pool_size": pool_size,

@@ -58,7 +58,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "softsign": lambda x: x / (1 + np.where(x.real < 0, -x, x)),
     "silu": lambda x: x * sigmoid(x),
     "softmax": softmax,
-    "leaky_relu": lambda x: np.where(x.real > 0, x, 0.2 * x),
     # A function that Keras does not know by name.
     "sine": np.sin,
 }

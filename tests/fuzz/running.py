@@ -331,6 +331,8 @@ def judge(program: Program, values: Values) -> float:
     tolerated = coarser(structure.compute_dtype, dtype or "float32")
     if tolerated == "float64" and not float64_is_kept(structure):
         tolerated = "float32"
+        if any(part["class"] in cases.KERAS_OWN for part in cases.parts(structure.spec)):
+            dtype = None  # a Dense layer with tanh returns float32 on JAX, with linear float64
     worst = 0.0
     for number, call in enumerate(values.calls):
         # On TensorFlow a data set takes twenty times as long as what is tested.
