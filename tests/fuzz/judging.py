@@ -126,6 +126,8 @@ def documented_refusal(structure: Structure, values: Values | None, message: str
         r"each in \[0, time\]": unfit,
         "float64": structure.policy == "float64",
         r"\b0\b": empty and may_refuse_empty,
+        # From Keras 3.16 on.
+        "would not pass the mask on": any(part.get("keras") for part in parts(structure.spec)),
     }
     return any(applies and re.search(said, message) for said, applies in rules.items())
 
