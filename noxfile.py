@@ -153,7 +153,8 @@ def nightly(session: nox.Session, backend: str) -> None:
         python(session, "tests/nightly/probe.py", env={"KERAS_BACKEND": backend})
     except CommandFailed:
         session.skip(broken.format("used"))
-    pytest(session, backend, *UNIT_TESTS)
+    # Without the fuzzer's: it draws Keras's own Bidirectional, whose masks differ there by design.
+    pytest(session, backend, *(test for test in UNIT_TESTS if test != "tests/fuzz"))
 
 
 @nox.session(default=False)
