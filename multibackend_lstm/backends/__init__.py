@@ -4,6 +4,7 @@
 |---|---|
 | `concatenate_steps` | calls a function on some time steps at a time |
 | `convolve` | applies a convolution layer, in the fastest of the equal formulations |
+| `nonempty` | a batch, with a sample more if it has none and that cannot be convolved |
 | `matmul`, `tanh` | what `keras.ops` computes in float32 on some backend though it gets float64 |
 | `float64_refusal` | why the float64 policy cannot be kept |
 | `devices`, `precision` | what `multibackend-lstm doctor` shows |

@@ -13,6 +13,7 @@ from keras import KerasTensor, ops
 
 from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
 from multibackend_lstm.backends.numpy import matmul as matmul
+from multibackend_lstm.backends.numpy import nonempty as nonempty
 
 
 def concatenate_steps(call_steps: Callable[[int, int], Any], time: int, size: int) -> Any:

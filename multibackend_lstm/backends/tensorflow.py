@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import KerasTensor, ops, tree
+from keras import KerasTensor, tree
 
 from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
 from multibackend_lstm.backends.numpy import matmul as matmul
@@ -49,25 +49,23 @@ def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: in
     return tree.pack_sequence_as(first, [swap_batch_and_time(array.concat()) for array in arrays])
 
 
-def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
-    """As in `backends/numpy.py`; of nothing, nothing.
+def nonempty(x: Any) -> Any:
+    """As in `backends/numpy.py`.
 
     TensorFlow's own convolution of an empty batch keeps the number of features it came with
     (TensorFlow 2.21, outside XLA).
     """
-    shape = layer.compute_output_shape(x.shape)[1:]
-    if x.shape[0] == 0:
-        return ops.zeros((0, *shape), layer.compute_dtype)
-    y = numpy.convolve(layer, x)
-    if x.shape[0] is not None or _portable:
-        return y
-    # In a graph an empty batch shows only when it runs. (TensorFlow drops a reshape to the shape
-    # that it believes the convolution to have.)
-    return tf.cond(
-        tf.shape(x)[0] > 0,
-        lambda: y,
-        lambda: tf.zeros((tf.shape(x)[0], *shape), layer.compute_dtype),
-    )
+    if x.shape[0] or _portable:
+        return x
+    missing = tf.maximum(1 - tf.shape(x)[0], 0)  # known only when the graph runs
+    return tf.pad(x, [(0, missing), *[(0, 0)] * (x.shape.rank - 1)])
+
+
+def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
+    """As in `backends/numpy.py`; of nothing, nothing."""
+    convolved = nonempty(x)
+    y = numpy.convolve(layer, convolved)
+    return y if convolved is x else y[: tf.shape(x)[0]]
 
 
 def float64_refusal(statistics: bool = False) -> str | None:

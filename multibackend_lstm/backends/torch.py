@@ -9,7 +9,7 @@ import torch
 from keras import KerasTensor, ops
 
 from multibackend_lstm.backends import Options, Refused, Weights, numpy
-from multibackend_lstm.backends.numpy import concatenate_steps, scan, supports_jit, tanh
+from multibackend_lstm.backends.numpy import concatenate_steps, nonempty, scan, supports_jit, tanh
 
 __all__ = [
     "concatenate_steps",
@@ -21,6 +21,7 @@ __all__ = [
     "inference",
     "lstm",
     "matmul",
+    "nonempty",
     "precision",
     "scan",
     "strict_precision",

@@ -87,10 +87,13 @@ class _AsLSTM(RecurrentBase):
                 new_states = [ops.where(valid, *pair) for pair in pairs]
             return new_states, new_states[:1]
 
+        batch, nonempty = ops.shape(sequences)[0], backends.active().nonempty
         # Copies, since torch overwrites the variables of the state.
-        states = [ops.copy(state) for state in initial_state]
+        states = [nonempty(ops.copy(state)) for state in initial_state]
         scan = eager_scan if self.unroll else backends.active().scan
-        states, (outputs,) = scan(step, states, [ops.swapaxes(x, 0, 1) for x in steps])
+        xs = [ops.swapaxes(nonempty(x), 0, 1) for x in steps]
+        states, (outputs,) = scan(step, states, xs)
+        states, outputs = [state[:batch] for state in states], outputs[:, :batch]
         outputs, last = ops.swapaxes(outputs, 0, 1), states[0]
         if mask is not None:
             outputs, last = hold_outputs(outputs, last, steps[1], self.zero_output_for_mask)

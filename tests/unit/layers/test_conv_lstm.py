@@ -6,7 +6,7 @@ import pytest
 
 from multibackend_lstm.layers import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
 from unit import recurrent_reference, references
-from unit.tools import gradients, needs_gradients
+from unit.tools import gradients, needs_gradients, only_tensorflow
 
 PAIRS = {
     1: (ConvLSTM1D, keras.layers.ConvLSTM1D),
@@ -297,3 +297,30 @@ def test_a_call_without_steps_keeps_the_states_it_is_given():
     assert not output.any()
     for got, expected in zip(states, given, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@only_tensorflow
+@pytest.mark.parametrize("options", [{}, {"activation": "silu"}], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_graph_whose_batch_turns_out_empty(options, masked):
+    import tensorflow as tf
+
+    layer = ConvLSTM1D(2, 3, return_sequences=True, return_state=True, **options)
+    layer.build((None, None, 5, 3))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, 5, 3)), tf.TensorSpec((None, 4))])
+    def run(x, valid):
+        variables = [v.value for v in layer.trainable_variables]
+        with tf.GradientTape() as tape:
+            outputs = layer(x, mask=tf.cast(valid, "bool") if masked else None)
+            loss = tf.add_n([tf.reduce_sum(y) for y in outputs])
+        return outputs, tape.gradient(loss, variables)
+
+    for batch in (0, 2):
+        x = np.random.default_rng(0).normal(size=(batch, 4, 5, 3)).astype("float32")
+        outputs, by_weights = run(x, np.ones((batch, 4), "float32"))
+        shapes = [(batch, 4, 3, 2), (batch, 3, 2), (batch, 3, 2)]
+        assert [tuple(y.shape) for y in outputs] == shapes
+        assert all((np.abs(g).max() > 0) == (batch > 0) for g in by_weights)
+        for got, expected in zip(outputs, arrays(layer(x)), strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-6)
