@@ -95,7 +95,7 @@ def _outer(x: Any, gradient: Any, kernel: Any) -> Any:
 
 def _previous(first: Any, all_steps: Any) -> Any:
     """The states before each step, from the initial ones and those after each step."""
-    return ops.concatenate([ops.expand_dims(first, 0), all_steps[:-1]], axis=0)
+    return ops.concatenate([ops.expand_dims(first, 0), all_steps], axis=0)[:-1]
 
 
 def _with(valid: Any, *xs: Any) -> list[Any]:

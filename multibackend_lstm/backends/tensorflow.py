@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import KerasTensor, tree
+from keras import tree
 
 from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
+from multibackend_lstm.backends.numpy import convolve as convolve
 from multibackend_lstm.backends.numpy import matmul as matmul
 from multibackend_lstm.backends.numpy import tanh as tanh
 
@@ -52,20 +53,13 @@ def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: in
 def nonempty(x: Any) -> Any:
     """As in `backends/numpy.py`.
 
-    TensorFlow's own convolution of an empty batch keeps the number of features it came with
-    (TensorFlow 2.21, outside XLA).
+    A convolution of an empty batch keeps the number of features it came with, and pooling ends
+    the process in its gradient (TensorFlow 2.21, outside XLA).
     """
     if x.shape[0] or _portable:
         return x
     missing = tf.maximum(1 - tf.shape(x)[0], 0)  # known only when the graph runs
     return tf.pad(x, [(0, missing), *[(0, 0)] * (x.shape.rank - 1)])
-
-
-def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
-    """As in `backends/numpy.py`; of nothing, nothing."""
-    convolved = nonempty(x)
-    y = numpy.convolve(layer, convolved)
-    return y if convolved is x else y[: tf.shape(x)[0]]
 
 
 def float64_refusal(statistics: bool = False) -> str | None:

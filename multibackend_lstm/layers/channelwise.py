@@ -15,7 +15,7 @@ from multibackend_lstm.layers.validation import (
     known_sizes,
     reduce_mask,
 )
-from multibackend_lstm.layers.wrapping import accepts, let_masks_pass, output_spec
+from multibackend_lstm.layers.wrapping import call_folded, let_masks_pass, output_spec
 
 Merge = Literal["concat", "sum", "average", "max", "stack"]
 MERGES = ("concat", "sum", "average", "max", "stack")
@@ -112,12 +112,9 @@ class Channelwise(keras.layers.Wrapper):
     def call(self, inputs: KerasTensor, training: bool | None = None, mask: Any = None) -> Any:
         """Fold channels into batch, call the layer, join."""
         self._check(inputs, mask)
-        arguments: dict[str, Any] = {}
-        if training is not None and accepts(self.layer, "training"):
-            arguments["training"] = training
-        if mask is not None and accepts(self.layer, "mask"):
-            arguments["mask"] = self._fold_mask(mask, inputs)
-        outputs = self.layer(self._fold_channels(inputs), **arguments)
+        if mask is not None:
+            mask = self._fold_mask(mask, inputs)
+        outputs = call_folded(self.layer, self._fold_channels(inputs), mask, training)
         batch, axes = ops.shape(inputs)[0], tuple(inputs.shape[2:-1])
         return tree.map_structure(lambda x: self._join(x, batch, axes), outputs)
 

@@ -9,7 +9,7 @@ from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
 from multibackend_lstm.layers.dtypes import check_float64, to_compute_dtype
-from multibackend_lstm.layers.folding import fold, maximum, mean, unfold
+from multibackend_lstm.layers.folding import call_nonempty, fold, maximum, mean, unfold
 from multibackend_lstm.layers.validation import (
     MaskReduction,
     Shape,
@@ -187,11 +187,19 @@ class TimeDistributedConv(keras.layers.Layer):
     ) -> KerasTensor:
         """Fold time into batch, run the blocks, reduce, unfold."""
         self._step_shape(inputs.shape)
-        x = fold(to_compute_dtype(self, inputs))
+        if mask is not None:
+            check_mask(self.name, mask.shape, inputs.shape, max_rank=len(inputs.shape))
+            mask = fold(reduce_mask(mask, self.mask_reduction))
+        steps = fold(to_compute_dtype(self, inputs))
+        x = call_nonempty(lambda x, mask: self._call_steps(x, training, mask), steps, mask)
+        return unfold(x, ops.shape(inputs)[:2])
+
+    def _call_steps(self, x: KerasTensor, training: bool | None, mask: Any) -> KerasTensor:
+        """`(steps, *axes, features)` and a mask `(steps,)` to `(steps, units)`."""
         for layer in self.step_layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 # `call` alone: the mask is for the statistics, not for the layers behind.
-                x = layer.call(x, training=training, mask=self._position_mask(mask, inputs, x))
+                x = layer.call(x, training=training, mask=_position_mask(mask, x))
             elif isinstance(layer, keras.layers.Dropout):
                 x = layer(x, training=training)
             elif isinstance(layer, tuple(_CONVOLUTIONS.values())):
@@ -200,12 +208,10 @@ class TimeDistributedConv(keras.layers.Layer):
                 x = layer(x)
         axes = tuple(range(1, len(x.shape) - 1))
         if self.reduce == "average":
-            x = mean(x, axes)
-        elif self.reduce == "max":
-            x = maximum(x, axes)
-        else:
-            x = ops.reshape(x, (ops.shape(x)[0], math.prod(x.shape[1:])))
-        return unfold(x, ops.shape(inputs)[:2])
+            return mean(x, axes)
+        if self.reduce == "max":
+            return maximum(x, axes)
+        return ops.reshape(x, (ops.shape(x)[0], math.prod(x.shape[1:])))
 
     def compute_mask(self, inputs: KerasTensor, previous_mask: Any = None) -> Any:
         """The `(batch, time)` mask, reduced from `previous_mask`."""
@@ -305,14 +311,13 @@ class TimeDistributedConv(keras.layers.Layer):
                 + (', or `padding="same"`.' if argument == "kernel_size" else ".")
             )
 
-    def _position_mask(self, mask: Any, inputs: KerasTensor, x: KerasTensor) -> Any:
-        """The time mask repeated for every position of `x`, `(batch * time, *axes)`."""
-        if mask is None:
-            return None
-        check_mask(self.name, mask.shape, inputs.shape, max_rank=len(inputs.shape))
-        mask = reduce_mask(mask, self.mask_reduction)
-        mask = ops.reshape(mask, (ops.shape(x)[0], *[1] * (len(x.shape) - 2)))
-        return ops.broadcast_to(mask, ops.shape(x)[:-1])
+
+def _position_mask(mask: Any, x: KerasTensor) -> Any:
+    """A mask `(steps,)` repeated for every position of `x`, `(steps, *axes)`."""
+    if mask is None:
+        return None
+    mask = ops.reshape(mask, (ops.shape(x)[0], *[1] * (len(x.shape) - 2)))
+    return ops.broadcast_to(mask, ops.shape(x)[:-1])
 
 
 def _copy(layer: keras.layers.Layer) -> keras.layers.Layer:

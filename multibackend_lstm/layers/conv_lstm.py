@@ -9,6 +9,7 @@ from keras import KerasTensor, ops
 from multibackend_lstm import backends
 from multibackend_lstm.backends.numpy import scan as eager_scan
 from multibackend_lstm.layers.dtypes import to_compute_dtype
+from multibackend_lstm.layers.folding import call_nonempty
 from multibackend_lstm.layers.recurrent import expand, hold_outputs, run_kernel, without_masked
 from multibackend_lstm.layers.recurrent_base import (
     ImplementationReport,
@@ -75,6 +76,13 @@ class _AsLSTM(RecurrentBase):
         self, sequences: KerasTensor, initial_state: Any, mask: Any, training: bool = False
     ) -> Any:
         """The loop over time that `keras.layers.RNN.call` calls."""
+
+        def loop(sequences: KerasTensor, initial_state: Any, mask: Any) -> Any:
+            return self._loop(sequences, initial_state, mask, training)
+
+        return call_nonempty(loop, sequences, initial_state, mask)
+
+    def _loop(self, sequences: KerasTensor, initial_state: Any, mask: Any, training: bool) -> Any:
         steps = [sequences] if mask is None else [sequences, mask]
         if self.go_backwards:
             steps = [ops.flip(x, axis=1) for x in steps]
@@ -87,13 +95,10 @@ class _AsLSTM(RecurrentBase):
                 new_states = [ops.where(valid, *pair) for pair in pairs]
             return new_states, new_states[:1]
 
-        batch, nonempty = ops.shape(sequences)[0], backends.active().nonempty
         # Copies, since torch overwrites the variables of the state.
-        states = [nonempty(ops.copy(state)) for state in initial_state]
+        states = [ops.copy(state) for state in initial_state]
         scan = eager_scan if self.unroll else backends.active().scan
-        xs = [ops.swapaxes(nonempty(x), 0, 1) for x in steps]
-        states, (outputs,) = scan(step, states, xs)
-        states, outputs = [state[:batch] for state in states], outputs[:, :batch]
+        states, (outputs,) = scan(step, states, [ops.swapaxes(x, 0, 1) for x in steps])
         outputs, last = ops.swapaxes(outputs, 0, 1), states[0]
         if mask is not None:
             outputs, last = hold_outputs(outputs, last, steps[1], self.zero_output_for_mask)

@@ -1,11 +1,13 @@
-"""Folding a second axis into the batch, and back, and what empty tensors need."""
+"""Folding a second axis into the batch, and back, and what empty batches need."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import KerasTensor, ops
+from keras import KerasTensor, ops, tree
+
+from multibackend_lstm import backends
 
 
 def fold(x: KerasTensor) -> KerasTensor:
@@ -22,6 +24,25 @@ def unfold(x: KerasTensor, sizes: tuple[Any, Any]) -> KerasTensor:
         sizes: `(batch, time)`, integers or scalar tensors, as `ops.shape` gives them.
     """
     return ops.reshape(x, (*sizes, *ops.shape(x)[1:]))
+
+
+def call_nonempty(function: Callable[..., Any], *batches: Any) -> Any:
+    """Call a function of batches, with a sample of zeros where a backend cannot take none.
+
+    Args:
+        function: of structures of `(batch, ...)` tensors, to such a structure.
+        batches: its arguments; None where there is none.
+    """
+
+    def nonempty(x: Any) -> Any:
+        return None if x is None else backends.active().nonempty(x)
+
+    filled = tree.map_structure(nonempty, batches)
+    outputs = function(*filled)
+    batch = tree.flatten(batches)[0]
+    if tree.flatten(filled)[0] is batch:
+        return outputs
+    return tree.map_structure(lambda x: x[: ops.shape(batch)[0]], outputs)
 
 
 def mean(x: KerasTensor, axes: tuple[int, ...]) -> KerasTensor:

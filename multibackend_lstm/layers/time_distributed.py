@@ -19,6 +19,7 @@ from multibackend_lstm.layers.validation import (
 )
 from multibackend_lstm.layers.wrapping import (
     accepts,
+    call_folded,
     let_masks_pass,
     output_spec,
     sublayers,
@@ -134,18 +135,14 @@ class TimeDistributed(keras.layers.Wrapper):
         """Fold time into batch, call the layer, unfold."""
         self._check(inputs, mask)
         layer_mask = self._mask_for_layer(inputs, mask)
-        arguments: dict[str, Any] = {}
-        if training is not None and accepts(self.layer, "training"):
-            arguments["training"] = training
         batch, time = ops.shape(tree.flatten(inputs)[0])[:2]
 
         def call_steps(start: Any, stop: Any) -> Any:
             def fold_steps(x: Any) -> Any:
                 return None if x is None else fold(x[:, start:stop])
 
-            if layer_mask is not None:
-                arguments["mask"] = tree.map_structure(fold_steps, layer_mask)
-            outputs = self.layer(tree.map_structure(fold_steps, inputs), **arguments)
+            steps, mask = tree.map_structure(fold_steps, (inputs, layer_mask))
+            outputs = call_folded(self.layer, steps, mask, training)
             self._output_count = len(tree.flatten(outputs))
             return tree.map_structure(lambda x: unfold(x, (batch, stop - start)), outputs)
 

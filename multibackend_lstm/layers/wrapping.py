@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, tree
 
-from multibackend_lstm.layers.folding import TracedFunction
+from multibackend_lstm.layers.folding import TracedFunction, call_nonempty
 
 _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 
@@ -32,6 +32,16 @@ def accepts(layer: keras.layers.Layer, argument: str) -> bool:
 def takes_sequences(layer: keras.layers.Layer) -> bool:
     """Whether a mask given to the layer must have a time axis of the layer's own input."""
     return isinstance(layer, (keras.Model, *_RECURRENT))
+
+
+def call_folded(layer: keras.layers.Layer, inputs: Any, mask: Any, training: bool | None) -> Any:
+    """Call the layer with the arguments that it takes on a folded batch, which may be empty."""
+    arguments: dict[str, Any] = {}
+    if training is not None and accepts(layer, "training"):
+        arguments["training"] = training
+    if mask is None or not accepts(layer, "mask"):
+        return call_nonempty(lambda x: layer(x, **arguments), inputs)
+    return call_nonempty(lambda x, mask: layer(x, mask=mask, **arguments), inputs, mask)
 
 
 def let_masks_pass(layer: keras.layers.Layer) -> None:

@@ -377,26 +377,6 @@ def test_unknown_sizes_in_a_tf_function():
         assert_close(call(x, mask), layer(x, mask=tf.constant(mask), training=True))
 
 
-@only_tensorflow
-def test_gradient_in_a_graph_whose_batch_turns_out_empty():
-    import tensorflow as tf
-
-    layer = TimeDistributedConv(3, 2)
-    layer.build((None, None, 5, 2))
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, 5, 2))])
-    def gradients(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(layer(x) ** 2)
-        return tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
-
-    by_x, *by_weights = gradients(tf.zeros((0, 3, 5, 2)))
-    assert by_x.shape == (0, 3, 5, 2)
-    for gradient, weight in zip(by_weights, layer.trainable_variables, strict=True):
-        assert_close(gradient, np.zeros(weight.shape))
-
-
 EVERYTHING = {
     "filters": (4, 3),
     "kernel_size": 2,

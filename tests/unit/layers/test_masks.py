@@ -156,6 +156,9 @@ def test_a_graph_that_meets_no_step(name, return_sequences, zero_output_for_mask
 EMPTY = {
     **LAYERS,
     "channelwise_max": (lambda **k: m.Channelwise(m.LSTM(2, **k), "max"), (5, 3, 2)),
+    "channelwise_gru": (lambda **k: m.Channelwise(m.GRU(2, **k)), (5, 3, 2)),
+    "distributed_conv": (lambda **k: m.TimeDistributed(keras.layers.Conv1D(2, 2)), (5, 3, 2)),
+    "conv": (lambda **k: m.TimeDistributedConv(3, 2), (5, 3, 2)),
     "conv_max": (lambda **k: m.TimeDistributedConv(2, 2, reduce="max"), (5, 3, 2)),
     "conv_layer": (lambda **k: m.TimeDistributedConv(2, normalization="layer"), (5, 3, 2)),
     "conv_blocks": (
@@ -181,7 +184,18 @@ def test_no_samples_and_no_steps_give_the_right_shape(name, return_sequences, ba
         if getattr(layer, "unroll", False):
             pytest.skip("unroll needs a known number of steps")
         spec = tf.TensorSpec((None, None, *shape[1:]))
-        got = tf.function(layer, input_signature=[spec])(x)
+
+        @tf.function(input_signature=[spec])
+        def run(x):
+            weights = [v.value for v in layer.trainable_variables]
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+            return y, tape.gradient(y, [x, *weights], unconnected_gradients="zero")
+
+        got, (by_x, *by_weights) = run(x)
+        assert by_x.shape == x.shape
+        assert not any(np.any(gradient) for gradient in by_weights)
     else:
         got = layer(x)
     assert tuple(got.shape) == layer.compute_output_shape(x.shape)

@@ -476,15 +476,8 @@ def test_fit_equals_keras(steps_per_call):
 # --- Sizes of batch and time ---
 
 
-EMPTY = ["dense", "flatten", "sequential"]
-if BACKEND != "tensorflow":
-    # Keras' own convolutions on TensorFlow return an empty batch in its old shape, and then
-    # fail at the bias.
-    EMPTY.append("conv2d")
-
-
 @pytest.mark.parametrize(("batch", "time"), [(2, 1), (2, 0), (0, 3), (0, 0)])
-@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("name", ["dense", "flatten", "sequential", "conv2d"])
 @pytest.mark.parametrize("steps_per_call", [None, 2])
 def test_empty_and_single(name, batch, time, steps_per_call):
     x = normal(batch, time, *INNER[name][1])
