@@ -312,13 +312,17 @@ def output_dtype(structure: Structure) -> str:
 def float64_is_kept(structure: Structure) -> bool:
     """Whether what computes is float64: not on JAX without x64, nor in Keras's own layers.
 
-    Those multiply and normalise in float32 outside of TensorFlow.
+    Those multiply and normalise in float32 outside of TensorFlow, and Keras's LayerNormalization
+    computes in the dtype of its input, whatever its policy, everywhere.
     """
+    own = {part["class"] for part in cases.parts(structure.spec)} & {*cases.KERAS_OWN}
+    if "LayerNormalization" in own and structure.dtype != "float64":
+        return False
     if keras.backend.backend() == "tensorflow":
         return True
     if keras.backend.backend() == "jax" and not structure.x64:
         return False
-    return not any(part["class"] in cases.KERAS_OWN for part in cases.parts(structure.spec))
+    return not own
 
 
 def judge(program: Program, values: Values) -> float:
