@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from multibackend_lstm.data import (
         flatten_features,
         load_basic_motions,
+        pad_sequences,
         unflatten_features,
     )
     from multibackend_lstm.layers import (
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
         ConvLSTM2D,
         ConvLSTM3D,
         FlattenFeatures,
+        LengthMasking,
+        Normalization,
         TimeDistributed,
         TimeDistributedConv,
     )
     from multibackend_lstm.models import build_deep_conv_lstm, build_model
+    from multibackend_lstm.sensor_model import SensorModel
     from multibackend_lstm.solutions import SOLUTIONS
     from multibackend_lstm.upgrading import Upgrade, upgrade
 
@@ -45,6 +49,9 @@ __all__ = [
     "ConvLSTM2D",
     "ConvLSTM3D",
     "FlattenFeatures",
+    "LengthMasking",
+    "Normalization",
+    "SensorModel",
     "TimeDistributed",
     "TimeDistributedConv",
     "Upgrade",
@@ -52,6 +59,7 @@ __all__ = [
     "build_model",
     "flatten_features",
     "load_basic_motions",
+    "pad_sequences",
     "unflatten_features",
     "upgrade",
 ]
@@ -66,13 +74,17 @@ _MODULE_OF = {
     "ConvLSTM3D": "layers",
     "Channelwise": "layers",
     "FlattenFeatures": "layers",
+    "LengthMasking": "layers",
+    "Normalization": "layers",
     "TimeDistributed": "layers",
     "TimeDistributedConv": "layers",
     "build_deep_conv_lstm": "models",
     "build_model": "models",
     "flatten_features": "data",
     "load_basic_motions": "data",
+    "pad_sequences": "data",
     "unflatten_features": "data",
+    "SensorModel": "sensor_model",
     "Upgrade": "upgrading",
     "upgrade": "upgrading",
 }
@@ -82,6 +94,7 @@ __getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 
 def _follow_keras(_: object) -> None:
     import_module(f"{__name__}.layers")
+    import_module(f"{__name__}.sensor_model")
     import_module(f"{__name__}.compile_configs").make_portable()
 
 

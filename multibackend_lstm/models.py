@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import keras
@@ -14,6 +15,8 @@ from multibackend_lstm.layers import (
     ConvLSTM2D,
     ConvLSTM3D,
     FlattenFeatures,
+    LengthMasking,
+    Normalization,
     TimeDistributedConv,
 )
 from multibackend_lstm.layers.channelwise import Merge
@@ -23,6 +26,7 @@ from multibackend_lstm.layers.validation import (
     check_rank,
     known_sizes,
 )
+from multibackend_lstm.sensor_model import SensorModel
 from multibackend_lstm.solutions import SOLUTIONS, Solution
 
 Task = Literal["regression", "binary", "multiclass"]
@@ -41,6 +45,10 @@ def build_model(
     bidirectional: bool = False,
     dropout: float = 0.0,
     masking: float | None = None,
+    lengths: bool = False,
+    normalization: bool | tuple[Any, Any] | Normalization = False,
+    stateful: bool = False,
+    batch_size: int | None = None,
     filters: int | Sequence[int] = 16,
     kernel_size: int | Sequence[int] = 3,
     merge: Merge = "concat",
@@ -72,33 +80,56 @@ def build_model(
         masking: the value that marks what is missing: a step is skipped where all its values
             equal it. (Where it fills some channels only, `"channelwise"` skips the step in those
             channels, and the other solutions see zeros there.)
+        lengths: whether the model gets a second input, `"lengths"`, with the number of valid
+            steps of each sample, integers `(batch,)`: pass both as `pad_sequences` returns them.
+            The steps behind are skipped, whatever stands there.
+        normalization: True for a `Normalization` layer that leaves masked steps out: call
+            `model.adapt(x)` before `fit`. It takes the statistics of each feature of each channel
+            where the input has one axis of channels, else of each feature. Or
+            `(mean, variance)`, of each feature or of those axes; or a `Normalization` layer.
+        stateful: whether the recurrent layers keep their states from one call to the next, for
+            series that come in pieces; needs `batch_size`, and `model.reset_states()` between
+            series. Weights go from one model to another: `live.set_weights(model.get_weights())`.
+        batch_size: the number of samples of every batch; None leaves it open.
         filters: of the convolutions of `"conv"`; a sequence makes several blocks.
         kernel_size: of the convolutions of `"conv"` and `"conv_lstm"`.
         merge: how `"channelwise"` joins its channels, see `Channelwise`.
         name: name of the model.
 
     Returns:
-        A `keras.Model` from `(batch, *input_shape)` to `(batch, outputs)`. The output has the
-        dtype of the weights, so float32 in mixed precision.
+        A `SensorModel`, a `keras.Model`, from `(batch, *input_shape)` to `(batch, outputs)`. The
+        output has the dtype of the weights, so float32 in mixed precision.
 
     Raises:
         ValueError: for an unknown solution or task (the message lists those there are); an
             `input_shape` with a length or an unknown axis that the solution cannot take; `units`
             or `outputs` below 1, or 1 output for `"multiclass"`; a `masking` value that is not
-            finite.
+            finite; `stateful` without a `batch_size`.
     """
     owner = "build_model"
-    check_choice(owner, "solution", solution, tuple(SOLUTIONS))
+    _check_solution(owner, solution)
     _check_task(owner, task, outputs)
     stacked_units = _stacked(owner, units)
-    shape = _model_input_shape(tuple(input_shape), solution)
+    shape = _model_input_shape(_input_shape(owner, input_shape), solution)
     _check_masking(masking)
+    if batch_size is not None:
+        check_positive(owner, "batch_size", batch_size)
+    elif stateful:
+        raise ValueError(
+            f"{owner}: stateful=True needs `batch_size`, the number of series that go on side by "
+            "side: batch_size=1 for one."
+        )
 
-    inputs = keras.Input(shape, name="inputs")
-    x = inputs
+    inputs = keras.Input(shape, batch_size, name="inputs")
+    model_inputs, x = [inputs], inputs
     if masking is not None:
         # In the input's own precision: a cast to float16 could change which values are equal.
         x = keras.layers.Masking(masking, dtype=inputs.dtype)(x)
+    if lengths:
+        model_inputs.append(keras.Input((), batch_size, dtype="int32", name="lengths"))
+        x = LengthMasking()([x, model_inputs[1]])
+    if normalization is not False:
+        x = _normalization(owner, normalization, shape, masking)(x)
     if solution == "reshape":
         x = FlattenFeatures()(x)
     elif solution == "conv":
@@ -106,7 +137,7 @@ def build_model(
 
     for position, count in enumerate(stacked_units):
         is_last = position == len(stacked_units) - 1
-        arguments: dict[str, Any] = {"return_sequences": not is_last}
+        arguments: dict[str, Any] = {"return_sequences": not is_last, "stateful": stateful}
         if solution == "conv_lstm":
             arguments |= {"kernel_size": kernel_size, "padding": "same"}
             layer = _CONV_LSTMS[len(shape) - 2](count, data_format="channels_last", **arguments)
@@ -123,7 +154,12 @@ def build_model(
     # (batch, units) already, but for positions or channels that are still apart.
     if len(x.shape) > 2:
         x = keras.layers.Flatten()(x)
-    return keras.Model(inputs, _output_layer(task, outputs)(x), name=name or solution)
+    # One input is not a list: that is what callers and exporters expect.
+    return SensorModel(
+        model_inputs if lengths else inputs,
+        _output_layer(task, outputs)(x),
+        name=name or solution,
+    )
 
 
 def build_deep_conv_lstm(
@@ -180,7 +216,7 @@ def build_deep_conv_lstm(
         ("convolutions", convolutions),
     ):
         check_positive(owner, argument, value)
-    shape = tuple(input_shape)
+    shape = _input_shape(owner, input_shape)
     check_rank(owner, (None, *shape), minimum=4, maximum=4)
     for size in known_sizes(owner, (None, *shape), (2, 3)):
         check_positive(owner, "input_shape", size)
@@ -202,7 +238,54 @@ def build_deep_conv_lstm(
     for position, count in enumerate(stacked_units):
         x = keras.layers.Dropout(dropout)(x)
         x = LSTM(count, return_sequences=position < len(stacked_units) - 1)(x)
-    return keras.Model(inputs, _output_layer(task, outputs)(x), name=name)
+    return SensorModel(inputs, _output_layer(task, outputs)(x), name=name)
+
+
+def _check_solution(owner: str, solution: Any) -> None:
+    if isinstance(solution, str):
+        check_choice(owner, "solution", solution, tuple(SOLUTIONS))
+        return
+    raise TypeError(
+        f"{owner}: `solution`, the second argument, must be one of "
+        f"{', '.join(map(repr, SOLUTIONS))}. Received {solution!r}. Other arguments go by name, "
+        "such as units=64, and the sizes of `input_shape` are one tuple, such as (10, 3, 5)."
+    )
+
+
+def _input_shape(owner: str, input_shape: Any) -> tuple[int | None, ...]:
+    if isinstance(input_shape, (Integral, str)):
+        raise TypeError(
+            f"{owner}: `input_shape` must be a tuple, (time, channels, features). Received "
+            f"{input_shape!r}. Write build_model((10, 3, 5), ...)."
+        )
+    if hasattr(input_shape, "shape"):
+        raise TypeError(
+            f"{owner}: `input_shape` must be a tuple, (time, channels, features). Received a "
+            f"{type(input_shape).__name__} of shape {tuple(input_shape.shape)}. Write "
+            f"build_model(x.shape[1:], ...)."
+        )
+    return tuple(input_shape)
+
+
+def _normalization(
+    owner: str,
+    given: bool | tuple[Any, Any] | Normalization,
+    shape: tuple[int | None, ...],
+    masking: float | None,
+) -> Normalization:
+    """The layer, in float32 for what a mixed policy would round."""
+    if isinstance(given, Normalization):
+        return given
+    axis: tuple[int, ...] = (-2, -1) if len(shape) == 3 else (-1,)
+    statistics: dict[str, Any] = {}
+    if given is not True:
+        if not isinstance(given, (tuple, list)) or len(given) != 2:
+            raise ValueError(
+                f"{owner}: `normalization` must be True, (mean, variance) or a Normalization "
+                f"layer. Received {given!r}."
+            )
+        statistics = {"mean": given[0], "variance": given[1]}
+    return Normalization(axis, mask_value=masking, name="normalization", **statistics)
 
 
 def _check_task(owner: str, task: str, outputs: int) -> None:
@@ -215,9 +298,11 @@ def _check_task(owner: str, task: str, outputs: int) -> None:
         )
 
 
-def _stacked(owner: str, units: int | Sequence[int]) -> tuple[int, ...]:
+def _stacked(owner: str, units: Any) -> tuple[int, ...]:
     """The units of each recurrent layer."""
-    stacked = tuple(units) if isinstance(units, Sequence) else (units,)
+    stacked: tuple[Any, ...] = (units,)
+    if isinstance(units, Sequence) and not isinstance(units, str):
+        stacked = tuple(units)
     for count in stacked or (0,):
         check_positive(owner, "units", count)
     return stacked

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from multibackend_lstm.data.padding import pad_sequences
+
 
 def flatten_features(x: Any) -> Any:
     """Merge all axes after time: `(batch, time, *axes)` to `(batch, time, prod(axes))`.
@@ -95,23 +97,14 @@ def unflatten_features(x: Any, axes: Sequence[int], mask: Any = None) -> Any:
 
 
 def _pad(sequences: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    arrays = [np.asarray(sequence) for sequence in sequences]
-    if not arrays:
-        raise ValueError("flatten_features: the list of sequences is empty.")
-    if any(array.ndim < 2 for array in arrays) or len({a.shape[1:] for a in arrays}) > 1:
+    if any(np.ndim(sequence) < 2 for sequence in sequences):
         raise ValueError(
-            "flatten_features: the sequences of a list must have the form (time, ..., features) "
-            "and share all axes but time. Received shapes "
-            + ", ".join(str(array.shape) for array in arrays[:8])
-            + (", ..." if len(arrays) > 8 else "")
-            + "."
+            "flatten_features: the sequences of a list must have the form (time, ..., features). "
+            f"Received shapes {', '.join(str(np.shape(sequence)) for sequence in sequences)}."
         )
-    lengths = np.array([len(array) for array in arrays])
-    features = math.prod(arrays[0].shape[1:])
-    padded = np.zeros((len(arrays), lengths.max(), features), dtype=np.result_type(*arrays))
-    for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = array.reshape(len(array), features)
-    return padded, np.arange(lengths.max()) < lengths[:, None]
+    padded, lengths = pad_sequences(sequences, dtype=None)
+    mask = np.arange(padded.shape[1]) < lengths[:, None]
+    return padded.reshape(*mask.shape, math.prod(padded.shape[2:])), mask
 
 
 def _shape(x: Any, function: str) -> tuple[int, ...]:

@@ -8,7 +8,9 @@ from multibackend_lstm.layers.conv_features import TimeDistributedConv
 from multibackend_lstm.layers.conv_lstm import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
 from multibackend_lstm.layers.flatten_features import FlattenFeatures
 from multibackend_lstm.layers.gru import GRU
+from multibackend_lstm.layers.length_masking import LengthMasking
 from multibackend_lstm.layers.lstm import LSTM
+from multibackend_lstm.layers.normalization import Normalization
 from multibackend_lstm.layers.time_distributed import TimeDistributed
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "ConvLSTM2D",
     "ConvLSTM3D",
     "FlattenFeatures",
+    "LengthMasking",
+    "Normalization",
     "TimeDistributed",
     "TimeDistributedConv",
 ]

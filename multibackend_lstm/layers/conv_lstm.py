@@ -9,8 +9,8 @@ from keras import KerasTensor, ops
 from multibackend_lstm import backends
 from multibackend_lstm.backends.numpy import scan as eager_scan
 from multibackend_lstm.layers.dtypes import to_compute_dtype
-from multibackend_lstm.layers.folding import call_nonempty
-from multibackend_lstm.layers.recurrent import expand, hold_outputs, run_kernel, without_masked
+from multibackend_lstm.layers.folding import call_nonempty, expand
+from multibackend_lstm.layers.recurrent import hold_outputs, run_kernel, without_masked
 from multibackend_lstm.layers.recurrent_base import (
     ImplementationReport,
     RecurrentBase,

@@ -1,4 +1,4 @@
-"""Folding a second axis into the batch, and back, and what empty batches need."""
+"""Axes: folding a second one into the batch, and back, adding and reducing; empty batches."""
 
 import math
 from collections.abc import Callable
@@ -43,6 +43,13 @@ def call_nonempty(function: Callable[..., Any], *batches: Any) -> Any:
     if tree.flatten(filled)[0] is batch:
         return outputs
     return tree.map_structure(lambda x: x[: ops.shape(batch)[0]], outputs)
+
+
+def expand(x: Any, rank: int) -> Any:
+    """Axes of size 1 added behind, up to `rank` axes."""
+    # TensorFlow Lite knows expand_dims, and no indexing by `...` where sizes are unknown.
+    axes = tuple(range(len(x.shape), rank))
+    return ops.expand_dims(x, axes) if axes else x
 
 
 def mean(x: KerasTensor, axes: tuple[int, ...]) -> KerasTensor:

@@ -11,6 +11,8 @@ from keras import KerasTensor, ops
 from multibackend_lstm import backends
 from multibackend_lstm.backends.numpy import scan as eager_scan
 from multibackend_lstm.layers.dtypes import to_compute_dtype
+from multibackend_lstm.layers.folding import expand
+from multibackend_lstm.layers.lengths import check_whole, positions, steps_within
 from multibackend_lstm.layers.recurrent_base import (
     ImplementationReport,
     RecurrentBase,
@@ -185,41 +187,11 @@ class Recurrent(RecurrentBase):
         if mask is not None:
             mask = ops.convert_to_tensor(mask)
             check_mask(self.name, mask.shape, sequences.shape, max_rank=len(sequences.shape))
-            _check_dtype(self.name, "mask", mask, "booleans (or integers, 0 for a masked step)")
+            check_whole(self.name, "mask", mask, "booleans (or integers, 0 for a masked step)")
             return reduce_mask(mask), None
         if lengths is not None:
-            lengths = ops.convert_to_tensor(lengths)
-            _check_dtype(self.name, "lengths", lengths, "integers", booleans=False)
-            checked = self._check_lengths(lengths, sequences)
-            lengths = ops.cast(lengths, "int32")[:, None]
-            valid = _positions(self._flatten(sequences)[..., 0]) < lengths
-            if checked:
-                return valid, None
-            unfit = ops.logical_or(lengths < 0, lengths > ops.shape(sequences)[1])
-            return ops.logical_or(valid, unfit), unfit
+            return steps_within(self.name, sequences, lengths)
         return None, None
-
-    def _check_lengths(self, lengths: Any, sequences: KerasTensor) -> bool:
-        """Whether the values are known, and then in the range: else an error."""
-        batch, time = sequences.shape[:2]
-        rule = f"{self.name}: `lengths` must hold one integer a sample, of shape (batch,)"
-        if len(lengths.shape) != 1 or (
-            None not in (batch, lengths.shape[0]) and lengths.shape[0] != batch
-        ):
-            raise ValueError(
-                f"{rule}. Received shape {tuple(lengths.shape)} for an input of shape "
-                f"{tuple(sequences.shape)}. For lengths of shape (batch, 1), pass `lengths[:, 0]`."
-            )
-        values = backends.active().concrete(lengths)
-        if values is None or time is None:
-            return False  # while a function is traced
-        if values.size and (values.min() < 0 or values.max() > time):
-            raise ValueError(
-                f"{rule}, and each in [0, time], here [0, {time}]. Received lengths from "
-                f"{values.min()} to {values.max()}. Count the valid steps of the padded or cut "
-                "series, not of the original one."
-            )
-        return True
 
     def _initial_states(self, inputs: KerasTensor, initial_state: Any) -> list[Any]:
         """The states as tensors `(batch, units)` in float32 or wider."""
@@ -445,9 +417,9 @@ def run_kernel(
         # which knows lengths alone can serve it.
         ones = ops.cast(valid, "int32")
         count = ops.cumsum(ones, axis=1)  # of valid steps up to each step
-        order = _positions(ones) + ops.where(valid, 0, ops.shape(inputs)[1])
+        order = positions(ones) + ops.where(valid, 0, ops.shape(inputs)[1])
         inputs = _take_steps(inputs, ops.argsort(order, axis=1))
-        valid = _positions(ones) < count[:, -1:]
+        valid = positions(ones) < count[:, -1:]
     kernel = getattr(backend, name)
     sequence, last, states, path = kernel(inputs, states, valid, weights, options=options)
     if to_front and options.sequence:
@@ -471,7 +443,7 @@ def hold_outputs(sequence: Any, last: Any, valid: Any, zero: bool) -> tuple[Any,
             expand(has_output, len(sequence.shape)), sequence, ops.zeros_like(sequence)
         )
     if zero:
-        valid = ops.logical_and(valid, _positions(valid) == ops.shape(valid)[1] - 1)
+        valid = ops.logical_and(valid, positions(valid) == ops.shape(valid)[1] - 1)
     has_last = ops.any(valid, axis=1, keepdims=True)  # not a slice: there may be no step
     return sequence, ops.where(expand(has_last, len(last.shape)), last, ops.zeros_like(last))
 
@@ -479,13 +451,6 @@ def hold_outputs(sequence: Any, last: Any, valid: Any, zero: bool) -> tuple[Any,
 def without_masked(inputs: Any, valid: Any) -> Any:
     """Zeros in masked steps: selected, since a masked NaN must not reach any arithmetic."""
     return ops.where(expand(valid, len(inputs.shape)), inputs, ops.zeros_like(inputs))
-
-
-def expand(x: Any, rank: int) -> Any:
-    """Axes of size 1 added behind, up to `rank` axes."""
-    # TensorFlow Lite knows expand_dims, and no indexing by `...` where sizes are unknown.
-    axes = tuple(range(len(x.shape), rank))
-    return ops.expand_dims(x, axes) if axes else x
 
 
 def recurrent_product(h: Any, kernel: Any, masks: list[Any]) -> Any:
@@ -496,11 +461,6 @@ def recurrent_product(h: Any, kernel: Any, masks: list[Any]) -> Any:
     kernels = ops.split(kernel, len(masks), axis=1)
     gates = [matmul(h_cast * mask, k) for mask, k in zip(masks, kernels, strict=True)]
     return ops.cast(ops.concatenate(gates, axis=-1), h.dtype)
-
-
-def _positions(x: Any) -> Any:
-    """The number of each step, int32 `(batch, time)`, for a tensor of that shape."""
-    return ops.cumsum(ops.ones_like(x, dtype="int32"), axis=1) - 1
 
 
 def _take_steps(x: Any, index: Any) -> Any:
@@ -521,13 +481,3 @@ def _is_tanh(activation: Any) -> bool:
 
 def _name(activation: Any) -> str:
     return getattr(activation, "__name__", type(activation).__name__)
-
-
-def _check_dtype(owner: str, argument: str, x: Any, rule: str, booleans: bool = True) -> None:
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    if "int" in dtype or (booleans and dtype == "bool"):
-        return
-    raise ValueError(
-        f"{owner}: `{argument}` must hold {rule}. Received dtype {dtype}. "
-        "Compare or cast it first, for instance `mask > 0` or `lengths.astype('int32')`."
-    )

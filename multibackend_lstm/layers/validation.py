@@ -1,6 +1,7 @@
 """Checks of shapes and masks, with errors that name the axes."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any, Literal
 
@@ -108,7 +109,11 @@ def check_choice(owner: str, argument: str, value: Any, choices: Sequence[Any]) 
     """Raise a ValueError that lists `choices` unless `value` is one of them."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{owner}: `{argument}` must be one of {listed}. Received {value!r}.")
+        similar = get_close_matches(str(value), map(str, choices), n=1)
+        raise ValueError(
+            f"{owner}: `{argument}` must be one of {listed}. Received {value!r}."
+            + (f" Did you mean {similar[0]!r}?" if similar else "")
+        )
 
 
 def check_positive(owner: str, argument: str, value: Any) -> None:

@@ -1,0 +1,145 @@
+"""SensorModel: a functional Keras model that looks at its data before it trains on them."""
+
+from typing import Any
+
+import keras
+
+from multibackend_lstm import input_checks as checks
+from multibackend_lstm.data.statistics import to_numpy
+from multibackend_lstm.layers.normalization import Normalization
+from multibackend_lstm.layers.wrapping import sublayers
+
+
+@keras.saving.register_keras_serializable(package="multibackend_lstm")
+class SensorModel(keras.Model):
+    """What `build_model` returns: a `keras.Model` whose mistakes in use are answered.
+
+    `fit`, `evaluate` and `predict` name the axis that does not fit; `fit` also looks at the loss,
+    the values of the first samples and the labels (`check_data=False` leaves that out). What
+    they find is said by `multibackend_lstm/input_checks.py`. All else is Keras's.
+    """
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`.
+
+        Args:
+            x: as in Keras; an array, or the arrays of the inputs; a dataset.
+            y: as in Keras.
+            *args: as in Keras.
+            **kwargs: as in Keras, and `check_data`: whether to look at the first samples.
+
+        Raises:
+            ValueError: for a cross-entropy of outputs that are not probabilities, or the reverse;
+                shapes that do not fit; NaN outside of masked steps; labels that no
+                output stands for; a `Normalization` without statistics.
+
+        Warns:
+            UserWarning: for a masking value that never occurs, or that masks most steps.
+        """
+        if kwargs.pop("check_data", True):
+            loss, from_logits = self._loss_name()
+            activation, outputs = self._output_form()
+            checks.check_loss(self.name, loss, from_logits, activation, outputs)
+            self._check_statistics()
+            first_x, first_y = checks.first_batch(x, y)
+            if first_x is not None:
+                self._check_inputs(first_x, values=True)
+            if first_y is not None:
+                labels = checks.as_array(self.name, "y", first_y)
+                checks.check_labels(self.name, labels, loss, outputs)
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; a ValueError names the axis that does not fit."""
+        if not checks.is_dataset(x):
+            self._check_inputs(x)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`; a ValueError names the axis that does not fit."""
+        if not checks.is_dataset(x):
+            self._check_inputs(x)
+        return super().predict(x, *args, **kwargs)
+
+    def adapt(self, x: Any) -> None:
+        """Set the statistics of the `Normalization` layer, see there, from what `fit` takes as x.
+
+        Args:
+            x: `(batch, time, *axes)`, or that and the lengths; or batches of them, or series.
+
+        Raises:
+            ValueError: if the model was built without `normalization=True`; as the layer does.
+        """
+        layer = self._layer_of(Normalization)
+        if layer is None:
+            raise ValueError(
+                f"{self.name}: there is no Normalization layer to adapt. Use "
+                "build_model(..., normalization=True)."
+            )
+        if "lengths" not in self._input_names():
+            layer.adapt(x)
+            return
+        given = checks.by_name(self._input_names(), x)
+        if not given:
+            layer.adapt(x)
+            return
+        array, lengths = to_numpy(given["inputs"]), to_numpy(given["lengths"])
+        checks.check_lengths(self.name, lengths, array.shape[1])
+        steps = range(array.shape[1])
+        layer.adapt(array, mask=lengths[:, None] > steps)
+
+    def reset_states(self) -> None:
+        """Forget the states of stateful layers: the next call begins new series."""
+        for layer in sublayers(self):
+            if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
+                layer.reset_state()
+
+    def _input_names(self) -> list[str]:
+        return [tensor.name for tensor in self.inputs]
+
+    def _layer_of(self, kind: Any) -> Any:
+        return next((layer for layer in self.layers if isinstance(layer, kind)), None)
+
+    def _loss_name(self) -> tuple[str, bool]:
+        """The loss's name in the form of Keras's functions, and whether it takes logits."""
+        loss = self.loss
+        if isinstance(loss, str):
+            loss = keras.losses.get(loss)
+        function = getattr(loss, "fn", loss)
+        from_logits = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+        return getattr(function, "__name__", ""), bool(from_logits.get("from_logits"))
+
+    def _output_form(self) -> tuple[str, int]:
+        """The name of the outputs' activation, and their number."""
+        activation = getattr(self.layers[-1], "activation", None)
+        return getattr(activation, "__name__", ""), int(self.outputs[0].shape[-1])
+
+    def _check_statistics(self) -> None:
+        layer = self._layer_of(Normalization)
+        if layer is not None and not int(to_numpy(layer.adapted.value)):
+            raise ValueError(
+                f"{self.name}: its Normalization has no statistics. Call `model.adapt(x)` with "
+                "the training data before `fit`, or build the model with normalization=(mean, "
+                "variance)."
+            )
+
+    def _check_inputs(self, x: Any, values: bool = False) -> None:
+        """Look at shapes, and if asked at the values of the first samples."""
+        first, _ = checks.first_batch(x, None)
+        given = checks.by_name(self._input_names(), first) if first is not None else {}
+        if "inputs" not in given:
+            return
+        array = checks.as_array(self.name, "x", given["inputs"])
+        checks.check_shape(self.name, array, self.inputs[0].shape)
+        if "lengths" in given:
+            lengths = checks.as_array(self.name, "lengths", given["lengths"])
+            checks.check_lengths(self.name, lengths, array.shape[1])
+        if values:
+            array = checks.first_samples(array)
+            masking = self._layer_of(keras.layers.Masking)
+            if "lengths" in given:
+                steps = range(array.shape[1])
+                valid = lengths[: len(array), None] > steps
+                array = array.copy()
+                array[~valid] = 0
+            checks.check_values(self.name, array, masking and masking.mask_value)
