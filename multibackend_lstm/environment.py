@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from multibackend_lstm import __version__
 
 #: Backends by name, in the order of preference, with the module each needs. The extra that
-#: brings a backend has its name: `pip install 'multibackend-lstm[jax]'`.
+#: brings a backend has its name: `install_command("jax")`.
 BACKENDS: Mapping[str, str] = MappingProxyType(
     {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow"}
 )
