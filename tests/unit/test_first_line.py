@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -242,6 +243,7 @@ def test_doctor_names_the_backend_and_a_wrong_one(monkeypatch):
 
 
 def test_a_late_choice_is_told_once_with_both_names(monkeypatch, recwarn):
+    warnings.simplefilter("always")  # `recwarn` puts the filters back
     other = next(name for name in BACKENDS if name != BACKEND)
     monkeypatch.setenv("KERAS_BACKEND", other)
     for access in (
