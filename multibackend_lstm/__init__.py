@@ -1,7 +1,8 @@
 """Recurrent models on (batch, time, channels, features) tensors, alike on every Keras backend.
 
 The public names are loaded on first use (PEP 562): importing this package imports neither
-keras nor a backend, so `KERAS_BACKEND` may still be set afterwards.
+keras nor a backend, so `KERAS_BACKEND` may still be set afterwards. If it is not, an installed
+backend is chosen when keras is imported: `keras_import.py`.
 """
 
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from wrapt import register_post_import_hook
 
+from multibackend_lstm.keras_import import prepare_keras_import
 from multibackend_lstm.lazy_names import lazy_names
 
 if TYPE_CHECKING:
@@ -90,6 +92,9 @@ _MODULE_OF = {
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
+
+
+prepare_keras_import()
 
 
 def _follow_keras(_: object) -> None:

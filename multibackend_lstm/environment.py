@@ -1,5 +1,6 @@
 """Which backends are installed, which one to use, and how to run Python on another."""
 
+import difflib
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,10 +20,16 @@ from packaging.specifiers import SpecifierSet
 from multibackend_lstm import __version__
 
 #: Backends by name, in the order of preference, with the module each needs. The extra that
-#: brings a backend has its name: `pip install 'multibackend-lstm[jax]'`.
+#: brings a backend has its name: `install_command("jax")`.
 BACKENDS: Mapping[str, str] = MappingProxyType(
     {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow"}
 )
+# What Keras takes for a backend beside these. Whether they are installed Keras says itself.
+_OTHERS_OF_KERAS = ("numpy", "openvino")
+_OTHERS_OF_KERAS_3_16 = ("mlx", "paddle")
+# What Keras runs on where nothing is chosen, and what it then writes into its configuration file.
+_DEFAULT_OF_KERAS = "tensorflow"
+_OTHER_NAMES = {"tf": "tensorflow", "pytorch": "torch"}
 # Wheels that provide a module under another name than its own.
 _DISTRIBUTIONS = {
     "keras": ("keras", "keras-nightly"),
@@ -32,8 +40,11 @@ _DISTRIBUTIONS = {
 QUIET_TENSORFLOW = ("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-class BackendError(Exception):
-    """A backend that is unknown or not installed, with the remedy."""
+class BackendError(ImportError):
+    """A backend that is unknown or not installed, with the remedy.
+
+    An `ImportError`, since it is what `import keras` then ends in.
+    """
 
 
 def installed_backends() -> list[str]:
@@ -41,9 +52,14 @@ def installed_backends() -> list[str]:
     return [name for name, module in BACKENDS.items() if find_spec(module) is not None]
 
 
+def install_command(extra: str) -> str:
+    """How to install what an extra of this package brings."""
+    return f"pip install 'multibackend-lstm[{extra}]' (in a clone: pip install '.[{extra}]')"
+
+
 def missing_backend_message(name: str) -> str:
     """One line that says how to install a backend."""
-    return f"{name} is not installed: pip install 'multibackend-lstm[{name}]'"
+    return f"{name} is not installed: {install_command(name)}"
 
 
 def version_of(package: str) -> str | None:
@@ -56,27 +72,98 @@ def version_of(package: str) -> str | None:
     return None
 
 
-def choose_backend(option: str | None = None) -> str:
-    """The backend to run on: the option, else `KERAS_BACKEND`, else the first one installed.
+def keras_backends() -> tuple[str, ...]:
+    """What `KERAS_BACKEND` may be with the installed Keras."""
+    names = (*BACKENDS, *_OTHERS_OF_KERAS)
+    version = version_of("keras")
+    if version and SpecifierSet(">=3.16.0.dev0").contains(version, prereleases=True):
+        names += _OTHERS_OF_KERAS_3_16
+    return names
+
+
+def keras_configuration() -> tuple[Path, str]:
+    """Keras's configuration file, and the backend that Keras takes if `KERAS_BACKEND` is not set.
+
+    As Keras does it (`keras/src/backend/config.py`): a file that cannot be parsed says nothing,
+    and without a word of it TensorFlow is taken.
+    """
+    home = os.path.expanduser("~")
+    folder = os.environ.get("KERAS_HOME")
+    if folder is None:
+        folder = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
+    path = Path(os.path.expanduser(os.path.join(folder, "keras.json")))
+    settings = None
+    if path.exists():
+        try:
+            settings = json.loads(path.read_text())
+        except ValueError:
+            settings = None
+    name = settings.get("backend") if isinstance(settings, dict) else None
+    return path, name or _DEFAULT_OF_KERAS
+
+
+def choose_backend(option: str | None = None, *, known: Sequence[str] = tuple(BACKENDS)) -> str:
+    """The backend to run on: the one rule of the command line and of the import of keras.
+
+    1. The option, else `KERAS_BACKEND`, else what Keras's configuration file names: a choice of
+       the user, which is never replaced by another.
+    2. Where nothing is chosen, what Keras takes by itself, TensorFlow, if that is installed.
+    3. Else the first one installed of JAX and torch.
+
+    Keras writes "tensorflow" into that file when it is first imported, whatever it runs on. So
+    that word is no proof of a choice, and it cannot be told from one. Where TensorFlow is installed
+    it is therefore taken, with and without the file: else the first run, which makes the file,
+    would be on another backend than all later ones. Where it is not, the file is overruled, since
+    nothing else could run.
+
+    Args:
+        option: the user's choice on a command line.
+        known: the names to accept; those of `BACKENDS` must be installed too.
 
     Raises:
-        BackendError: if that backend is unknown or not installed, or none is installed.
+        BackendError: if the chosen backend is unknown or not installed, or none is installed.
     """
-    name = option or os.environ.get("KERAS_BACKEND")
     installed = installed_backends()
+    name, source = option, "--backend"
     if not name:
-        if not installed:
-            raise BackendError(
-                "no backend is installed: pip install 'multibackend-lstm[jax]' "
-                "(or [torch], [tensorflow], or [all] to compare them)"
-            )
-        return installed[0]
-    if name not in BACKENDS:
-        source = "--backend" if option else "KERAS_BACKEND"
-        raise BackendError(f"{source} must be one of {', '.join(BACKENDS)}. Received {name!r}.")
-    if name not in installed:
-        raise BackendError(missing_backend_message(name))
+        name, source = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
+    if not name:
+        path, name = keras_configuration()
+        source = f'"backend" in {path}'
+        if name == _DEFAULT_OF_KERAS and name not in installed:
+            if not installed:
+                raise BackendError(
+                    f"no backend is installed: {install_command('jax')}, "
+                    "or [torch], [tensorflow], or [all] to compare them"
+                )
+            return installed[0]
+    _check_known(name, source, known)
+    if name in BACKENDS and name not in installed:
+        raise BackendError(f"{source} is {name!r}, and {missing_backend_message(name)}")
     return name
+
+
+def check_variable() -> None:
+    """Refuse a `KERAS_BACKEND` that Keras does not know, where other processes get their own.
+
+    Raises:
+        BackendError: if `KERAS_BACKEND` is set to no name of a backend.
+    """
+    name = os.environ.get("KERAS_BACKEND")
+    if name:
+        _check_known(name, "KERAS_BACKEND", keras_backends())
+
+
+def _check_known(name: str, source: str, known: Sequence[str]) -> None:
+    if name in known:
+        return
+    lowered = str(name).lower()
+    lowered = _OTHER_NAMES.get(lowered, lowered)
+    meant = difflib.get_close_matches(lowered, known, n=1)
+    raise BackendError(
+        f"{source} must be one of {', '.join(known)}. Received {name!r}"
+        + (f": did you mean {meant[0]!r}?" if meant else ".")
+    )
 
 
 def set_backend(name: str) -> None:

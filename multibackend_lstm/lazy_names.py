@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from multibackend_lstm.keras_import import warn_of_late_choice
+
 
 def lazy_names(
     package: str, module_of: Mapping[str, str]
@@ -18,6 +20,7 @@ def lazy_names(
 
     def getattribute(name: str) -> Any:
         if name in module_of:
+            warn_of_late_choice()
             return getattr(import_module(f"{package}.{module_of[name]}"), name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 

@@ -3,7 +3,7 @@
     pytest examples/agreement_of_your_layer
     pytest examples/agreement_of_your_layer --agreement-targets torch@cpu,jax@gpu
 
-The fixture `agreement` comes with `pip install multibackend-lstm`.
+The fixture `agreement` comes with this package, once it is installed: `pip install .` in a clone.
 """
 
 import keras

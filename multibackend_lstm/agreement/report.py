@@ -218,7 +218,7 @@ class Report:
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"the page of a report needs {error.name}, which is not installed: "
-                "pip install 'multibackend-lstm[plot]'",
+                f"{environment.install_command('plot')}",
                 name=error.name,
             ) from error
         return render_agreement(self)

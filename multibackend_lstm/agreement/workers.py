@@ -296,7 +296,7 @@ class Workers:
         names = {*environment.installed_backends(), *self.interpreters} & {*environment.BACKENDS}
         if not names:
             raise ValueError(
-                "no backend is installed: pip install 'multibackend-lstm[all]', or name another "
+                f"no backend is installed: {environment.install_command('all')}, or name another "
                 "Python for one."
             )
         targets = []

@@ -14,9 +14,10 @@ from multibackend_lstm.cli.explain import explain
 from multibackend_lstm.cli.export import export
 from multibackend_lstm.cli.migrate import migrate
 from multibackend_lstm.cli.port import port
+from multibackend_lstm.cli.shared import Commands
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="multibackend-lstm")
 def main() -> None:
     """Recurrent models on 4D sensor tensors, alike on TensorFlow, PyTorch and JAX."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm.cli.shared import ending_cleanly
+from multibackend_lstm.environment import check_variable, install_command
 from multibackend_lstm.files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ def agree(
     """
     from rich.console import Console
 
+    check_variable()
     with ending_cleanly():
         if html is not None:
             _check_html(html)
@@ -219,8 +221,7 @@ def _check_html(path: Path) -> None:
         check_writable(path.parent)
     except ModuleNotFoundError as error:
         raise click.UsageError(
-            f"--html needs {error.name}, which is not installed: "
-            "pip install 'multibackend-lstm[plot]'"
+            f"--html needs {error.name}, which is not installed: {install_command('plot')}"
         ) from error
     except OSError as error:
         raise click.UsageError(f"--html: {error}") from error

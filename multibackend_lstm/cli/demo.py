@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
+from multibackend_lstm.cli.shared import DEFAULT_BACKEND
 from multibackend_lstm.environment import BACKENDS, BackendError
 from multibackend_lstm.files import check_writable, replacing
 from multibackend_lstm.solutions import SOLUTIONS, Solution
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--backend",
     type=click.Choice(list(BACKENDS)),
-    help="Backend to train on. Default: KERAS_BACKEND, else JAX, else the first one installed.",
+    help=f"Backend to train on. {DEFAULT_BACKEND}",
 )
 @click.option(
     "--all-backends",
@@ -197,7 +198,7 @@ def _demo_on_each(console: Console, options: Sequence[str], out: Path, as_json: 
     """
     backends = environment.installed_backends()
     if not backends:
-        raise click.ClickException(environment.missing_backend_message(next(iter(BACKENDS))))
+        environment.choose_backend()  # raises
     try:
         check_writable(out)
     except OSError as error:
@@ -279,7 +280,7 @@ def _write_report(document: dict[str, Any], results: list[Result], path: Path) -
     except ImportError as error:
         return (
             f"report.html is not written, as {error.name} is not installed: "
-            "pip install 'multibackend-lstm[plot]'"
+            f"{environment.install_command('plot')}"
         )
     with replacing(path) as temporary:
         temporary.write_text(render_demo(document), encoding="utf-8")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def doctor(as_json: bool) -> None:
     """Print versions, backends, devices, precision and known problems.
 
-    Each installed backend is started in a process of its own. Ends with status 1 if one of them
-    does not start.
+    Also the backend that Keras takes here. Each installed backend is started in a process of its
+    own. Ends with status 1 if one of them does not start, or if KERAS_BACKEND is wrong.
     """
     from rich.console import Console
 
@@ -33,6 +33,7 @@ def doctor(as_json: bool) -> None:
                 backends[name] = {"error": environment.missing_backend_message(name)}
     document = {
         "versions": environment.versions(),
+        "chosen_backend": _chosen_backend(),
         "backends": backends,
         "known_problems": environment.known_problems(),
     }
@@ -41,8 +42,19 @@ def doctor(as_json: bool) -> None:
     else:
         _print(console, document)
     installed = environment.installed_backends()
-    if not installed or any("error" in backends[name] for name in installed):
+    reports = [document["chosen_backend"], *(backends[name] for name in installed)]
+    if not installed or any("error" in report for report in reports):
         raise SystemExit(1)
+
+
+def _chosen_backend() -> dict[str, str]:
+    """The backend that the next `import keras` runs on, or why it fails."""
+    from multibackend_lstm import environment
+
+    try:
+        return {"backend": environment.choose_backend(known=environment.keras_backends())}
+    except environment.BackendError as error:
+        return {"error": str(error)}
 
 
 def _print(console: Console, document: dict[str, Any]) -> None:
@@ -53,6 +65,12 @@ def _print(console: Console, document: dict[str, Any]) -> None:
     for name, version in document["versions"].items():
         table.add_row(name, version)
     console.print(table)
+
+    chosen = document["chosen_backend"]
+    if "error" in chosen:
+        console.print(chosen["error"], style="red", markup=False, soft_wrap=True)
+    else:
+        console.print(f"Keras runs on {chosen['backend']} here; KERAS_BACKEND chooses another.")
 
     table = Table(title="Backends", show_lines=True)
     for heading in ("backend", "devices", "precision"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm.cli.shared import ending_cleanly
-from multibackend_lstm.environment import BACKENDS
+from multibackend_lstm.environment import BACKENDS, check_variable
 from multibackend_lstm.porting.exporting.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def export(
     Ends with status 0 if the artefact was written (and agrees), 1 if it cannot be exported or
     differs, and 2 for wrong use.
     """
+    check_variable()
     from rich.console import Console
 
     from multibackend_lstm.porting import ExportError

@@ -104,7 +104,7 @@ def port(
     if check is None:
         notes.append(
             "Not compared with PyTorch, which is not installed: "
-            "pip install 'multibackend-lstm[torch]'"
+            f"{environment.install_command('torch')}"
         )
     ok = check is None or check.ok
     if as_json:

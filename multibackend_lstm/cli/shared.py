@@ -7,13 +7,28 @@ from typing import Any
 
 import click
 
-from multibackend_lstm.environment import BACKENDS
+from multibackend_lstm.environment import BACKENDS, BackendError
+
+DEFAULT_BACKEND = (
+    "Default: KERAS_BACKEND, else what Keras is configured to (TensorFlow), else JAX, else torch."
+)
 
 backend_option = click.option(
     "--backend",
     type=click.Choice(list(BACKENDS)),
-    help="Backend to run on. Default: KERAS_BACKEND, else JAX, else the first one installed.",
+    help=f"Backend to run on. {DEFAULT_BACKEND}",
 )
+
+
+class Commands(click.Group):
+    """A group whose commands answer a wrong or missing backend in one line, as wrong use."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As `click.Group.invoke`."""
+        try:
+            return super().invoke(ctx)
+        except BackendError as error:
+            raise click.UsageError(str(error)) from error
 
 
 @contextmanager

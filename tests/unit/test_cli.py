@@ -201,12 +201,15 @@ def test_known_problems_are_those_of_the_installed_version(monkeypatch):
     assert at_3_16 - at_3_15 == {"recurrent-layers-drop-mask"}
 
 
-def test_backend_is_chosen_by_option_then_variable_then_default(monkeypatch):
+def test_backend_is_chosen_by_option_then_variable_then_default(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))  # without a configuration file
     monkeypatch.setattr(environment, "installed_backends", lambda: ["jax", "torch", "tensorflow"])
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     assert environment.choose_backend("torch") == "torch"
     assert environment.choose_backend() == "tensorflow"
     monkeypatch.delenv("KERAS_BACKEND")
+    assert environment.choose_backend() == "tensorflow"  # as Keras chooses
+    monkeypatch.setattr(environment, "installed_backends", lambda: ["jax", "torch"])
     assert environment.choose_backend() == "jax"
     monkeypatch.setattr(environment, "installed_backends", lambda: ["torch"])
     assert environment.choose_backend() == "torch"

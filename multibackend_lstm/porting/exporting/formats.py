@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from types import MappingProxyType
 
+from multibackend_lstm.environment import install_command
+
 
 @dataclass(frozen=True)
 class Format:
@@ -55,7 +57,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 def missing_message(module: str, extra: str) -> str:
     """One line that says how to install a module."""
-    return f"{module} is not installed: pip install 'multibackend-lstm[{extra}]'"
+    return f"{module} is not installed: {install_command(extra)}"
 
 
 def missing(modules: tuple[str, ...]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from keras import tree
 
 from multibackend_lstm.agreement.execution import with_dtype
+from multibackend_lstm.environment import install_command
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.porting.torch_nn.axes import FlattenOrder
 from multibackend_lstm.porting.torch_nn.conversion import keras_value, plan
@@ -78,7 +79,7 @@ def check_port(
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
         raise PortingError(
-            "porting: a comparison with PyTorch needs it: pip install 'multibackend-lstm[torch]'"
+            f"porting: a comparison with PyTorch needs it: {install_command('torch')}"
         ) from error
     graph, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order)
     return check_pairs(

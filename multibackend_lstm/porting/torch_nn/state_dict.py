@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from multibackend_lstm.environment import install_command
 from multibackend_lstm.porting.torch_nn.errors import PortingError
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
@@ -145,7 +146,7 @@ def _read_pt(path: Path) -> StateDict:
         import torch
     except ModuleNotFoundError as error:
         raise PortingError(
-            f"porting: reading {path} needs torch: pip install 'multibackend-lstm[torch]'. Or save "
+            f"porting: reading {path} needs torch: {install_command('torch')}. Or save "
             "the weights as safetensors where torch is installed: "
             "safetensors.torch.save_file(module.state_dict(), 'weights.safetensors')."
         ) from error
@@ -171,7 +172,7 @@ def write_state_dict(state: Mapping[str, Any], path: Path) -> None:
             import torch
         except ModuleNotFoundError as error:
             raise PortingError(
-                f"porting: writing {path} needs torch: pip install 'multibackend-lstm[torch]'. "
+                f"porting: writing {path} needs torch: {install_command('torch')}. "
                 "A .safetensors file needs none."
             ) from error
         torch.save({name: torch.as_tensor(value) for name, value in state.items()}, path)
@@ -195,8 +196,7 @@ def _safetensors() -> Any:
         import safetensors
     except ModuleNotFoundError as error:
         raise PortingError(
-            "porting: .safetensors files need safetensors: "
-            "pip install 'multibackend-lstm[safetensors]'"
+            f"porting: .safetensors files need safetensors: {install_command('safetensors')}"
         ) from error
     return safetensors
 
