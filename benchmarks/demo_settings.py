@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backend", default="jax")
+    parser.add_argument("--backend")
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     set_backend(choose_backend(arguments.backend))

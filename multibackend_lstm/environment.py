@@ -27,8 +27,13 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
 # What Keras takes for a backend beside these. Whether they are installed Keras says itself.
 _OTHERS_OF_KERAS = ("numpy", "openvino")
 _OTHERS_OF_KERAS_3_16 = ("mlx", "paddle")
-# What Keras runs on where nothing is chosen, and what it then writes into its configuration file.
-_DEFAULT_OF_KERAS = "tensorflow"
+# What Keras writes into its configuration file when it is first imported, whatever it runs on.
+_WRITTEN_BY_KERAS = {
+    "floatx": "float32",
+    "epsilon": 1e-07,
+    "backend": "tensorflow",
+    "image_data_format": "channels_last",
+}
 _OTHER_NAMES = {"tf": "tensorflow", "pytorch": "torch"}
 # Wheels that provide a module under another name than its own.
 _DISTRIBUTIONS = {
@@ -81,40 +86,34 @@ def keras_backends() -> tuple[str, ...]:
     return names
 
 
-def keras_configuration() -> tuple[Path, str]:
-    """Keras's configuration file, and the backend that Keras takes if `KERAS_BACKEND` is not set.
+def keras_configuration() -> tuple[Path, str | None]:
+    """Keras's configuration file, and the backend that a user has chosen in it.
 
-    As Keras does it (`keras/src/backend/config.py`): a file that cannot be parsed says nothing,
-    and without a word of it TensorFlow is taken.
+    The file is found and read as Keras does it (`keras/src/backend/config.py`). None where it
+    names no backend, cannot be parsed, or is word by word what Keras wrote by itself: that says
+    "tensorflow" whatever Keras ran on, and is nobody's choice.
     """
     home = os.path.expanduser("~")
     folder = os.environ.get("KERAS_HOME")
     if folder is None:
         folder = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
     path = Path(os.path.expanduser(os.path.join(folder, "keras.json")))
-    settings = None
-    if path.exists():
-        try:
-            settings = json.loads(path.read_text())
-        except ValueError:
-            settings = None
-    name = settings.get("backend") if isinstance(settings, dict) else None
-    return path, name or _DEFAULT_OF_KERAS
+    text = path.read_text() if path.exists() else "{}"
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        return path, None
+    if not isinstance(settings, dict) or text == json.dumps(_WRITTEN_BY_KERAS, indent=4):
+        return path, None
+    return path, settings.get("backend")
 
 
 def choose_backend(option: str | None = None, *, known: Sequence[str] = tuple(BACKENDS)) -> str:
     """The backend to run on: the one rule of the command line and of the import of keras.
 
-    1. The option, else `KERAS_BACKEND`, else what Keras's configuration file names: a choice of
-       the user, which is never replaced by another.
-    2. Where nothing is chosen, what Keras takes by itself, TensorFlow, if that is installed.
-    3. Else the first one installed of JAX and torch.
-
-    Keras writes "tensorflow" into that file when it is first imported, whatever it runs on. So
-    that word is no proof of a choice, and it cannot be told from one. Where TensorFlow is installed
-    it is therefore taken, with and without the file: else the first run, which makes the file,
-    would be on another backend than all later ones. Where it is not, the file is overruled, since
-    nothing else could run.
+    The option, else `KERAS_BACKEND`, else what Keras's configuration file names: a choice of the
+    user, which is never replaced by another. Where nothing is chosen, the first one installed of
+    `BACKENDS`.
 
     Args:
         option: the user's choice on a command line.
@@ -130,7 +129,7 @@ def choose_backend(option: str | None = None, *, known: Sequence[str] = tuple(BA
     if not name:
         path, name = keras_configuration()
         source = f'"backend" in {path}'
-        if name == _DEFAULT_OF_KERAS and name not in installed:
+        if not name:
             if not installed:
                 raise BackendError(
                     f"no backend is installed: {install_command('jax')}, "

@@ -42,7 +42,7 @@ def prepare_keras_import() -> None:
 
 
 def settle_backend() -> None:
-    """Check the user's choice of a backend; where there is none, choose if Keras's does not run.
+    """Check the user's choice of a backend; where there is none, choose an installed one.
 
     The choice is put into `KERAS_BACKEND`, for Keras and for child processes, and logged: as a
     warning where others could have been meant, else as information.
@@ -53,19 +53,15 @@ def settle_backend() -> None:
     from multibackend_lstm import environment
 
     chosen = environment.choose_backend(known=environment.keras_backends())
-    path, configured = environment.keras_configuration()
-    if os.environ.get("KERAS_BACKEND") or chosen == configured:
+    if os.environ.get("KERAS_BACKEND") or environment.keras_configuration()[1]:
         return
     os.environ["KERAS_BACKEND"] = chosen
     others = [name for name in environment.installed_backends() if name != chosen]
     logging.getLogger("multibackend_lstm").log(
         logging.WARNING if others else logging.INFO,
-        "Keras runs on %s: KERAS_BACKEND is not set, and %s, Keras's own default%s, is not "
-        "installed.%s",
+        "Keras runs on %s, since KERAS_BACKEND is not set.%s",
         chosen,
-        configured,
-        f" (and what {path} says)" if path.exists() else "",
-        f" {' and '.join(others)} is installed too: set KERAS_BACKEND to choose." if others else "",
+        f" {' and '.join(others)} could be chosen too." if others else "",
     )
 
 

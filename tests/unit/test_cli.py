@@ -208,8 +208,6 @@ def test_backend_is_chosen_by_option_then_variable_then_default(monkeypatch, tmp
     assert environment.choose_backend("torch") == "torch"
     assert environment.choose_backend() == "tensorflow"
     monkeypatch.delenv("KERAS_BACKEND")
-    assert environment.choose_backend() == "tensorflow"  # as Keras chooses
-    monkeypatch.setattr(environment, "installed_backends", lambda: ["jax", "torch"])
     assert environment.choose_backend() == "jax"
     monkeypatch.setattr(environment, "installed_backends", lambda: ["torch"])
     assert environment.choose_backend() == "torch"
