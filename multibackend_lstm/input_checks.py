@@ -85,12 +85,15 @@ def check_shape(owner: str, x: Any, expected: Shape) -> None:
     message = f"{owner}: `x` must have the shape {describe_shape(expected)}. Received {shape}. "
     if fits((None, *shape)):
         remedy = "One series lacks the batch axis: pass `x[None]`."
-    elif len(expected) == len(shape) + 1 and expected[1 : len(shape) + 1] == shape:
-        remedy = (
-            "The model was built with the batch axis counted: use build_model(x.shape[1:], ...)."
-        )
-    elif math.prod(shape[2:]) == math.prod(e or 0 for e in expected[2:]) and fits(
-        (*shape[:2], *expected[2:])
+        if len(shape) > 2 and shape == tuple(expected[1:]):
+            remedy += (
+                " If these are many, the model was built with the batch axis counted: use "
+                "build_model(x.shape[1:], ...)."
+            )
+    elif (
+        3 in (len(shape), len(expected))
+        and math.prod(shape[2:]) == math.prod(e or 0 for e in expected[2:])
+        and fits((*shape[:2], *expected[2:]))
     ):
         remedy = (
             f"Its last axes hold as many numbers: split them by "

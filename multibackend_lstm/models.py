@@ -38,7 +38,7 @@ _CONV_LSTMS: dict[int, Any] = {1: ConvLSTM1D, 2: ConvLSTM2D, 3: ConvLSTM3D}
 def build_model(
     input_shape: Sequence[int | None],
     solution: Solution = "reshape",
-    *,
+    *unnamed: Any,
     units: int | Sequence[int] = 64,
     outputs: int = 1,
     task: Task = "regression",
@@ -72,6 +72,7 @@ def build_model(
             `"channelwise"`: `Channelwise(LSTM)`.
             `"conv_lstm"`: `ConvLSTM1D`, `2D` or `3D` with `padding="same"`, then `Flatten`; one
             to three axes between time and features.
+        *unnamed: nothing: all other arguments go by name.
         units: LSTM units (filters of a ConvLSTM), or a sequence of them for stacked layers.
         outputs: number of outputs; for `"multiclass"` the number of classes.
         task: `"regression"` (linear output), `"binary"` (sigmoid) or `"multiclass"` (softmax).
@@ -107,7 +108,7 @@ def build_model(
             finite; `stateful` without a `batch_size`.
     """
     owner = "build_model"
-    _check_solution(owner, solution)
+    _check_positional(owner, input_shape, solution, unnamed)
     _check_task(owner, task, outputs)
     stacked_units = _stacked(owner, units)
     shape = _model_input_shape(_input_shape(owner, input_shape), solution)
@@ -241,14 +242,20 @@ def build_deep_conv_lstm(
     return SensorModel(inputs, _output_layer(task, outputs)(x), name=name)
 
 
-def _check_solution(owner: str, solution: Any) -> None:
-    if isinstance(solution, str):
+def _check_positional(owner: str, input_shape: Any, solution: Any, unnamed: Any) -> None:
+    if all(isinstance(value, int) for value in (input_shape, solution, *unnamed)):
+        sizes = (input_shape, solution, *unnamed)
+        raise TypeError(
+            f"{owner}: `input_shape` must be one tuple, (time, channels, features). Received "
+            f"{', '.join(map(str, sizes))}. Write build_model({sizes}, ...)."
+        )
+    if isinstance(solution, str) and not unnamed:
         check_choice(owner, "solution", solution, tuple(SOLUTIONS))
         return
     raise TypeError(
         f"{owner}: `solution`, the second argument, must be one of "
-        f"{', '.join(map(repr, SOLUTIONS))}. Received {solution!r}. Other arguments go by name, "
-        "such as units=64, and the sizes of `input_shape` are one tuple, such as (10, 3, 5)."
+        f"{', '.join(map(repr, SOLUTIONS))}. Received {(solution, *unnamed)!r} "
+        "behind `input_shape`. Other arguments go by name, such as units=64."
     )
 
 

@@ -9,6 +9,7 @@ from keras import KerasTensor, ops, tree
 from multibackend_lstm.layers.folding import fold, maximum, mean, unfold
 from multibackend_lstm.layers.validation import (
     Shape,
+    check_as_built,
     check_choice,
     check_mask,
     check_rank,
@@ -86,6 +87,7 @@ class Channelwise(keras.layers.Wrapper):
         """Build the layer for the series of one channel."""
         series_shape = self._series_shape(input_shape)
         super().build(series_shape)
+        self.built_for = (input_shape[-1],)
         series_output = output_spec(self.layer, KerasTensor(series_shape))
         self._output_ranks = tree.map_structure(lambda x: len(x.shape), series_output)
 
@@ -112,6 +114,7 @@ class Channelwise(keras.layers.Wrapper):
     def call(self, inputs: KerasTensor, training: bool | None = None, mask: Any = None) -> Any:
         """Fold channels into batch, call the layer, join."""
         self._check(inputs, mask)
+        check_as_built(self.name, self.built_for, inputs.shape)
         if mask is not None:
             mask = self._fold_mask(mask, inputs)
         outputs = call_folded(self.layer, self._fold_channels(inputs), mask, training)

@@ -13,6 +13,7 @@ from multibackend_lstm.layers.folding import call_nonempty, fold, maximum, mean,
 from multibackend_lstm.layers.validation import (
     MaskReduction,
     Shape,
+    check_as_built,
     check_choice,
     check_mask,
     check_positive,
@@ -157,6 +158,7 @@ class TimeDistributedConv(keras.layers.Layer):
         """Create and build the layers that a time step goes through."""
         check_float64(self, statistics=self.normalization is not None)
         self.compute_output_shape(input_shape)
+        self.built_for = (input_shape[-1],)
         shape = self._step_shape(input_shape)
         self.step_layers = self._make_step_layers(rank=len(shape) - 2)
         for layer in self.step_layers:
@@ -187,6 +189,7 @@ class TimeDistributedConv(keras.layers.Layer):
     ) -> KerasTensor:
         """Fold time into batch, run the blocks, reduce, unfold."""
         self._step_shape(inputs.shape)
+        check_as_built(self.name, self.built_for, inputs.shape)
         if mask is not None:
             check_mask(self.name, mask.shape, inputs.shape, max_rank=len(inputs.shape))
             mask = fold(reduce_mask(mask, self.mask_reduction))

@@ -16,7 +16,7 @@ from multibackend_lstm.layers.recurrent_base import (
     RecurrentBase,
     state_dtype,
 )
-from multibackend_lstm.layers.validation import Shape, check_mask, reduce_mask
+from multibackend_lstm.layers.validation import Shape, check_as_built, check_mask, reduce_mask
 
 # Most entries of the LSTM's recurrent kernel, most of which are zeros. Beyond that the
 # convolutions' fewer operations win.
@@ -38,6 +38,7 @@ class _AsLSTM(RecurrentBase):
     def build(self, sequences_shape: Shape, initial_state_shape: Any = None) -> None:
         """Create the weights of the Keras layer."""
         super().build(sequences_shape)
+        self.built_for = (sequences_shape[-1],)
         if self._refusal(sequences_shape, training=True) is None:
             self.supports_jit = backends.active().supports_jit(sequences_shape[1])
 
@@ -51,6 +52,7 @@ class _AsLSTM(RecurrentBase):
     ) -> Any:
         """See the Keras layer; `sequences_mask` is what Keras gives if there are states too."""
         mask = sequences_mask if mask is None else mask
+        check_as_built(self.name, self.built_for, sequences.shape)
         sequences = to_compute_dtype(self, sequences)
         if mask is not None:
             mask = ops.convert_to_tensor(mask)

@@ -11,6 +11,7 @@ from multibackend_lstm.layers.dtypes import check_float64
 from multibackend_lstm.layers.folding import expand
 from multibackend_lstm.layers.validation import (
     Shape,
+    check_as_built,
     check_mask,
     check_rank,
     describe_shape,
@@ -157,8 +158,13 @@ class Normalization(keras.layers.Layer):
 
     def call(self, inputs: KerasTensor, mask: Any = None) -> KerasTensor:
         """Normalise what is valid."""
+        check_rank(self.name, inputs.shape, minimum=2 - min(self.axis))
         x = ops.cast(inputs, self.variable_dtype)
         rank = len(x.shape)
+        built: list[int | None] = [None] * -min(self.axis)
+        for axis, size in zip(self.axis, self.mean.shape, strict=True):
+            built[axis] = size
+        check_as_built(self.name, built, x.shape)
         sizes = [x.shape[axis - rank] if axis - rank in self.axis else 1 for axis in range(rank)]
         mean = ops.reshape(ops.convert_to_tensor(self.mean), sizes)
         variance = ops.reshape(ops.convert_to_tensor(self.variance), sizes)

@@ -21,6 +21,7 @@ from multibackend_lstm.layers.recurrent_base import (
 )
 from multibackend_lstm.layers.validation import (
     Shape,
+    check_as_built,
     check_choice,
     check_mask,
     check_positive,
@@ -100,6 +101,7 @@ class Recurrent(RecurrentBase):
     def build(self, sequences_shape: Shape, initial_state_shape: Any = None) -> None:
         """Create the weights for the flattened features, `(features, gates * units)`."""
         super().build(self._flat_shape(sequences_shape))
+        self.built_for = tuple(sequences_shape[2:])
         self.supports_jit = backends.active().supports_jit(sequences_shape[1])
 
     def compute_output_shape(self, sequences_shape: Shape, initial_state_shape: Any = None) -> Any:
@@ -128,6 +130,8 @@ class Recurrent(RecurrentBase):
         """
         mask = sequences_mask if mask is None else mask
         self._check_mask_goes_on(mask)
+        self._flat_shape(sequences.shape)
+        check_as_built(self.name, self.built_for, sequences.shape, merged=True)
         inputs = to_compute_dtype(self, self._flatten(sequences))
         valid, unfit = self._valid_steps(sequences, mask, lengths)
         states = self._initial_states(inputs, initial_state)

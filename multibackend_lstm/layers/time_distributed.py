@@ -102,6 +102,7 @@ class TimeDistributed(keras.layers.Wrapper):
 
     def build(self, input_shape: Any) -> None:
         """Build the layer for one time step."""
+        self._check_shapes(flatten_shapes(input_shape))
         super().build(tree.map_shape_structure(self._step_shape, input_shape))
         if self.steps_per_call is not None and flatten_shapes(input_shape)[0][1] is None:
             # XLA has no loop over steps of unknown number whose last turn is a shorter one.
@@ -203,15 +204,8 @@ class TimeDistributed(keras.layers.Wrapper):
         return (shape[0], *shape[2:])
 
     def _check(self, inputs: Any, mask: Any) -> None:
-        shapes = [tuple(x.shape) for x in tree.flatten(inputs)]
-        for shape in shapes:
-            check_rank(self.name, shape, minimum=3)
-        for axis in (0, 1):
-            if len({shape[axis] for shape in shapes} - {None}) > 1:
-                raise ValueError(
-                    f"{self.name}: all inputs must share batch and time. Received "
-                    + ", ".join(map(describe_shape, shapes))
-                )
+        shapes: list[Shape] = [tuple(x.shape) for x in tree.flatten(inputs)]
+        self._check_shapes(shapes)
         masks = [None] * len(shapes) if mask is None else tree.flatten(mask)
         for m, shape in zip(masks, shapes, strict=True):
             if m is not None:
@@ -219,6 +213,17 @@ class TimeDistributed(keras.layers.Wrapper):
                 known = shape if accepts(self.layer, "mask") else shape[:2]
                 known = (*known, *(None for _ in shape[len(known) :]))
                 check_mask(self.name, m.shape, known, max_rank=len(shape))
+
+    def _check_shapes(self, shapes: list[Shape]) -> None:
+        for shape in shapes:
+            check_rank(self.name, shape, minimum=3)
+        for axis in (0, 1):
+            if len({shape[axis] for shape in shapes} - {None}) > 1:
+                raise ValueError(
+                    f"{self.name}: all inputs must share batch and time. Received "
+                    + ", ".join(map(describe_shape, shapes))
+                    + ". Pad series of unequal length by `multibackend_lstm.pad_sequences`."
+                )
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")

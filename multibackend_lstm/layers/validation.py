@@ -1,5 +1,6 @@
 """Checks of shapes and masks, with errors that name the axes."""
 
+import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from numbers import Integral
@@ -30,6 +31,12 @@ def describe_shape(shape: Shape) -> str:
 
 def check_rank(owner: str, shape: Shape, minimum: int, maximum: int | None = None) -> None:
     """Raise a ValueError unless `minimum <= len(shape) <= maximum`."""
+    if any(isinstance(size, Sequence) for size in shape):
+        raise ValueError(
+            f"{owner}: the input must be one tensor. Received a list of {len(shape)}, of shapes "
+            f"{', '.join(str(tuple(s)) for s in shape[:4])}. Stack arrays of equal shape by "  # type: ignore[arg-type]
+            "`numpy.stack`; pad series of unequal length by `multibackend_lstm.pad_sequences`."
+        )
     rank = len(shape)
     if rank >= minimum and (maximum is None or rank <= maximum):
         return
@@ -40,6 +47,8 @@ def check_rank(owner: str, shape: Shape, minimum: int, maximum: int | None = Non
     else:
         rule = f"{minimum} to {maximum} axes, {describe_axes(minimum)} or longer"
     remedy = {
+        1: "If it is an array of objects, series of unequal length, pad them by "
+        "`multibackend_lstm.pad_sequences(list(x))`.",
         2: "A single time step or an unbatched series lacks an axis: add it, "
         "for instance with `x[:, None]` or `x[None]`.",
         3: "Data whose channels and features are already merged needs no such layer: "
@@ -68,6 +77,36 @@ def known_sizes(owner: str, shape: Shape, axes: Sequence[int]) -> tuple[int, ...
             f"Received {describe_shape(shape)}. Give that size in `keras.Input(shape=...)`."
         )
     return tuple(size for axis in axes if (size := shape[axis]) is not None)
+
+
+def check_as_built(owner: str, built: Shape, shape: Shape, merged: bool = False) -> None:
+    """Raise a ValueError unless a layer's weights are for inputs of such a shape.
+
+    Args:
+        owner: name of the layer for the message.
+        built: sizes of the last axes that the layer was built for, of all axes behind time if
+            they are merged; None where any size will do.
+        shape: of the input.
+        merged: whether only the number of values in a step counts.
+    """
+    sizes = shape[-len(built) :]
+    if merged and None not in (*built, *shape[2:]):
+        fits = math.prod(b or 0 for b in built) == math.prod(s or 0 for s in shape[2:])
+    else:
+        fits = all(None in (b, s) or b == s for b, s in zip(built, sizes, strict=True))
+    if fits:
+        return
+    names = axis_names(len(shape))[-len(built) :]
+    wrong = [
+        f"{name}={size} in place of {b}"
+        for name, size, b in zip(names, sizes, built, strict=True)
+        if None not in (b, size) and b != size
+    ]
+    raise ValueError(
+        f"{owner}: the layer was built for inputs whose last axes have the sizes {tuple(built)}. "
+        f"Received {describe_shape(shape)}: {', '.join(wrong) or 'another number of values'}. "
+        "Give it inputs like those it was built for, or build a new layer."
+    )
 
 
 def flatten_shapes(structure: Any) -> list[Shape]:

@@ -19,6 +19,7 @@ import numpy as np
 from multibackend_lstm.environment import (
     BACKENDS,
     QUIET_TENSORFLOW,
+    choose_backend,
     installed_backends,
     missing_backend_message,
 )
@@ -262,7 +263,7 @@ def check_export(
         raise FileNotFoundError(f"there is no artefact {target}")
     _check_suffix(target, format)
     _check_runtime(kind)
-    name = _known_backend(backend) if backend else installed_backends()[0]
+    name = _known_backend(backend) if backend else choose_backend()
     with (
         tempfile.TemporaryDirectory() as folder,
         _as_file(model, Path(folder, "artefact")) as file,
