@@ -17,6 +17,9 @@ if TYPE_CHECKING:
         load_basic_motions,
         unflatten_features,
     )
+    # Not in __all__: `import *` must not need the extra `sklearn`.
+    from multibackend_lstm.estimators import LSTMClassifier as LSTMClassifier
+    from multibackend_lstm.estimators import LSTMRegressor as LSTMRegressor
     from multibackend_lstm.layers import (
         GRU,
         LSTM,
@@ -73,6 +76,8 @@ _MODULE_OF = {
     "flatten_features": "data",
     "load_basic_motions": "data",
     "unflatten_features": "data",
+    "LSTMClassifier": "estimators",
+    "LSTMRegressor": "estimators",
     "Upgrade": "upgrading",
     "upgrade": "upgrading",
 }
