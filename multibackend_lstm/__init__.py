@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         load_basic_motions,
         unflatten_features,
     )
+
     # Not in __all__: `import *` must not need the extra `sklearn`.
     from multibackend_lstm.estimators import LSTMClassifier as LSTMClassifier
     from multibackend_lstm.estimators import LSTMRegressor as LSTMRegressor

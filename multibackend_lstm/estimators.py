@@ -324,8 +324,6 @@ class _LSTMEstimator(BaseEstimator):
         else:
             array = check_array(X, **rules, input_name="X")
             axes = array.shape[2:]
-            if array.ndim == 2:  # the columns are the steps, whose number scikit-learn checks
-                validate_data(self, X, reset=reset, skip_check_array=True)
             lengths = np.full(len(array), array.shape[1])
             steps = array.reshape(-1, *axes)
         if not lengths.all():
@@ -338,8 +336,6 @@ class _LSTMEstimator(BaseEstimator):
             )
         if reset:
             self._axes = axes
-            if axes:
-                self.n_features_in_ = axes[-1]
         elif axes != self._axes:
             expected, received = (
                 "(" + ", ".join(["samples", "time", *map(str, sizes)]) + ")"
@@ -348,6 +344,10 @@ class _LSTMEstimator(BaseEstimator):
             raise ValueError(
                 f"{owner}: `X` must have the axes it had in `fit`, {expected}. Received {received}."
             )
+        if not axes:  # the steps are columns, whose number and names scikit-learn checks
+            validate_data(self, X, reset=reset, skip_check_array=True)
+        elif reset:
+            self.n_features_in_ = axes[-1]
         return steps, lengths
 
     def _arrange(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
