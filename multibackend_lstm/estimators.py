@@ -308,9 +308,9 @@ class _LSTMEstimator(BaseEstimator):
         """
         owner = type(self).__name__
         rules = {"dtype": _FLOATS, "allow_nd": True, "ensure_all_finite": False, "estimator": self}
-        if _is_list_of_series(X):
-            arrays = [np.asarray(series) for series in X]
-            if len({array.shape[1:] for array in arrays}) > 1:
+        arrays = _listed_series(X)
+        if arrays is not None:
+            if any(a.ndim < 2 for a in arrays) or len({a.shape[1:] for a in arrays}) > 1:
                 raise ValueError(
                     f"{owner}: the series of a list `X` must have the form (time, ..., features) "
                     "and share all axes but time. Received shapes "
@@ -654,12 +654,15 @@ def _torch_seed(seed: int) -> Iterator[None]:
         yield
 
 
-def _is_list_of_series(X: Any) -> bool:  # noqa: N803
-    """Whether `X` is a list, or a 1D array of objects, of arrays of at least 2 axes."""
-    listed = isinstance(X, list | tuple) or (
-        isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
-    )
-    return listed and len(X) > 0 and all(getattr(series, "ndim", 0) >= 2 for series in X)
+def _listed_series(X: Any) -> list[np.ndarray] | None:  # noqa: N803
+    """The series of a list, or of a 1D array of objects; `None` for what is one array itself."""
+    objects = isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
+    if not objects and not isinstance(X, list | tuple):
+        return None
+    arrays = [np.asarray(series) for series in X]
+    shapes = {array.shape for array in arrays}
+    rows_of_a_table = len(shapes) == 1 and arrays[0].ndim < 2
+    return None if rows_of_a_table or not arrays else arrays
 
 
 def _as_json(value: Any) -> Any:

@@ -83,13 +83,15 @@ class TestSeries:
         together = classifier.predict_proba(series)[:3]
         np.testing.assert_allclose(together, alone, atol=1e-6)
 
-    def test_object_arrays_of_series(self, fitted):
+    def test_object_arrays_and_nested_lists(self, fitted):
         classifier, series, _ = fitted
         objects = np.empty(len(series), dtype=object)
         objects[:] = series
-        np.testing.assert_array_equal(
-            classifier.predict_proba(objects), classifier.predict_proba(series)
-        )
+        nested = [s.tolist() for s in series]
+        for other in (objects, nested, tuple(series)):
+            np.testing.assert_allclose(
+                classifier.predict_proba(other), classifier.predict_proba(series), atol=1e-6
+            )
 
     @pytest.mark.parametrize("solution", SOLUTIONS)
     def test_every_solution_takes_arrays_with_and_without_channels(self, solution):
@@ -482,6 +484,8 @@ X, Y = waves(samples=6, time=4)
         ({"optimizer": keras.optimizers.Adam}, X, Y, "`optimizer` must be a name"),
         ({}, np.full_like(X, np.nan), Y, r"NaN.*nan_to_num"),
         ({}, [X[0], X[1][..., :2]], Y[:2], r"share all axes but time.*\(4, 2, 3\), \(4, 2, 2\)"),
+        ({}, [X[0, :, 0, 0], X[1, 1:, 0, 0]], Y[:2], r"form \(time, .*shapes \(4,\), \(3,\)"),
+        ({}, [X[0].tolist(), 5.0], Y[:2], r"form \(time, .*shapes \(4, 2, 3\), \(\)"),
         ({}, [X[0], X[1][:0]], Y[:2], "at least one step"),
         ({}, X[:, :0], Y, "at least one step"),
         ({}, X, Y[:5], "inconsistent numbers of samples"),
