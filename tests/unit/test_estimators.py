@@ -26,11 +26,14 @@ EXPECTED_FAILED_CHECKS = {
         "it takes none or two, and the batches, and with them the training steps, are others"
     ),
 }
-# Each check fits several models, which torch alone starts without compiling or tracing them:
-# 11 s there, where JAX takes 2 and TensorFlow 4 minutes.
-slow_but_on_torch = [] if BACKEND == "torch" else pytest.mark.slow
 
 
+def slow_but_on_torch(test):
+    """Mark what trains many models: torch starts each at once, JAX and TensorFlow in 1 or 2 s."""
+    return test if BACKEND == "torch" else pytest.mark.slow(test)
+
+
+@slow_but_on_torch
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.DataConversionWarning")
 @parametrize_with_checks(
     [LSTMClassifier(**SMALL), LSTMRegressor(**SMALL)],
@@ -39,10 +42,6 @@ slow_but_on_torch = [] if BACKEND == "torch" else pytest.mark.slow
 def test_scikit_learn_checks(estimator, check):
     # 2D arrays, which these are about, are read as (samples, time).
     check(estimator)
-
-
-if slow_but_on_torch:
-    test_scikit_learn_checks = slow_but_on_torch(test_scikit_learn_checks)
 
 
 def waves(samples=24, time=8, axes=(2, 3), seed=0):
@@ -93,6 +92,7 @@ class TestSeries:
                 classifier.predict_proba(other), classifier.predict_proba(series), atol=1e-6
             )
 
+    @slow_but_on_torch
     @pytest.mark.parametrize("solution", SOLUTIONS)
     def test_every_solution_takes_arrays_with_and_without_channels(self, solution):
         x, y = waves(samples=6, time=4)
@@ -108,6 +108,7 @@ class TestSeries:
         else:
             assert without.model_.input_shape == (None, None, 6, 1)
 
+    @slow_but_on_torch
     def test_longer_arrays(self):
         x = normal(6, 4, 3, 2, 2)
         regressor = LSTMRegressor("conv_lstm", **SMALL, kernel_size=1).fit(x, x[:, 0, 0, 0])
@@ -126,6 +127,7 @@ class TestSeries:
             masked.predict_proba(padded), cut.predict_proba(series), atol=1e-6
         )
 
+    @slow_but_on_torch
     def test_channels_may_be_missing(self):
         x, y = waves(samples=6, time=4)
         x[:, 1, 0] = -7
@@ -153,6 +155,7 @@ class TestNormalization:
             atol=1e-6,
         )
 
+    @slow_but_on_torch
     def test_units_do_not_matter(self):
         x, y = waves()
         x = x.astype("float64")
@@ -161,6 +164,7 @@ class TestNormalization:
         scaled = LSTMRegressor(**SMALL).fit(x * scale + offset, y).predict(x * scale + offset)
         np.testing.assert_allclose(scaled, plain, atol=1e-5)
 
+    @slow_but_on_torch
     def test_a_constant_feature_stays_finite(self):
         x, y = waves()
         x[..., 1] = 0.1
@@ -168,6 +172,7 @@ class TestNormalization:
         assert (regressor.scale_[:, 1] == 1).all()
         assert np.isfinite(regressor.predict(x)).all()
 
+    @slow_but_on_torch
     def test_can_be_turned_off(self):
         x, y = waves(samples=6)
         regressor = LSTMRegressor(**SMALL, normalization=False).fit(x, y)
@@ -175,6 +180,7 @@ class TestNormalization:
         np.testing.assert_allclose(regressor.predict(x), expected, atol=1e-6)
 
 
+@slow_but_on_torch
 class TestTargets:
     @pytest.mark.parametrize(
         "labels", [["b", "a", "c"], [3, -1, 10], [True, False], [0.5, 1.5, 2.5]], ids=repr
@@ -222,22 +228,25 @@ class TestTargets:
 
 
 class TestTraining:
-    def test_random_state_makes_fit_repeatable_and_leaves_generators_alone(self):
+    def test_an_integer_makes_fit_repeatable_and_leaves_generators_alone(self):
+        state = np.random.get_state()[1].copy()
+        first = self.predictions(3)
+        np.testing.assert_array_equal(np.random.get_state()[1], state)
+        np.testing.assert_array_equal(self.predictions(3), first)
+        assert np.abs(self.predictions(4) - first).max() > 1e-4
+
+    @slow_but_on_torch
+    def test_other_random_states(self):
+        np.testing.assert_array_equal(
+            self.predictions(np.random.RandomState(5)), self.predictions(np.random.RandomState(5))
+        )
+        assert np.abs(self.predictions(None) - self.predictions(None)).max() > 1e-4
+
+    @staticmethod
+    def predictions(random_state):
         x, y = waves(samples=12, time=4)
         settings = {"units": 3, "epochs": 2, "batch_size": 4, "dropout": 0.5}
-
-        def predictions(random_state):
-            return LSTMRegressor(**settings, random_state=random_state).fit(x, y).predict(x)
-
-        state = np.random.get_state()[1].copy()
-        first = predictions(3)
-        np.testing.assert_array_equal(predictions(3), first)
-        assert np.array_equal(np.random.get_state()[1], state)
-        assert np.abs(predictions(4) - first).max() > 1e-4
-        np.testing.assert_array_equal(
-            predictions(np.random.RandomState(5)), predictions(np.random.RandomState(5))
-        )
-        assert np.abs(predictions(None) - predictions(None)).max() > 1e-4
+        return LSTMRegressor(**settings, random_state=random_state).fit(x, y).predict(x)
 
     def test_trains_on_every_case_once_an_epoch_in_changing_order(self, monkeypatch):
         seen = []
@@ -258,6 +267,7 @@ class TestTraining:
             np.testing.assert_array_equal(np.sort(order), y)
         assert orders[0].tolist() != orders[1].tolist()
 
+    @slow_but_on_torch
     def test_a_series_of_weight_0_teaches_nothing(self):
         x, y = waves(samples=12, time=4)
         weights = np.ones(12)
@@ -272,6 +282,7 @@ class TestTraining:
         unweighted = LSTMRegressor(**SMALL | {"epochs": 3}).fit(x, other).predict(x)
         assert np.abs(unweighted - first).max() > 1e-4
 
+    @slow_but_on_torch
     def test_sets_cases_aside_by_class(self, monkeypatch):
         given = {}
         fit = keras.Model.fit
@@ -287,6 +298,7 @@ class TestTraining:
         assert sorted(classifier.history_) == ["loss", "val_loss"]
         assert np.bincount(given["validation_data"][1].ravel().astype(int)).tolist() == [2, 2]
 
+    @slow_but_on_torch
     @pytest.mark.parametrize("fraction", [0.0, 0.25])
     def test_stops_once_the_loss_gets_no_better(self, fraction):
         x, y = waves(samples=12, time=4)
@@ -315,11 +327,13 @@ class TestScikitLearn:
         with pytest.raises(ValueError, match="Invalid parameter 'unit'"):
             estimator.set_params(unit=3)
 
+    @slow_but_on_torch
     def test_cross_validation_of_unequal_series(self, fitted):
         classifier, series, labels = fitted
         estimator = clone(classifier).set_params(epochs=40)
         assert cross_val_score(estimator, series, labels, cv=2).tolist() == [1, 1]
 
+    @slow_but_on_torch
     def test_pipeline(self):
         x, y = waves(samples=8, time=4)
         pipeline = make_pipeline(FunctionTransformer(np.negative), LSTMRegressor(**SMALL))
@@ -396,6 +410,7 @@ class TestFiles:
         for a, b in zip(model.get_weights(), classifier.model_.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
 
+    @slow_but_on_torch
     def test_a_saved_regressor_is_the_same(self, tmp_path):
         x, y = waves(samples=6, time=3)
         regressor = LSTMRegressor(
@@ -407,6 +422,7 @@ class TestFiles:
         np.testing.assert_array_equal(loaded.predict(x), regressor.predict(x), strict=True)
         loaded.fit(x, y)  # and it can be trained anew
 
+    @slow_but_on_torch
     @pytest.mark.parametrize("labels", [[2, 1], [True, False], ["x", "y"]], ids=repr)
     def test_labels_keep_their_type(self, labels, tmp_path):
         dtype = object if isinstance(labels[0], str) else None
