@@ -348,6 +348,8 @@ class _LSTMEstimator(BaseEstimator):
             validate_data(self, X, reset=reset, skip_check_array=True)
         elif reset:
             self.n_features_in_ = axes[-1]
+            if hasattr(self, "feature_names_in_"):  # of an earlier fit, on a table
+                del self.feature_names_in_
         return steps, lengths
 
     def _arrange(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -389,8 +391,6 @@ class _LSTMEstimator(BaseEstimator):
         """
         with np.errstate(over="ignore"):
             steps = ((steps - self.mean_) / self.scale_).astype("float32")
-        if not np.isfinite(steps).all():
-            raise ValueError(f"{type(self).__name__}: `X` holds values too large for float32.")
         if ((steps == _MISSING).all(axis=-1, keepdims=True) & ~missing).any():
             raise ValueError(
                 f"{type(self).__name__}: `X` holds {_MISSING:g}, which stands for missing steps "
@@ -398,6 +398,8 @@ class _LSTMEstimator(BaseEstimator):
                 "normalization=True."
             )
         steps = np.where(missing, np.float32(_MISSING), steps)
+        if not np.isfinite(steps).all():
+            raise ValueError(f"{type(self).__name__}: `X` holds values too large for float32.")
         padded = np.full((len(lengths), lengths.max(), *steps.shape[1:]), _MISSING, "float32")
         padded[np.arange(lengths.max()) < lengths[:, None]] = steps
         return padded
