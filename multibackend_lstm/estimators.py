@@ -377,9 +377,12 @@ class _LSTMEstimator(BaseEstimator):
             return
         present = np.broadcast_to(~missing, steps.shape)
         count = np.maximum(present.sum(axis=0), 1)
-        self.mean_ = np.sum(steps, axis=0, dtype=np.float64, where=present) / count
-        squares = np.sum((steps - self.mean_) ** 2, axis=0, dtype=np.float64, where=present)
-        deviation = np.sqrt(squares / count)
+        with np.errstate(over="ignore"):
+            self.mean_ = np.sum(steps, axis=0, dtype=np.float64, where=present) / count
+            squares = np.where(present, steps - self.mean_, 0) ** 2
+        deviation = np.sqrt(squares.sum(axis=0) / count)
+        if not np.isfinite(deviation).all():
+            raise ValueError(f"{type(self).__name__}: `X` holds values too large to normalise.")
         # A sensor that stands still is left as wide as it is; rounding makes it not quite 0.
         still = deviation <= 10 * np.finfo(steps.dtype).eps * np.abs(self.mean_)
         self.scale_ = np.where(still, 1.0, deviation)

@@ -156,6 +156,14 @@ class TestNormalization:
         )
 
     @slow_but_on_torch
+    def test_the_mark_of_missing_values_may_be_large(self):
+        x, y = waves(samples=6)
+        x[0, 3] = 1e300
+        regressor = LSTMRegressor(**SMALL, masking=1e300).fit(x, y)
+        assert np.isfinite(regressor.predict(x)).all()
+        assert (regressor.scale_ < 2).all()
+
+    @slow_but_on_torch
     def test_units_do_not_matter(self):
         x, y = waves()
         x = x.astype("float64")
@@ -507,6 +515,7 @@ X, Y = waves(samples=6, time=4)
         ({}, X, Y[:5], "inconsistent numbers of samples"),
         ({"normalization": False}, np.full_like(X, -1e9), Y, "holds -1e[+]09.*masking=-1e[+]09"),
         ({"normalization": False}, X.astype("float64") * 1e300, Y, "too large for float32"),
+        ({}, X.astype("float64") * 1e300, Y, "too large to normalise"),
     ],
 )
 def test_errors_of_fit(settings, x, y, message):
