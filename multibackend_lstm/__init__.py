@@ -20,6 +20,10 @@ if TYPE_CHECKING:
         pad_sequences,
         unflatten_features,
     )
+
+    # Not in __all__: `import *` must not need the extra `sklearn`.
+    from multibackend_lstm.estimators import LSTMClassifier as LSTMClassifier
+    from multibackend_lstm.estimators import LSTMRegressor as LSTMRegressor
     from multibackend_lstm.layers import (
         GRU,
         LSTM,
@@ -87,6 +91,8 @@ _MODULE_OF = {
     "pad_sequences": "data",
     "unflatten_features": "data",
     "SensorModel": "sensor_model",
+    "LSTMClassifier": "estimators",
+    "LSTMRegressor": "estimators",
     "Upgrade": "upgrading",
     "upgrade": "upgrading",
 }
