@@ -122,6 +122,7 @@ def minimums(session: nox.Session) -> None:
             *project["dependencies"],
             *project["optional-dependencies"]["jax"],
             *project["optional-dependencies"]["plot"],
+            *project["optional-dependencies"]["sklearn"],
         ]
     ]
     session.install(*oldest, *group("test"))

@@ -139,6 +139,7 @@ class _LSTMEstimator(BaseEstimator):
                 ),
                 validation_batch_size=self.batch_size,
                 callbacks=self._callbacks(),
+                check_data=False,  # it has been checked above
                 verbose=self.verbose,
             )
         self.model_ = model

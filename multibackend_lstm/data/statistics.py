@@ -41,7 +41,7 @@ def valid_statistics(
         sizes: what the sizes of `axis` must be.
 
     Returns:
-        `(mean, variance)`, float64 arrays of the sizes of `axis`.
+        `(mean, variance)`, float64 arrays of the sizes of `axis`; 0 for what never varies.
 
     Raises:
         ValueError: see `Normalization.adapt`.
@@ -69,7 +69,10 @@ def valid_statistics(
             + (" for some of the features." if np.any(count) else ".")
             + " Give recordings with values that neither `mask` nor `mask_value` leaves out."
         )
-    return np.asarray(mean), np.asarray(squares / count)
+    variance = squares / count
+    # Of what never varies rounding leaves a little.
+    still = np.sqrt(variance) <= 100 * np.finfo("float64").eps * np.abs(mean)
+    return np.asarray(mean), np.where(still, 0, variance)
 
 
 def _parts(

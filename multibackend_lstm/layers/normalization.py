@@ -47,8 +47,8 @@ class Normalization(keras.layers.Layer):
 
     Returns:
         `(x - mean) / sqrt(variance)`, in the layer's compute dtype, computed in that of its
-        weights (float32 in mixed precision). Where masked, zeros: the mean. A feature that never
-        varies becomes 0.
+        weights (float32 in mixed precision). Where masked, zeros: the mean. What never varied is
+        not scaled: a value that was not seen before would become huge.
 
     Raises:
         ValueError: for an `axis` that is not negative, `mean` without `variance` or of another
@@ -168,7 +168,7 @@ class Normalization(keras.layers.Layer):
         sizes = [x.shape[axis - rank] if axis - rank in self.axis else 1 for axis in range(rank)]
         mean = ops.reshape(ops.convert_to_tensor(self.mean), sizes)
         variance = ops.reshape(ops.convert_to_tensor(self.variance), sizes)
-        deviation = ops.maximum(ops.sqrt(variance), keras.backend.epsilon())
+        deviation = ops.where(variance > 0, ops.sqrt(variance), ops.ones_like(variance))
         x = (x - mean) / deviation
         if mask is not None:
             check_mask(self.name, mask.shape, x.shape, max_rank=rank)

@@ -260,11 +260,11 @@ class TestTraining:
         seen = []
         fit = keras.Model.fit
 
-        def recorded(model, batches, **arguments):
+        def recorded(model, batches, *rest, **arguments):
             for _ in range(2):
                 seen.append([batches[i] for i in range(len(batches))])
                 batches.on_epoch_end()
-            return fit(model, batches, **arguments)
+            return fit(model, batches, *rest, **arguments)
 
         monkeypatch.setattr(keras.Model, "fit", recorded)
         y = np.arange(10.0)
