@@ -37,17 +37,25 @@ settings.register_profile("ci", parent=settings.get_profile("local"), derandomiz
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-def pytest_collection_modifyitems(items):
-    """On JAX, mark all but every fifth case of a test marked `thin_on_jax` as slow."""
-    if keras.backend.backend() != "jax":
+def pytest_addoption(parser):
+    """Each case is compiled anew on JAX and traced on TensorFlow, torch runs it as it is."""
+    parser.addoption(
+        "--some-cases", action="store_true", help="Of each test, only every fifth of its cases."
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """With `--some-cases`, leave out all but every fifth case of each test."""
+    if not config.getoption("--some-cases"):
         return
     seen = collections.Counter()
+    chosen, left_out = [], []
     for item in items:
-        if item.get_closest_marker("thin_on_jax"):
-            test = (item.path, item.originalname)
-            if seen[test] % 5:
-                item.add_marker(pytest.mark.slow)
-            seen[test] += 1
+        test = (item.path, getattr(item, "cls", None), item.originalname)
+        (left_out if seen[test] % 5 else chosen).append(item)
+        seen[test] += 1
+    items[:] = chosen
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture

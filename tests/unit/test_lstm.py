@@ -258,7 +258,6 @@ def adam_model(cls, cell, masked, **flags):
 
 
 @needs_gradients
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize("return_sequences", [False, True])
 @pytest.mark.parametrize("go_backwards", [False, True])
 @pytest.mark.parametrize("mask_kinds", [["none"], ["right", "left", "holes", "rows"]], ids=str)

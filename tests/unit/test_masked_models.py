@@ -56,7 +56,6 @@ def test_versions_computed_the_same(name):
             np.testing.assert_allclose(other[key], first[key], **tolerance(name))
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_masked_model_gives_what_it_gave(version, name):

@@ -249,6 +249,25 @@ def test_bad_arguments(arguments, message):
         build_model(**{"input_shape": SHAPE, **arguments})
 
 
+@pytest.mark.parametrize("solution", SOLUTIONS)
+def test_stateful_models_go_on_from_call_to_call(x, solution):
+    x = x[:2]
+    options = {"units": (4, 3), "masking": -9.0, "normalization": (np.full(5, 0.5), np.ones(5))}
+    if solution == "pre_reshape":
+        x, options["normalization"] = flatten_features(x), (np.full(15, 0.5), np.ones(15))
+    x[1, 3:5] = -9.0
+    shape = (None, *SHAPE[1:])
+    model = build_model(shape, solution, **options)
+    live = build_model(shape, solution, **options, stateful=True, batch_size=2)
+    live.set_weights(model.get_weights())
+    whole = model.predict(x, verbose=0)
+    for _ in range(2):
+        for start in range(0, TIME, 5):
+            part = live.predict(x[:, start : start + 5], batch_size=2, verbose=0)
+        np.testing.assert_allclose(part, whole, atol=1e-5)
+        live.reset_states()
+
+
 @pytest.mark.parametrize("method", ["fit", "predict"])
 def test_3d_data_for_a_4d_model_and_the_reverse(x, method):
     if keras.backend.backend() == "numpy" and method == "fit":

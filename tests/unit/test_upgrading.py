@@ -273,7 +273,6 @@ def assert_classes(new, old, replaced):
     assert count >= len(replaced)
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize(("build", "replaced"), MODELS, ids=IDS)
 def test_the_same_model_of_our_layers(build, replaced):
     model = made(build)

@@ -29,7 +29,6 @@ def truth_of(layer, cell, x, mask, return_sequences, states=None):
     return results
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("return_sequences", [False, True])
 @pytest.mark.parametrize("merge_mode", ["concat", "sum", "ave", "mul", None])

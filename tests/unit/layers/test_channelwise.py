@@ -61,7 +61,6 @@ def build(inner, merge, shape):
 
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("inner", ["lstm", "sequences", "states"])
-@pytest.mark.thin_on_jax
 def test_values_equal_a_loop_over_channels(inner, merge):
     x = normal(2, 5, 4, 3)
     layer = build(inner, merge, x.shape)
@@ -76,7 +75,6 @@ def test_values_equal_a_loop_over_channels(inner, merge):
 
 
 @pytest.mark.parametrize("inner", ["convolution", "bidirectional", "model"])
-@pytest.mark.thin_on_jax
 def test_other_sequence_layers(inner):
     x = normal(2, 5, 4, 3)
     layer = build(inner, "concat", x.shape)
@@ -84,7 +82,6 @@ def test_other_sequence_layers(inner):
 
 
 @pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.thin_on_jax
 def test_rank_5(merge):
     x = normal(2, 5, 2, 3, 4)
     layer = build("sequences", merge, x.shape)
@@ -95,7 +92,6 @@ def test_rank_5(merge):
 
 @pytest.mark.parametrize("inner", ["lstm", "sequences", "states"])
 @pytest.mark.parametrize("further", [(), (4,)])
-@pytest.mark.thin_on_jax
 def test_masks_equal_a_loop_over_channels(inner, further):
     x, mask = normal(3, 6, 4, 2), random_mask(3, 6, *further, seed=1)
     layer = build(inner, "concat", x.shape)
@@ -106,7 +102,6 @@ def test_masks_equal_a_loop_over_channels(inner, further):
 
 
 @pytest.mark.parametrize("further", [(), (2,), (2, 3)])
-@pytest.mark.thin_on_jax
 def test_masks_of_rank_5(further):
     x, mask = normal(3, 6, 2, 3, 2), random_mask(3, 6, *further, seed=1)
     layer = build("lstm", "stack", x.shape)
@@ -137,7 +132,6 @@ def test_property_lstm_equals_numpy(sizes, merge, data):
 
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("further", [(), (4,)])
-@pytest.mark.thin_on_jax
 def test_output_mask(merge, further):
     x, mask = ops.convert_to_tensor(normal(3, 6, 4, 2)), random_mask(3, 6, *further, seed=1)
     sequences = build("sequences", merge, x.shape)
@@ -168,7 +162,6 @@ def test_masking_reaches_each_channel_and_a_second_layer():
 
 @needs_gradients
 @pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.thin_on_jax
 def test_gradients_equal_a_loop_over_channels(merge):
     class Loop(layers.Layer):
         """The same in Keras operations, one channel at a time."""
@@ -207,7 +200,6 @@ def test_fit_changes_the_shared_weights_once():
 
 @pytest.mark.parametrize(("batch", "time"), [(None, 5), (3, None), (None, None)])
 @pytest.mark.parametrize("merge", ["concat", "stack"])
-@pytest.mark.thin_on_jax
 def test_unknown_batch_and_time(batch, time, merge):
     inputs = keras.Input(batch_shape=(batch, time, 4, 2))
     layer = Channelwise(layers.LSTM(3, return_sequences=True), merge)
@@ -249,7 +241,6 @@ def test_config_round_trip(merge):
 
 
 @pytest.mark.parametrize("inner", ["sequences", "bidirectional", "model"])
-@pytest.mark.thin_on_jax
 def test_saved_model_round_trip(tmp_path, inner):
     layer = Channelwise(INNER[inner](), "stack")
     model = keras.Sequential([keras.Input((None, 4, 2)), layer])
@@ -273,7 +264,6 @@ def test_jit_compile():
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.thin_on_jax
 def test_mixed_precision(policy, merge):
     x = normal(2, 4, 3, 2)
     exact = build("lstm", merge, x.shape)

@@ -76,7 +76,6 @@ def pair(rank, settings):
 
 
 @pytest.mark.parametrize(("rank", "settings"), CASES)
-@pytest.mark.thin_on_jax
 def test_values_equal_numpy_and_keras(rank, settings):
     layer, stock, x, settings = pair(rank, settings)
     output = layer(x)
@@ -100,7 +99,6 @@ def test_values_equal_numpy_and_keras(rank, settings):
 
 @needs_gradients
 @pytest.mark.parametrize(("rank", "settings"), CASES)
-@pytest.mark.thin_on_jax
 def test_gradients_equal_keras(rank, settings):
     layer, stock, x, _ = pair(rank, settings)
     assert_gradients_close(layer, stock, x, atol=5e-5)
@@ -136,7 +134,6 @@ def test_property_equals_numpy(axes, kernel, stride, padding, features):
 
 @pytest.mark.parametrize("pool", ["max", "average"])
 @pytest.mark.parametrize("rank", AXES)
-@pytest.mark.thin_on_jax
 def test_blocks_equal_a_sequential_model(rank, pool):
     pooling = {"max": MAX_POOLING, "average": AVERAGE_POOLING}[pool]
     layer = TimeDistributedConv(
@@ -208,7 +205,6 @@ def test_initial_kernels_of_equal_shape_differ():
 
 @pytest.mark.parametrize("rank", AXES)
 @pytest.mark.parametrize("reduce", ["flatten", "average", "max"])
-@pytest.mark.thin_on_jax
 def test_reduce(rank, reduce):
     x = normal(2, 3, *AXES[rank], 2)
     layer = TimeDistributedConv(4, 2, reduce=reduce)
@@ -250,7 +246,6 @@ def test_batch_normalization_leaves_out_masked_steps(further, reduction):
 
 
 @pytest.mark.parametrize("rank", AXES)
-@pytest.mark.thin_on_jax
 def test_masked_statistics_of_every_block(rank):
     """A masked step changes nothing in any block's statistics, nor in the other steps."""
     x, mask = normal(4, 3, *AXES[rank], 2), random_mask(4, 3)
@@ -343,7 +338,6 @@ def test_mask_reaches_the_lstm_and_masked_steps_are_convolved():
 
 @pytest.mark.parametrize(("batch", "time"), [(None, 3), (2, None), (None, None)])
 @pytest.mark.parametrize("rank", AXES)
-@pytest.mark.thin_on_jax
 def test_unknown_batch_and_time(rank, batch, time):
     inputs = keras.Input(batch_shape=(batch, time, *AXES[rank], 2))
     layer = TimeDistributedConv((3, 2), 2, padding="same", pool_size=2)
@@ -411,7 +405,6 @@ def test_config_round_trip():
 
 @pytest.mark.parametrize("arguments", [{"filters": 3}, EVERYTHING])
 @pytest.mark.parametrize("rank", AXES)
-@pytest.mark.thin_on_jax
 def test_saved_model_round_trip(tmp_path, rank, arguments):
     layer = TimeDistributedConv(**arguments)
     model = keras.Sequential([keras.Input((None, *AXES[rank], 2)), layer])
@@ -424,7 +417,6 @@ def test_saved_model_round_trip(tmp_path, rank, arguments):
 
 @needs_jit
 @pytest.mark.parametrize("rank", AXES)
-@pytest.mark.thin_on_jax
 def test_jit_compile(rank):
     layer = TimeDistributedConv((3, 2), 2, padding="same", normalization="batch")
     model = keras.Sequential([keras.Input((3, *AXES[rank], 2)), layer])
@@ -436,7 +428,6 @@ def test_jit_compile(rank):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("rank", [1, 2])
-@pytest.mark.thin_on_jax
 def test_mixed_precision(rank, policy):
     x = normal(2, 3, *AXES[rank], 2)
     arguments = {"filters": (4, 3), "kernel_size": 2, "activation": "tanh"}

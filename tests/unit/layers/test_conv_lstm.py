@@ -204,7 +204,6 @@ PATHS = {"native": {}, "ops": {"dropout": 1e-9}}
 )
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("rank", PAIRS)
-@pytest.mark.thin_on_jax
 def test_masked_values(rank, path, options, kind):
     layer, _, x = pair(rank, 3, 2, return_state=True, **options, **PATHS[path])
     mask = mask_for(x.shape)[kind]

@@ -52,7 +52,6 @@ def test_inputs_of_any_dtype_are_their_values(name, dtype, seed):
     assert np.abs(expected).max() > 0 or not x.any()
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize("dtype", ["bool", "int32"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_inputs_of_any_dtype_in_predict(name, dtype):

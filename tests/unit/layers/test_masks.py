@@ -168,7 +168,6 @@ EMPTY = {
 }
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize("traced", [False, pytest.param(True, marks=only_tensorflow)])
 @pytest.mark.parametrize(("batch", "time"), [(0, 3), (2, 0), (0, 0)])
 @pytest.mark.parametrize("return_sequences", [False, True])

@@ -98,7 +98,6 @@ class TwoInTwoOut(layers.Layer):
 
 
 @pytest.mark.parametrize("name", INNER)
-@pytest.mark.thin_on_jax
 def test_values_equal_keras(name):
     x = normal(2, 5, *INNER[name][1])
     ours, stock = pair(name, x.shape)
@@ -122,7 +121,6 @@ def test_weight_order_equals_keras(name):
 @needs_gradients
 @pytest.mark.parametrize("name", [name for name in INNER if name != "max_pooling"])
 @pytest.mark.parametrize("steps_per_call", [None, 2])
-@pytest.mark.thin_on_jax
 def test_gradients_equal_keras(name, steps_per_call):
     x = normal(2, 5, *INNER[name][1])
     ours, stock = pair(name, x.shape, steps_per_call=steps_per_call)
@@ -173,7 +171,6 @@ def test_constructor_takes_what_keras_takes():
 
 @pytest.mark.parametrize("saved_by", ["ours", "stock"])
 @pytest.mark.parametrize("name", ["dense", "conv1d", "functional", "batch_normalization"])
-@pytest.mark.thin_on_jax
 def test_weights_file_loads_in_the_other(tmp_path, name, saved_by):
     shape = INNER[name][1]
 
@@ -204,7 +201,6 @@ def test_config_round_trip(name):
 
 @pytest.mark.parametrize("steps_per_call", [None, 2])
 @pytest.mark.parametrize("name", ["conv1d", "functional", "sequential", "bidirectional"])
-@pytest.mark.thin_on_jax
 def test_saved_model_round_trip(tmp_path, name, steps_per_call):
     shape = INNER[name][1]
     layer = TimeDistributed(INNER[name][0](), steps_per_call=steps_per_call)
@@ -283,7 +279,6 @@ def test_time_mask_goes_to_the_layer_as_in_keras(steps_per_call):
 
 
 @pytest.mark.parametrize("steps_per_call", [None, 2])
-@pytest.mark.thin_on_jax
 def test_mask_with_further_axes_goes_to_the_layer(steps_per_call):
     x, mask = normal(2, 5, 4, 3), random_mask(2, 5, 4)
     lstm = layers.LSTM(3)
@@ -296,7 +291,6 @@ def test_mask_with_further_axes_goes_to_the_layer(steps_per_call):
 
 
 @pytest.mark.parametrize("name", ["lstm", "bidirectional", "functional"])
-@pytest.mark.thin_on_jax
 def test_time_mask_is_none_of_a_sequence_layers_business(name):
     """It has no axis for the inner sequence, so the values are those without a mask."""
     x = normal(2, 5, *INNER[name][1])
@@ -356,7 +350,6 @@ def test_a_model_that_uses_the_mask_is_saved(tmp_path, inner):
 
 
 @pytest.mark.parametrize("steps_per_call", [None, 2])
-@pytest.mark.thin_on_jax
 def test_embedding_masks_zero(steps_per_call):
     tokens = np.random.default_rng(0).integers(0, 3, (3, 5, 4))
     tokens[..., 0] = 1  # no series without a valid step
@@ -451,7 +444,6 @@ def test_batch_normalization_leaves_out_masked_steps():
 
 @needs_gradients
 @pytest.mark.parametrize("steps_per_call", [None, 2])
-@pytest.mark.thin_on_jax
 def test_fit_equals_keras(steps_per_call):
     x, y = normal(8, 5, 4, 2), normal(8, 3, seed=1)
 
@@ -491,7 +483,6 @@ def test_empty_and_single(name, batch, time, steps_per_call):
 
 @pytest.mark.parametrize(("batch", "time"), [(None, 5), (3, None), (None, None)])
 @pytest.mark.parametrize("name", ["dense", "conv2d", "lstm", "functional"])
-@pytest.mark.thin_on_jax
 def test_unknown_batch_and_time(name, batch, time):
     shape = INNER[name][1]
     inputs = keras.Input(batch_shape=(batch, time, *shape))
@@ -604,7 +595,6 @@ def test_steps_per_call_in_a_model(length):
 @needs_jit
 @pytest.mark.parametrize("steps_per_call", [None, 2])
 @pytest.mark.parametrize("name", ["conv1d", "lstm"])
-@pytest.mark.thin_on_jax
 def test_jit_compile(name, steps_per_call):
     shape = INNER[name][1]
     layer = TimeDistributed(INNER[name][0](), steps_per_call=steps_per_call)
@@ -617,7 +607,6 @@ def test_jit_compile(name, steps_per_call):
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", ["dense", "conv1d"])
-@pytest.mark.thin_on_jax
 def test_mixed_precision(name, policy):
     x = normal(2, 5, *INNER[name][1])
     exact, _ = pair(name, x.shape)

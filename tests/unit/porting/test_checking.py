@@ -84,7 +84,6 @@ def test_a_state_dict_is_compared_layer_by_layer():
     assert "model" not in {d.where for d in check.differences}
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize("position", [0, 5, 7, -1])
 def test_a_wrong_weight_is_found(position):
     module, model = net(), twin()
@@ -132,7 +131,6 @@ def test_nan_is_no_agreement():
     assert not check.ok
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_a_recurrent_module_itself(batch_first):
     module = nn.LSTM(6, 4, 2, batch_first=batch_first)
@@ -141,7 +139,6 @@ def test_a_recurrent_module_itself(batch_first):
     check_port(module, model).raise_if_different()
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize(
     ("shape", "layer"),
     [

@@ -77,7 +77,6 @@ def edit_config(path, change):
         file.attrs["model_config"] = json.dumps(change(config) or config)
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize(("name", "functions"), MIGRATED, ids=[name for name, _ in MIGRATED])
 def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
     if name.startswith(("keras3.", "keras3_")) and Version(keras.__version__) < Version("3.15"):

@@ -325,7 +325,6 @@ class Flattening(nn.Module):
         return self.fc(self.prelu(self.norm2(self.norm(x))))
 
 
-@pytest.mark.thin_on_jax
 @pytest.mark.parametrize("flatten_order", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("reshape", [False, True])
