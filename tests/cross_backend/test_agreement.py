@@ -134,6 +134,19 @@ CASES = {
         )
         for name in ("reshape", "pre_reshape", "conv", "channelwise")
     },
+    **{
+        f"solution-{name}-lengths": (
+            lambda n=name: build_model(
+                (6, 3, 4),
+                n,
+                units=4,
+                lengths=True,
+                masking=0.0,
+                normalization=(np.arange(12).reshape(3, 4) / 10, np.full((3, 4), 2.0)),
+            )
+        )
+        for name in ("reshape", "conv", "channelwise", "conv_lstm")
+    },
 }
 # The rest runs in the session of slow tests.
 FAST = {
@@ -141,18 +154,19 @@ FAST = {
     *("gru-dropout", "lstm-states", "bidirectional-concat", "flatten-any", "steps-norm"),
     *("steps-per_call", "conv-full", "conv-2d", "channelwise-max", "conv_lstm-1d"),
     *(f"solution-{name}" for name in multibackend_lstm.SOLUTIONS),
-    "solution-conv-masked",
+    *("solution-conv-masked", "solution-conv-lengths"),
 }
 
 
 def draw(model, seed=0):
     """Inputs whose zeros, which are masked, stand at the end, at the start and in between."""
-    x = np.random.default_rng(seed).normal(size=(4, *model.input_shape[1:])).astype("float32")
+    shape = model.inputs[0].shape[1:]
+    x = np.random.default_rng(seed).normal(size=(4, *shape)).astype("float32")
     time = x.shape[1]
     x[0, time // 2 :] = 0
     x[1, : time // 3] = 0
     x[2, 1:-1:2] = 0
-    return x
+    return x if len(model.inputs) == 1 else [x, np.array([time, 2, 0, 3], "int32")]
 
 
 @pytest.mark.parametrize(
