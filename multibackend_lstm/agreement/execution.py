@@ -155,21 +155,36 @@ def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.laye
 
 
 def silence(model: keras.Model) -> list[str]:
-    """Set the rates of dropout and noise to 0; what remains random, by path.
+    """Set the rates of Keras's dropout and noise to 0; what remains random, by path.
 
     Random numbers differ among backends by design, so a training step can only be compared
-    without them.
+    without them. A layer of somebody else may mean anything by a `rate` or `factor`: it is left
+    alone, and if it has a seed it remains random.
     """
     remaining = []
     for layer in model._flatten_layers():
-        for name in _RANDOM_RATES:
+        if not any(isinstance(v, keras.random.SeedGenerator) for v in vars(layer).values()):
+            continue
+        found = False
+        for name in _RANDOM_RATES if _is_known(layer) else ():
             settable = not isinstance(getattr(type(layer), name, None), property)
             if settable and isinstance(getattr(layer, name, None), (int, float)):
                 setattr(layer, name, 0.0)
-        seeded = [v for v in vars(layer).values() if isinstance(v, keras.random.SeedGenerator)]
-        if seeded and not any(hasattr(layer, name) for name in _RANDOM_RATES):
+                found = True
+        if not found:
             remaining.append(layer.path)
     return remaining
+
+
+def _is_known(layer: keras.layers.Layer) -> bool:
+    """Whether the layer's class, or the one it is derived from, is Keras's or this package's."""
+    bases = (keras.layers.Layer, keras.layers.Wrapper, keras.Model)
+    return any(
+        cls.__module__.partition(".")[0] in ("keras", "multibackend_lstm")
+        and issubclass(cls, keras.layers.Layer)
+        and not any(issubclass(base, cls) for base in bases)
+        for cls in type(layer).__mro__
+    )
 
 
 class Capture:
