@@ -253,19 +253,17 @@ def is_dataset(x: Any) -> bool:
 
 
 def first_batch(x: Any, y: Any) -> tuple[Any, Any]:
-    """The first samples of what `fit` takes: `(x, y)`, each None where it cannot be seen."""
+    """The first samples of what `fit` takes: `(x, y)`, each None where it cannot be seen.
+
+    Of data sets only a `keras.utils.PyDataset` shows its first batch without being begun, which
+    would change the order in which others shuffle.
+    """
     if not is_dataset(x):
         return x, y
-    if isinstance(x, keras.utils.PyDataset):
-        batch = x[0]
-    elif not hasattr(x, "__iter__") or iter(x) is x:
-        return None, None  # a generator: what is taken out of it would be missing
-    else:
-        batch = next(iter(x), None)
-    # A tuple, or what torch's DataLoader makes of one.
-    if isinstance(batch, (tuple, list)):
-        return (*batch, None)[:2]
-    return batch, None
+    if not isinstance(x, keras.utils.PyDataset):
+        return None, None
+    batch = x[0]
+    return (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
 
 
 def first_samples(x: np.ndarray) -> np.ndarray:

@@ -51,14 +51,12 @@ class SensorModel(keras.Model):
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; a ValueError names the axis that does not fit."""
-        if not checks.is_dataset(x):
-            self._check_inputs(x)
+        self._check_inputs(x)
         return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.predict`; a ValueError names the axis that does not fit."""
-        if not checks.is_dataset(x):
-            self._check_inputs(x)
+        self._check_inputs(x)
         return super().predict(x, *args, **kwargs)
 
     def adapt(self, x: Any) -> None:
@@ -125,8 +123,7 @@ class SensorModel(keras.Model):
 
     def _check_inputs(self, x: Any, values: bool = False) -> None:
         """Look at shapes, and if asked at the values of the first samples."""
-        first, _ = checks.first_batch(x, None)
-        given = checks.by_name(self._input_names(), first) if first is not None else {}
+        given = {} if checks.is_dataset(x) else checks.by_name(self._input_names(), x)
         if "inputs" not in given:
             return
         array = checks.as_array(self.name, "x", given["inputs"])
