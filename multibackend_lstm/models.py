@@ -87,7 +87,8 @@ def build_model(
         normalization: True for a `Normalization` layer that leaves masked steps out: call
             `model.adapt(x)` before `fit`. It takes the statistics of each feature of each channel
             where the input has one axis of channels, else of each feature. Or
-            `(mean, variance)`, of each feature or of those axes; or a `Normalization` layer.
+            `(mean, variance)`, of each feature or of those axes; or a `Normalization`
+            layer, which gets `masking` as its `mask_value`.
         stateful: whether the recurrent layers keep their states from one call to the next, for
             series that come in pieces; needs `batch_size`, and `model.reset_states()` between
             series. Weights go from one model to another: `live.set_weights(model.get_weights())`.
@@ -282,6 +283,12 @@ def _normalization(
 ) -> Normalization:
     """The layer, in float32 for what a mixed policy would round."""
     if isinstance(given, Normalization):
+        if masking is not None and given.mask_value not in (None, masking):
+            raise ValueError(
+                f"{owner}: the `mask_value` of `normalization` must be that of `masking`, "
+                f"{masking!r}. Received {given.mask_value!r}."
+            )
+        given.mask_value = masking if masking is not None else given.mask_value
         return given
     axis: tuple[int, ...] = (-2, -1) if len(shape) == 3 else (-1,)
     statistics: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """SensorModel: a functional Keras model that looks at its data before it trains on them."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -63,7 +64,8 @@ class SensorModel(keras.Model):
         """Set the statistics of the `Normalization` layer, see there, from what `fit` takes as x.
 
         Args:
-            x: `(batch, time, *axes)`, or that and the lengths; or batches of them, or series.
+            x: `(batch, time, *axes)`, or that and the lengths; a `keras.utils.PyDataset` of
+                them; or a list of series `(time, *axes)`.
 
         Raises:
             ValueError: if the model was built without `normalization=True`; as the layer does.
@@ -74,17 +76,21 @@ class SensorModel(keras.Model):
                 f"{self.name}: there is no Normalization layer to adapt. Use "
                 "build_model(..., normalization=True)."
             )
-        if "lengths" not in self._input_names():
-            layer.adapt(x)
-            return
-        given = checks.by_name(self._input_names(), x)
-        if not given:
-            layer.adapt(x)
-            return
-        array, lengths = to_numpy(given["inputs"]), to_numpy(given["lengths"])
-        checks.check_lengths(self.name, lengths, array.shape[1])
-        steps = range(array.shape[1])
-        layer.adapt(array, mask=lengths[:, None] > steps)
+        layer.adapt(self._valid_series(x) if "lengths" in self._input_names() else x)
+
+    def _valid_series(self, x: Any) -> Iterator[Any]:
+        """Of samples with their lengths the series without the padding; else what `x` gives."""
+        batches: Iterable[Any] = [x]
+        if isinstance(x, keras.utils.PyDataset):
+            batches = (x[index][0] for index in range(len(x)))
+        for batch in batches:
+            given = checks.by_name(self._input_names(), batch)
+            if not given or to_numpy(given["lengths"]).ndim != 1:
+                yield from batch
+                continue
+            array, lengths = to_numpy(given["inputs"]), to_numpy(given["lengths"])
+            checks.check_lengths(self.name, lengths, array.shape[1])
+            yield from (sample[:length] for sample, length in zip(array, lengths, strict=True))
 
     def reset_states(self) -> None:
         """Forget the states of stateful layers: the next call begins new series."""

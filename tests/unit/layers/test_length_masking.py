@@ -100,6 +100,24 @@ def test_refused(inputs, message):
         LengthMasking()(inputs)
 
 
+def test_adapting_to_batches_and_to_two_series():
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            x, lengths = pad_sequences(SERIES[2 * index : 2 * index + 2], value=np.nan)
+            return {"inputs": x, "lengths": lengths}, np.zeros(2)
+
+    model = build_model((None, 3, 2), units=2, lengths=True, normalization=True)
+    layer = model.get_layer("normalization")
+    for data, series in ((Batches(), SERIES), (SERIES[:2], SERIES[:2])):
+        model.adapt(data)
+        joined = np.concatenate(series).astype("float64")
+        np.testing.assert_allclose(to_numpy(layer.mean), joined.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(to_numpy(layer.variance), joined.var(0), rtol=1e-5)
+
+
 def test_bad_lengths_are_refused_by_the_model():
     model = build_model((None, 3, 2), units=2, lengths=True)
     model.compile(loss="mse")

@@ -162,6 +162,16 @@ def test_padded_and_cut_series_give_the_same(solution):
     )
 
 
+def test_a_layer_given_to_build_model_leaves_the_mark_out_too():
+    x = data()
+    layer = Normalization()
+    model = build_model((None, 3, 2), units=2, masking=-1e9, normalization=layer)
+    model.adapt(np.concatenate([x, np.full_like(x, -1e9)], axis=1))
+    np.testing.assert_allclose(to_numpy(layer.mean), x.mean((0, 1, 2), dtype="float64"), rtol=1e-6)
+    with pytest.raises(ValueError, match="must be that of `masking`"):
+        build_model((5, 3, 2), masking=-1.0, normalization=Normalization(mask_value=-2.0))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
