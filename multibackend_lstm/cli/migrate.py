@@ -85,8 +85,8 @@ def migrate(
 
     Ends with status 0 if the whole model is migrated (and agrees, with --verify), 1 if a function
     is left, a weight is NaN or infinite, or predictions differ, 2 for wrong use or a file that is
-    damaged or unsafe, and 3 if --verify could not run the old file. A model that predicts
-    otherwise is not written; one that could not be compared is.
+    damaged or unsafe, and 3 if --verify could not run the old file. With --verify nothing
+    is written that was not compared, or that predicts otherwise.
     """
     if (python or trust) and not verify:
         raise click.UsageError("--python and --trust are about --verify, which is not given.")
@@ -121,14 +121,19 @@ def migrate(
             comparisons = compare(migration.model, old, python=python, trust=trust)
         except VerificationError as error:
             failure = str(error)
-        if out is not None and all(comparison.agrees for comparison in comparisons):
+        if (
+            out is not None
+            and failure is None
+            and all(comparison.agrees for comparison in comparisons)
+        ):
             migration.save(out)
     if as_json:
         click.echo(json.dumps(_document(migration, comparisons, failure), indent=1))
     else:
         _print(migration, comparisons)
         if failure is not None:
-            click.echo(f"Not verified: {failure}", err=True)
+            written = "" if out is None else " Nothing is written."
+            click.echo(f"Not verified: {failure}.{written}", err=True)
     if not migration.complete or not all(c.agrees for c in comparisons):
         raise SystemExit(1)
     raise SystemExit(0 if failure is None else 3)

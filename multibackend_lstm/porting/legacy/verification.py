@@ -137,6 +137,8 @@ def _old_predictions(
     variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     if python is None and find_spec("tensorflow") is not None:
         variables["KERAS_BACKEND"] = "tensorflow"  # what stored functions were written for
+    # A path is relative to where the user is, not to where the old model runs.
+    interpreter = os.path.abspath(python) if python and os.path.dirname(python) else python
     with tempfile.TemporaryDirectory() as folder:
         sent, received = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         arrays = {
@@ -146,7 +148,7 @@ def _old_predictions(
         }
         np.savez(sent, **arrays)  # type: ignore[arg-type]
         command = [
-            python or sys.executable, predict.__file__, str(path.resolve()), str(sent),
+            interpreter or sys.executable, predict.__file__, str(path.resolve()), str(sent),
             str(received), "2" if file.keras_2 else "3", *(["trust"] if trust else []),
         ]  # fmt: skip
         try:

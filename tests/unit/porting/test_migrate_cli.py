@@ -131,7 +131,7 @@ def test_verify_runs_no_stored_function_without_trust(python):
     assert "add --trust" in output
 
 
-def test_verify_says_where_predictions_differ(python, tmp_path):
+def test_verify_says_where_predictions_differ(python, tmp_path, monkeypatch):
     model = replace_lambdas(FOLDER / "tf_shape.h5").model
     rng = np.random.default_rng(0)
     answers = {}
@@ -144,6 +144,10 @@ def test_verify_says_where_predictions_differ(python, tmp_path):
     assert status == 0, output
     assert out.exists()
     out.unlink()
+    monkeypatch.chdir(tmp_path)
+    status, output = migrate(*arguments, os.path.join(".", pathlib.Path(python(answers)).name))
+    assert status == 0, output
+    out.unlink()
     answers["1_y0"] = answers["1_y0"] + np.float32(1e-3)
     status, output = migrate(*arguments, python(answers))
     assert status == 1
@@ -155,12 +159,16 @@ def test_verify_says_where_predictions_differ(python, tmp_path):
     assert not out.exists()
 
 
-def test_verify_that_cannot_run_gives_status_3(python):
-    status, output = migrate(
-        FOLDER / "tf_shape.h5", "--verify", "--trust", "--python", python(), "--json"
-    )
+def test_verify_that_cannot_run_gives_status_3_and_writes_nothing(python, tmp_path):
+    out = tmp_path / "new.keras"
+    arguments = (FOLDER / "tf_shape.h5", "--out", out, "--verify", "--trust", "--python", python())
+    status, output = migrate(*arguments, "--json")
     assert status == 3
     assert "no tf-keras here" in json.loads(output)["not_verified"]
+    status, output = migrate(*arguments)
+    assert status == 3
+    assert "Nothing is written" in output
+    assert not out.exists()
     model = replace_lambdas(FOLDER / "tf_shape.h5").model
     with pytest.raises(VerificationError, match="did not run"):
         verify(model, FOLDER / "tf_shape.h5", python="/no/such/python", trust=True)
