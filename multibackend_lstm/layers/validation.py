@@ -90,8 +90,8 @@ def check_as_built(owner: str, built: Shape, shape: Shape, merged: bool = False)
         merged: whether only the number of values in a step counts.
     """
     sizes = shape[-len(built) :]
-    if merged and None not in (*built, *shape[2:]):
-        fits = math.prod(b or 0 for b in built) == math.prod(s or 0 for s in shape[2:])
+    if merged and None not in built and None not in shape[2:]:
+        fits = math.prod(built) == math.prod(shape[2:])  # type: ignore[arg-type]
     else:
         fits = all(None in (b, s) or b == s for b, s in zip(built, sizes, strict=True))
     if fits:
