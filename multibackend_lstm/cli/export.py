@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     "(saved_model).",
 )
 @click.option("--format", "format", required=True, type=click.Choice(list(FORMATS)))
-@click.option("--check", is_flag=True, help="Run the artefact, and compare it with Keras.")
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Run the artefact, and compare it with Keras.",
+)
 @click.option(
     "--check-only", is_flag=True, help="Export nothing: compare the artefact that is at --out."
 )
@@ -65,8 +70,8 @@ def export(
     """Export MODEL, a .keras file, for inference without Keras.
 
     The model is loaded in safe mode on each backend that can produce the format, until one does.
-    With --check the artefact runs in its own runtime on random inputs of several batch sizes and
-    lengths, and must agree with Keras to 1e-5; otherwise it is not written.
+    The artefact runs in its own runtime on random inputs of several batch sizes and lengths, and
+    must agree with Keras to 1e-5; otherwise it is not written. --no-check leaves that out.
 
     Ends with status 0 if the artefact was written (and agrees), 1 if it cannot be exported or
     differs, and 2 for wrong use.

@@ -218,7 +218,8 @@ class TimeDistributed(keras.layers.Wrapper):
         for shape in shapes:
             check_rank(self.name, shape, minimum=3)
         for axis in (0, 1):
-            if len({shape[axis] for shape in shapes} - {None}) > 1:
+            # Not the sizes that an export leaves open, which cannot be hashed.
+            if len({shape[axis] for shape in shapes if isinstance(shape[axis], int)}) > 1:
                 raise ValueError(
                     f"{self.name}: all inputs must share batch and time. Received "
                     + ", ".join(map(describe_shape, shapes))

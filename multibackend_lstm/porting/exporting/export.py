@@ -155,7 +155,7 @@ def export(
     backend: str | None = None,
     batch: int | None = None,
     time: int | None = None,
-    check: bool = False,
+    check: bool = True,
     overwrite: bool = False,
     timeout: float = 600.0,
     progress: Callable[[str], None] = lambda text: None,
@@ -167,7 +167,7 @@ def export(
     free where the backend's exporter can do that.
 
     Example:
-        >>> report = porting.export("model.keras", "model.onnx", "onnx", check=True)
+        >>> report = porting.export("model.keras", "model.onnx", "onnx")
         >>> print(report)
         onnx from torch: agrees, largest difference 6.0e-08
 
@@ -182,7 +182,8 @@ def export(
         time: fixes the number of time steps, where the model leaves it open.
         check: whether to run the artefact in its own runtime on random inputs of several batch
             sizes and lengths, masked steps among them where the model has a `Masking`, and to
-            compare with Keras's predictions.
+            compare with Keras's predictions. What differs is not written. Without it a wrong
+            artefact may be: an exporter can fix a size that the model leaves open, and say nothing.
         overwrite: whether an artefact at `path` may be replaced.
         timeout: seconds that each process may take.
         progress: called with a line before each step.
@@ -192,7 +193,8 @@ def export(
 
     Raises:
         ValueError: for an unknown format or backend, a wrong suffix, an existing `path`, a model
-            that cannot be loaded or exported, and packages that are not installed.
+            that cannot be loaded or exported, and packages that are not installed, the
+            runtime for the check among them.
         FileNotFoundError: if there is no such model.
         OSError: if the artefact cannot be written.
         ExportError: if no backend succeeds. Nothing is written then.
