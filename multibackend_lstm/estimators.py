@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 from multibackend_lstm.agreement.same_start import fit_order, initialize
+from multibackend_lstm.environment import install_command
 from multibackend_lstm.files import replacing
 from multibackend_lstm.layers.channelwise import Merge
 from multibackend_lstm.layers.validation import check_positive
@@ -40,7 +41,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(
         f"LSTMClassifier and LSTMRegressor need {error.name}, which is not installed: "
-        "pip install 'multibackend-lstm[sklearn]'",
+        + install_command("sklearn"),
         name=error.name,
     ) from error
 

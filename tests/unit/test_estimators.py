@@ -542,4 +542,6 @@ def test_a_missing_scikit_learn_is_named_with_its_extra():
         "except ImportError as error:\n    print(error)"
     )
     message = run_python(code).strip().splitlines()[-1]
-    assert message.endswith("pip install 'multibackend-lstm[sklearn]'")
+    assert message.endswith(
+        "pip install 'multibackend-lstm[sklearn]' (in a clone: pip install '.[sklearn]')"
+    )
