@@ -87,11 +87,11 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Unit tests on each backend in turn, then the comparisons between backends."""
     install(session, *group("test"), *group("backends"))
-    # All cases of all tests run on torch, where nothing is compiled. On the others every fifth does
-    # here; all of them in `unit(backend='tensorflow')`, and on JAX in `minimums`.
+    # All tests run on torch, where nothing is compiled. On the others every fifth does here; all of
+    # them in `unit(backend='tensorflow')`, and on JAX in `minimums`.
     for backend in BACKENDS:
-        cases = () if backend == "torch" else ("--some-cases",)
-        pytest(session, backend, *UNIT_TESTS, *cases)
+        chosen = () if backend == "torch" else ("--every-fifth",)
+        pytest(session, backend, *UNIT_TESTS, *chosen)
     pytest(session, "jax", "tests/agreement", *CROSS_BACKEND_TESTS, "-m", "not slow")
 
 
