@@ -12,6 +12,7 @@ from unit.tools import BACKEND
 X = np.random.default_rng(0).normal(size=(6, 10, 3, 5)).astype("float32")
 Y = np.arange(6, dtype="float32")[:, None]
 CLASSES = np.arange(6) % 3
+needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="the NumPy backend does not train")
 
 
 def regression(*args, **options):
@@ -337,7 +338,7 @@ def test_building_and_calling(mistake):
         make()
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="the NumPy backend does not train")
+@needs_training
 @pytest.mark.parametrize("mistake", DATA)
 def test_data(mistake):
     make, message = DATA[mistake]
@@ -345,7 +346,7 @@ def test_data(mistake):
         make()
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="the NumPy backend does not train")
+@needs_training
 @pytest.mark.parametrize("mistake", WARNED)
 def test_warnings(mistake):
     make, message = WARNED[mistake]
@@ -353,7 +354,7 @@ def test_warnings(mistake):
         make()
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="the NumPy backend does not train")
+@needs_training
 def test_the_checks_can_be_left_out_and_take_what_is_right():
     history = fit(regression(), with_value(np.nan), check_data=False)
     assert np.isnan(history.history["loss"]).all()
