@@ -233,7 +233,7 @@ def legacy(session: nox.Session) -> None:
     pytest(
         session,
         "tensorflow",
-        "tests/unit/porting/test_migrate_cli.py",
+        "tests/unit/migration/test_migrate_cli.py",
         TF_KERAS_PYTHON=str(interpreter),
     )
 

@@ -21,8 +21,8 @@ import common
 from rich.progress import track
 
 from multibackend_lstm.environment import set_backend, version_of
+from multibackend_lstm.export.formats import FORMATS
 from multibackend_lstm.porting import ExportError, export
-from multibackend_lstm.porting.exporting.formats import FORMATS
 
 NAME = "export"
 TIME, CHANNELS, FEATURES, UNITS = 10, 6, 3, 32

@@ -15,13 +15,14 @@ def lazy_names(
 
     Args:
         package: the package's `__name__`.
-        module_of: for each public name, the module below the package that has it.
+        module_of: for each public name, the module below the package that has it; with a dot
+            before its name, one beside the package.
     """
 
     def getattribute(name: str) -> Any:
         if name in module_of:
             warn_of_late_choice()
-            return getattr(import_module(f"{package}.{module_of[name]}"), name)
+            return getattr(import_module(f".{module_of[name]}", package), name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     def directory() -> list[str]:

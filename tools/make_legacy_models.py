@@ -1,4 +1,4 @@
-"""Writes the old model files that tests/unit/porting reads, each with inputs and predictions.
+"""Writes the old model files that tests/unit/migration reads, each with inputs and predictions.
 
 Run it once in each of four environments of its own, since they cannot share one:
 
@@ -7,7 +7,7 @@ Run it once in each of four environments of its own, since they cannot share one
     pip install keras tensorflow-cpu                            # Keras 3
     pip install "keras==3.6.*" "tensorflow-cpu==2.18.*"         # Keras 3.3 to 3.6
 
-    python tools/make_legacy_models.py tests/unit/porting/legacy
+    python tools/make_legacy_models.py tests/unit/migration/files
 
 It writes the variants that belong to the Keras it finds: `NAME.h5` or `NAME.keras`, and
 `NAME.h5.npz` or `NAME.keras.npz` with the inputs `x0`, `x1`, ... and the predictions `y`.

@@ -9,7 +9,7 @@ import click
 
 from multibackend_lstm.cli.shared import ending_cleanly
 from multibackend_lstm.environment import BACKENDS, check_variable
-from multibackend_lstm.porting.exporting.formats import FORMATS
+from multibackend_lstm.export.formats import FORMATS
 
 if TYPE_CHECKING:
     from multibackend_lstm.porting import ExportReport

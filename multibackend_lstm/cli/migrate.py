@@ -15,8 +15,8 @@ from multibackend_lstm.environment import BackendError
 from multibackend_lstm.files import check_writable
 
 if TYPE_CHECKING:
-    from multibackend_lstm.porting.legacy.migration import Migration
-    from multibackend_lstm.porting.legacy.verification import Comparison
+    from multibackend_lstm.migration.migration import Migration
+    from multibackend_lstm.migration.verification import Comparison
 
 
 def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -98,9 +98,9 @@ def migrate(
         raise click.UsageError(str(error)) from error
     import keras
 
-    from multibackend_lstm.porting.legacy.migration import check_out, replace_lambdas
-    from multibackend_lstm.porting.legacy.verification import VerificationError
-    from multibackend_lstm.porting.legacy.verification import verify as compare
+    from multibackend_lstm.migration.migration import check_out, replace_lambdas
+    from multibackend_lstm.migration.verification import VerificationError
+    from multibackend_lstm.migration.verification import verify as compare
 
     try:
         if out is not None:

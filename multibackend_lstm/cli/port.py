@@ -18,7 +18,7 @@ from multibackend_lstm.files import check_writable, replacing
 if TYPE_CHECKING:
     import keras
 
-    from multibackend_lstm.porting.torch_nn.port_check import PortCheck
+    from multibackend_lstm.torch_weights.port_check import PortCheck
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -174,7 +174,7 @@ def _load(path: Path) -> keras.Model:
     import keras
 
     import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
-    from multibackend_lstm.porting.legacy.model_files import open_model_file
+    from multibackend_lstm.migration.model_files import open_model_file
 
     try:
         open_model_file(path)  # refuses what unpacks without end or names paths outside of itself
@@ -186,7 +186,7 @@ def _load(path: Path) -> keras.Model:
 def _to_keras(
     source: Path, model: Path, out: Path, options: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], PortCheck | None]:
-    from multibackend_lstm.porting.torch_nn.conversion import from_torch, plan
+    from multibackend_lstm.torch_weights.conversion import from_torch, plan
 
     loaded = _load(model)
     from_torch(source, loaded, **options)
@@ -201,8 +201,8 @@ def _to_keras(
 def _to_torch(
     source: Path, like: Path | None, out: Path, options: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], PortCheck | None]:
-    from multibackend_lstm.porting.torch_nn.conversion import plan, to_torch
-    from multibackend_lstm.porting.torch_nn.state_dict import write_state_dict
+    from multibackend_lstm.torch_weights.conversion import plan, to_torch
+    from multibackend_lstm.torch_weights.state_dict import write_state_dict
 
     loaded = _load(source)
     new = to_torch(loaded, like, **options)
@@ -220,7 +220,7 @@ def _check(graph: Any, state: Any, pairs: Any, model: keras.Model) -> PortCheck 
         return None
     import logging
 
-    from multibackend_lstm.porting.torch_nn.checking import check_pairs
+    from multibackend_lstm.torch_weights.checking import check_pairs
 
     # Each layer is a function of its own, which TensorFlow would warn of.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

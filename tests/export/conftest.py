@@ -7,7 +7,7 @@ import pytest
 import multibackend_lstm
 from multibackend_lstm import build_model
 from multibackend_lstm.environment import BACKENDS, installed_backends
-from multibackend_lstm.porting.exporting.formats import FORMATS, missing
+from multibackend_lstm.export.formats import FORMATS, missing
 
 SHAPE = (None, 3, 2)  # (time, channels, features)
 UNITS = 4

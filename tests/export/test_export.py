@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from export.conftest import BUILDERS
 from multibackend_lstm import porting
 from multibackend_lstm.cli import main
-from multibackend_lstm.porting.exporting.formats import FORMATS
+from multibackend_lstm.export.formats import FORMATS
 
 CHEAP = [
     ("onnx", "torch", "channelwise"),
@@ -156,9 +156,9 @@ def test_an_untouched_artefact_agrees_and_that_of_another_model_does_not(saved, 
 
 
 def test_an_artefact_that_differs_is_not_written(saved, tmp_path, monkeypatch):
-    from multibackend_lstm.porting.exporting import export as exporting
+    from multibackend_lstm.export import exports
 
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setattr(exports, "TOLERANCE", -1.0)
     path = tmp_path / "model.onnx"
     with pytest.raises(porting.ExportError, match="differs") as caught:
         porting.export(saved("known"), path, "onnx", check=True)

@@ -18,10 +18,9 @@ import multibackend_lstm
 from export.conftest import BUILDERS
 from multibackend_lstm import porting
 from multibackend_lstm.cli import main
-from multibackend_lstm.porting.exporting import export as exporting
-from multibackend_lstm.porting.exporting import worker
-from multibackend_lstm.porting.exporting.export import Attempt, Case, ExportReport, difference
-from multibackend_lstm.porting.exporting.formats import FORMATS, missing
+from multibackend_lstm.export import exports, worker
+from multibackend_lstm.export.exports import Attempt, Case, ExportReport, difference
+from multibackend_lstm.export.formats import FORMATS, missing
 
 FLOATS = hnp.arrays("float32", (2, 3), elements=st.floats(-4, 4, width=32))
 
@@ -90,16 +89,14 @@ def test_a_pair_and_a_folder_are_replaced_whole(tmp_path):
         for name in ("model.xml", "model.bin", "saved/saved_model.pb"):
             (place / name).write_text(text)
     (old / "saved" / "stale").touch()
-    exporting._move(new, old)
+    exports._move(new, old)
     assert {p.read_text() for p in old.rglob("*") if p.is_file()} == {"new"}
     assert sorted(p.name for p in old.iterdir()) == ["model.bin", "model.xml", "saved"]
 
 
 def test_missing_packages_name_the_extra(saved, tmp_path, monkeypatch):
     def absent(*names):
-        monkeypatch.setattr(
-            exporting, "missing", lambda modules: [m for m in modules if m in names]
-        )
+        monkeypatch.setattr(exports, "missing", lambda modules: [m for m in modules if m in names])
 
     path = tmp_path / "model.onnx"
     absent("onnxruntime")
@@ -114,8 +111,8 @@ def test_missing_packages_name_the_extra(saved, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"onnx is not installed: .*\[onnx\]"):
         porting.export(saved("known"), path, "onnx")
     absent("onnx")
-    assert exporting._candidates("onnx", FORMATS["onnx"], None) == ["tensorflow"]
-    monkeypatch.setattr(exporting, "installed_backends", lambda: ["jax"])
+    assert exports._candidates("onnx", FORMATS["onnx"], None) == ["tensorflow"]
+    monkeypatch.setattr(exports, "installed_backends", lambda: ["jax"])
     with pytest.raises(ValueError, match=r"exported from torch, tensorflow: torch is not inst"):
         porting.export(saved("known"), path, "onnx")
     assert missing(("math", "surely_absent")) == ["surely_absent"]
@@ -201,7 +198,7 @@ def test_cases_that_cannot_be_compared():
     expected = {"out_0_0": np.zeros((2, 1)), "out_0_1": np.zeros((2, 1))}
 
     def case(**got):
-        return exporting._case(0, 2, 3, expected, got, "the runtime")
+        return exports._case(0, 2, 3, expected, got, "the runtime")
 
     assert case(**expected).agrees
     assert "2 outputs" in case(out_0_0=np.zeros((2, 1))).error

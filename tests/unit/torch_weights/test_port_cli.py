@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from multibackend_lstm import GRU
 from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS, installed_backends
-from multibackend_lstm.porting.torch_nn.state_dict import read_state_dict, write_state_dict
+from multibackend_lstm.torch_weights.state_dict import read_state_dict, write_state_dict
 from unit.tools import BACKEND, normal
 
 if BACKEND not in BACKENDS:
@@ -83,7 +83,7 @@ def test_to_keras_and_back(files):
 @pytest.mark.skipif(not HAS_TORCH, reason="about the comparison with PyTorch")
 def test_nothing_is_written_where_the_comparison_fails(files, monkeypatch):
     folder, _ = files
-    from multibackend_lstm.porting.torch_nn import checking
+    from multibackend_lstm.torch_weights import checking
 
     monkeypatch.setattr(checking, "_difference", lambda a, b: 1e-3)
     result = port(

@@ -13,7 +13,7 @@ from multibackend_lstm.layers import (
     TimeDistributed,
     TimeDistributedConv,
 )
-from multibackend_lstm.porting.torch_nn.axes import (
+from multibackend_lstm.torch_weights.axes import (
     Axis,
     Features,
     UnknownOrder,
@@ -21,9 +21,9 @@ from multibackend_lstm.porting.torch_nn.axes import (
     merge,
     reshape,
 )
-from multibackend_lstm.porting.torch_nn.errors import PortingError
-from multibackend_lstm.porting.torch_nn.modules import SUPPORTED, Rule, rule_of
-from multibackend_lstm.porting.torch_nn.weights import Weight
+from multibackend_lstm.torch_weights.errors import PortingError
+from multibackend_lstm.torch_weights.modules import SUPPORTED, Rule, rule_of
+from multibackend_lstm.torch_weights.weights import Weight
 
 _L = keras.layers
 # What leaves every element in its place.

@@ -1,6 +1,6 @@
 """The process that loads a model on one backend, records what it predicts, and exports it.
 
-    python -m multibackend_lstm.porting.exporting.worker REQUEST ANSWER ARRAYS
+    python -m multibackend_lstm.export.worker REQUEST ANSWER ARRAYS
 
 REQUEST is a JSON file: `model`, `format`, `artefact` (None only records predictions), `batch`,
 `time` (None leaves the axis free) and `predict`. ANSWER gets the `inputs` of the artefact, `cases`,
@@ -21,9 +21,9 @@ from keras import ops, tree
 import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
 from multibackend_lstm.agreement.case import draw_inputs
 from multibackend_lstm.agreement.execution import describe
+from multibackend_lstm.export.artefact_worker import first_line
+from multibackend_lstm.export.exporters import EXPORTERS, Spec, flat_call, settle, sized
 from multibackend_lstm.layers.wrapping import sublayers
-from multibackend_lstm.porting.exporting.artefact_worker import first_line
-from multibackend_lstm.porting.exporting.exporters import EXPORTERS, Spec, flat_call, settle, sized
 
 #: Batch sizes and lengths that are compared; a fixed size takes the place of those here.
 CASES = ((2, 7), (1, 1), (5, 12))

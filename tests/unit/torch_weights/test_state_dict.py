@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from multibackend_lstm import GRU, LSTM
 from multibackend_lstm.porting import PortingError, from_torch, to_torch
-from multibackend_lstm.porting.torch_nn.axes import Axis, UnknownOrder, join, merge, reshape
-from multibackend_lstm.porting.torch_nn.conversion import named_state_dict
-from multibackend_lstm.porting.torch_nn.graph import read_graph
-from multibackend_lstm.porting.torch_nn.state_dict import read_state_dict, write_state_dict
+from multibackend_lstm.torch_weights.axes import Axis, UnknownOrder, join, merge, reshape
+from multibackend_lstm.torch_weights.conversion import named_state_dict
+from multibackend_lstm.torch_weights.graph import read_graph
+from multibackend_lstm.torch_weights.state_dict import read_state_dict, write_state_dict
 from unit.tools import normal, randomise_weights, to_numpy
 
 layers = keras.layers

@@ -1,6 +1,6 @@
 """The process that runs an artefact in its own runtime: nothing of Keras or this package's layers.
 
-    python -m ...porting.exporting.artefact_worker FORMAT ARTEFACT NAMES ARRAYS OUTPUTS
+    python -m ...export.artefact_worker FORMAT ARTEFACT NAMES ARRAYS OUTPUTS
 
 NAMES is a JSON file with the names of the inputs in order, and ARRAYS an .npz file with
 `in_<case>_<input>`. OUTPUTS gets `out_<case>_<output>`, and `error_<case>` for a case that failed.

@@ -23,8 +23,8 @@ from multibackend_lstm.environment import (
     installed_backends,
     missing_backend_message,
 )
+from multibackend_lstm.export.formats import FORMATS, Format, missing, missing_message
 from multibackend_lstm.files import check_writable
-from multibackend_lstm.porting.exporting.formats import FORMATS, Format, missing, missing_message
 
 if TYPE_CHECKING:
     import keras
@@ -492,7 +492,7 @@ def _run(module: str, arguments: list[str], backend: str | None, timeout: float)
         variables["KERAS_BACKEND"] = backend
     try:
         process = subprocess.run(
-            [sys.executable, "-m", f"multibackend_lstm.porting.exporting.{module}", *arguments],
+            [sys.executable, "-m", f"multibackend_lstm.export.{module}", *arguments],
             env=variables,
             capture_output=True,
             text=True,

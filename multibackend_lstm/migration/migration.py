@@ -11,10 +11,10 @@ import numpy as np
 from packaging.version import InvalidVersion, Version
 
 from multibackend_lstm.files import replacing
-from multibackend_lstm.porting.legacy import stored_weights
-from multibackend_lstm.porting.legacy.configs import translate
-from multibackend_lstm.porting.legacy.model_files import ModelFileError, open_model_file
-from multibackend_lstm.porting.legacy.resolution import Resolver, Step, instantiate
+from multibackend_lstm.migration import stored_weights
+from multibackend_lstm.migration.configs import translate
+from multibackend_lstm.migration.model_files import ModelFileError, open_model_file
+from multibackend_lstm.migration.resolution import Resolver, Step, instantiate
 from multibackend_lstm.upgrading import Upgrade, upgrade_config
 
 # What reading a configuration raises where a value is of another kind than Keras writes.
@@ -82,7 +82,7 @@ def replace_lambdas(
 
     Nothing stored in the file is run. A `Lambda` is replaced by `FlattenFeatures` (it merges the
     axes after time) or `keras.layers.Reshape` where the shapes around it leave exactly one merge
-    or split of axes, see `porting/legacy/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
+    or split of axes, see `migration/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
     `tf.squeeze` outside of a layer where its stored arguments say so. Shapes cannot exclude that a
     function also moves or scales values: compare predictions, as
     `multibackend-lstm migrate --verify` does.

@@ -14,9 +14,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from multibackend_lstm.porting.legacy import predict
-from multibackend_lstm.porting.legacy.configs import STORED_FUNCTIONS
-from multibackend_lstm.porting.legacy.model_files import ModelFile, open_model_file
+from multibackend_lstm.migration import predict
+from multibackend_lstm.migration.configs import STORED_FUNCTIONS
+from multibackend_lstm.migration.model_files import ModelFile, open_model_file
 
 TOLERANCE = 1e-5
 

@@ -21,10 +21,10 @@ import keras
 import numpy as np
 import pytest
 
+from multibackend_lstm.migration.model_files import open_model_file
 from multibackend_lstm.porting import ModelFileError, replace_lambdas
-from multibackend_lstm.porting.legacy.model_files import open_model_file
 
-FOLDER = pathlib.Path(__file__).parent / "legacy"
+FOLDER = pathlib.Path(__file__).parent / "files"
 MARK = "written-by-the-model"
 
 

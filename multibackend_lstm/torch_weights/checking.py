@@ -11,15 +11,15 @@ from keras import tree
 from multibackend_lstm.agreement.execution import with_dtype
 from multibackend_lstm.environment import install_command
 from multibackend_lstm.layers.wrapping import sublayers
-from multibackend_lstm.porting.torch_nn.axes import FlattenOrder
-from multibackend_lstm.porting.torch_nn.conversion import keras_value, plan
-from multibackend_lstm.porting.torch_nn.errors import PortingError
-from multibackend_lstm.porting.torch_nn.graph import Graph
-from multibackend_lstm.porting.torch_nn.matching import Mapped, Pair, part_name
-from multibackend_lstm.porting.torch_nn.port_check import Difference, PortCheck
-from multibackend_lstm.porting.torch_nn.running import Values, of_keras, of_module, run_torch
-from multibackend_lstm.porting.torch_nn.state_dict import StateDict
-from multibackend_lstm.porting.torch_nn.twins import check_copy, check_shape, twin_of
+from multibackend_lstm.torch_weights.axes import FlattenOrder
+from multibackend_lstm.torch_weights.conversion import keras_value, plan
+from multibackend_lstm.torch_weights.errors import PortingError
+from multibackend_lstm.torch_weights.graph import Graph
+from multibackend_lstm.torch_weights.matching import Mapped, Pair, part_name
+from multibackend_lstm.torch_weights.port_check import Difference, PortCheck
+from multibackend_lstm.torch_weights.running import Values, of_keras, of_module, run_torch
+from multibackend_lstm.torch_weights.state_dict import StateDict
+from multibackend_lstm.torch_weights.twins import check_copy, check_shape, twin_of
 
 #: How far two tensors may differ, relative to the largest element, by the dtype of Keras. Where
 #: PyTorch's own float32 is further from its float64 than a tenth of it, ten times that: healthy

@@ -16,10 +16,10 @@ from packaging.version import Version
 
 from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS
+from multibackend_lstm.migration.verification import VerificationError, holds_functions, verify
 from multibackend_lstm.porting import replace_lambdas
-from multibackend_lstm.porting.legacy.verification import VerificationError, holds_functions, verify
 
-FOLDER = pathlib.Path(__file__).parent / "legacy"
+FOLDER = pathlib.Path(__file__).parent / "files"
 BACKEND = keras.backend.backend()
 if BACKEND not in BACKENDS:
     pytest.skip("the command line runs on the training backends", allow_module_level=True)

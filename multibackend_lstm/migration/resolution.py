@@ -9,10 +9,10 @@ from typing import Any
 
 import keras
 
-from multibackend_lstm.porting.legacy import lambdas, stored_weights
-from multibackend_lstm.porting.legacy.configs import MODELS, STORED_FUNCTIONS
-from multibackend_lstm.porting.legacy.lambdas import Evidence, Shape, Verdict
-from multibackend_lstm.porting.legacy.model_files import ModelFile, ModelFileError
+from multibackend_lstm.migration import lambdas, stored_weights
+from multibackend_lstm.migration.configs import MODELS, STORED_FUNCTIONS
+from multibackend_lstm.migration.lambdas import Evidence, Shape, Verdict
+from multibackend_lstm.migration.model_files import ModelFile, ModelFileError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from multibackend_lstm.porting.torch_nn.errors import PortingError
-from multibackend_lstm.porting.torch_nn.graph import WeightedLayer
-from multibackend_lstm.porting.torch_nn.modules import SUPPORTED_MODULES
-from multibackend_lstm.porting.torch_nn.state_dict import StateDict
+from multibackend_lstm.torch_weights.errors import PortingError
+from multibackend_lstm.torch_weights.graph import WeightedLayer
+from multibackend_lstm.torch_weights.modules import SUPPORTED_MODULES
+from multibackend_lstm.torch_weights.state_dict import StateDict
 
 _RECURRENT = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(\d+)(_reverse)?")
 

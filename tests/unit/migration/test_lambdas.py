@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multibackend_lstm.porting.legacy.lambdas import (
+from multibackend_lstm.migration.lambdas import (
     Evidence,
     demands,
     judge,

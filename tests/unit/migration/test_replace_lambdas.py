@@ -16,7 +16,7 @@ from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.porting import ModelFileError, replace_lambdas
 from multibackend_lstm.upgrading import UPGRADED
 
-FOLDER = pathlib.Path(__file__).parent / "legacy"
+FOLDER = pathlib.Path(__file__).parent / "files"
 SHAPES = "alone fits that"
 STORED = "as stored in"
 # File, place of each stored function, what takes its place, and the kind of reason.

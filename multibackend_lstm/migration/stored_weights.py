@@ -11,7 +11,7 @@ import h5py
 import keras
 import numpy as np
 
-from multibackend_lstm.porting.legacy.model_files import ModelFile, ModelFileError
+from multibackend_lstm.migration.model_files import ModelFile, ModelFileError
 
 _TOP_LEVEL = "top_level_model_weights"
 # Seeds of dropout and the like, which have no meaning on another backend.

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from multibackend_lstm.porting.torch_nn import modules as rules
-from multibackend_lstm.porting.torch_nn.axes import Axis, Features, torch_order
-from multibackend_lstm.porting.torch_nn.graph import WeightedLayer
+from multibackend_lstm.torch_weights import modules as rules
+from multibackend_lstm.torch_weights.axes import Axis, Features, torch_order
+from multibackend_lstm.torch_weights.graph import WeightedLayer
 
 Call = Callable[[Any, Any], Any]
 

@@ -21,8 +21,8 @@ from typing import Any
 import keras
 
 from multibackend_lstm.layers import GRU, LSTM, Bidirectional
-from multibackend_lstm.porting.torch_nn.axes import Axis, Features, merge, torch_order
-from multibackend_lstm.porting.torch_nn.weights import Moved, SummedBias, TwoBiases, Weight
+from multibackend_lstm.torch_weights.axes import Axis, Features, merge, torch_order
+from multibackend_lstm.torch_weights.weights import Moved, SummedBias, TwoBiases, Weight
 
 _LSTMS = (keras.layers.LSTM, LSTM)
 _GRUS = (keras.layers.GRU, GRU)

@@ -12,9 +12,9 @@ from keras import ops, tree
 
 from multibackend_lstm import backends
 from multibackend_lstm.layers.wrapping import sublayers
-from multibackend_lstm.porting.torch_nn.graph import Graph
-from multibackend_lstm.porting.torch_nn.port_check import PortCheck
-from multibackend_lstm.porting.torch_nn.state_dict import StateDict
+from multibackend_lstm.torch_weights.graph import Graph
+from multibackend_lstm.torch_weights.port_check import PortCheck
+from multibackend_lstm.torch_weights.state_dict import StateDict
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 
 from multibackend_lstm.layers.validation import check_choice
-from multibackend_lstm.porting.torch_nn.axes import FLATTEN_ORDERS, FlattenOrder
-from multibackend_lstm.porting.torch_nn.errors import PortingError
-from multibackend_lstm.porting.torch_nn.graph import Graph, read_graph
-from multibackend_lstm.porting.torch_nn.matching import Mapped, Pair, match, named_parts
-from multibackend_lstm.porting.torch_nn.state_dict import StateDict, read_state_dict
+from multibackend_lstm.torch_weights.axes import FLATTEN_ORDERS, FlattenOrder
+from multibackend_lstm.torch_weights.errors import PortingError
+from multibackend_lstm.torch_weights.graph import Graph, read_graph
+from multibackend_lstm.torch_weights.matching import Mapped, Pair, match, named_parts
+from multibackend_lstm.torch_weights.state_dict import StateDict, read_state_dict
 
 
 def from_torch(

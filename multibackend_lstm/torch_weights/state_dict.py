@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from multibackend_lstm.environment import install_command
-from multibackend_lstm.porting.torch_nn.errors import PortingError
+from multibackend_lstm.torch_weights.errors import PortingError
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from multibackend_lstm.porting.torch_nn.errors import PortingError
+from multibackend_lstm.torch_weights.errors import PortingError
 
 
 @dataclass(frozen=True)
