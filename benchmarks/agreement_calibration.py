@@ -28,7 +28,7 @@ import numpy as np
 
 from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES_ABOVE
 from multibackend_lstm.agreement.report import GROUPS
-from multibackend_lstm.agreement.workers import Workers
+from multibackend_lstm.runtimes.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 NAME = "agreement_calibration"

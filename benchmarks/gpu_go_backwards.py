@@ -21,7 +21,7 @@ from common import write_results
 from multibackend_lstm import agreement
 from multibackend_lstm.agreement import Report, WorkerError, Workers
 from multibackend_lstm.agreement.predict import predict_on
-from multibackend_lstm.agreement.workers import Target
+from multibackend_lstm.runtimes.targets import Target
 
 # This process only builds models: it must not take the GPU's memory.
 os.environ["KERAS_BACKEND"] = "numpy"

@@ -6,7 +6,7 @@ backend is chosen when keras is imported: `keras_import.py`.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
@@ -103,7 +103,9 @@ __getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 prepare_keras_import()
 
 
-def _follow_keras(_: object) -> None:
+def _follow_keras(keras: Any) -> None:
+    if keras.__version__.startswith("2."):
+        return  # an old file is run by the Keras of its time, which knows no layers of ours
     import_module(f"{__name__}.layers")
     import_module(f"{__name__}.sensor_model")
     import_module(f"{__name__}.compile_configs").make_portable()

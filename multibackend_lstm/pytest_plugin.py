@@ -142,7 +142,7 @@ def agreement(request: pytest.FixtureRequest, agreement_workers: Workers) -> Cal
 
 def _skipped(item: pytest.Item) -> dict[str, str]:
     """Targets that a test's markers leave out, and why; the nearest marker first."""
-    from multibackend_lstm.agreement.workers import Target
+    from multibackend_lstm.runtimes.targets import Target
 
     skipped: dict[str, str] = {}
     for marker in item.iter_markers("agreement"):

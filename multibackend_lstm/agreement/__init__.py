@@ -6,8 +6,9 @@
     print(report.table())
     report.raise_if_disagrees()
 
-Read it in this order: `checking.py`, `case.py`, `workers.py`, `protocol.py`, then what runs in a
-worker, `worker.py` and `execution.py`, and what is made of it, `comparison.py` and `report.py`.
+Read it in this order: `checking.py`, `case.py`, what computes (`runtimes/`: `targets.py`,
+`workers.py`, then in the worker `serve.py`, `keras_models.py`, `execution.py`, `noise_floor.py`),
+and what is made of it, `comparison.py` and `report.py`.
 `same_start.py` stands by itself: the same initial weights and order of samples everywhere.
 The names below are loaded on first use, so that importing this imports neither keras nor a backend.
 """
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from multibackend_lstm.agreement.comparison import Comparison, compare
     from multibackend_lstm.agreement.report import DisagreementError, Finding, Report
     from multibackend_lstm.agreement.same_start import fit_order, initialize
-    from multibackend_lstm.agreement.workers import WorkerError, Workers
+    from multibackend_lstm.runtimes.workers import WorkerError, Workers
 
 __all__ = [
     "CaseError",
@@ -44,8 +45,8 @@ _MODULE_OF = {
     "DisagreementError": "report",
     "Finding": "report",
     "Report": "report",
-    "WorkerError": "workers",
-    "Workers": "workers",
+    "WorkerError": ".runtimes.workers",
+    "Workers": ".runtimes.workers",
     "check": "checking",
     "compare": "comparison",
     "fit_order": "same_start",

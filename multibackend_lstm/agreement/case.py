@@ -101,7 +101,7 @@ def _case_of_object(model: Any, inputs: Any) -> Case:
                 "once, or give `inputs`."
             )
         model(inputs)
-    from multibackend_lstm.agreement.execution import describe, numpy_weights
+    from multibackend_lstm.runtimes.execution import describe, numpy_weights
 
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(model), default=_plain))
     described = json.loads(json.dumps(describe(model), default=_plain))

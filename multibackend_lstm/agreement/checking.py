@@ -1,16 +1,17 @@
 """`check`: run one case on every target, compare with the truth, and report."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
-from multibackend_lstm.agreement.comparison import ROUNDING, compare, missing
-from multibackend_lstm.agreement.protocol import READING
+from multibackend_lstm.agreement.comparison import compare, missing
 from multibackend_lstm.agreement.report import (
     FAILED,
     Finding,
@@ -18,7 +19,10 @@ from multibackend_lstm.agreement.report import (
     TargetResult,
     findings_of,
 )
-from multibackend_lstm.agreement.workers import REFERENCE, Target, Worker, WorkerError, Workers
+from multibackend_lstm.runtimes.messages import READING
+from multibackend_lstm.runtimes.noise_floor import rounding_of
+from multibackend_lstm.runtimes.targets import Target
+from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
 
 
 def check(
@@ -56,10 +60,14 @@ def check(
         inputs: arrays with the batch first, nested as the model takes them; by default drawn
             from the shapes of the model's inputs.
         labels: arrays for the loss, one an output; by default drawn to suit the loss.
-        targets: such as `["torch@cpu", "jax@gpu"]`; every installed backend by default.
+        targets: such as `["torch@cpu", "jax@gpu"]`; every installed backend by default. What runs
+            without Keras is one too, `"onnxruntime:model.onnx"`, `"tf_keras:old.h5"` or
+            `"torch_module:package.module:function"`: its predictions are compared. A label makes
+            two versions of one backend two targets, `"jax@cpu"` and `"jax@cpu#next"`.
         workers: `Workers` to use, which stay open; `targets`, `interpreters`, `precision` and
             `timeout` are then theirs.
-        interpreters: another Python for a backend, `{"torch": "/path/python"}`.
+        interpreters: another Python for a backend, a runtime or a label,
+            `{"torch": "/path/python", "jax#next": "/other/python"}`.
         steps: training steps, on one batch; 0 for the gradients alone, None for no training.
         optimizer: name or config of a Keras optimizer.
         loss: name or config of a Keras loss; the losses of several outputs are added.
@@ -95,25 +103,15 @@ def check(
             )
         progress("starting workers")
         workers.start()
-        training = None
-        if steps is not None:
-            training = {"steps": steps, "optimizer": _plain(optimizer), "loss": _plain(loss)}
-        settings = {
-            "dtype": dtype,
-            "precision": workers.precision,
-            "training": training,
-            "twins": twins,
-            "seed": seed,
-        }
-        described = _describe(workers, case)
+        described = describe(workers, case)
         if case.inputs is None:
             case.inputs = draw_inputs(described["inputs"], input_shapes, batch, seed)
             case.structure = 0 if case.structure is None else case.structure
-        try:
-            return _check(workers, case, settings, described["layers"], progress)
-        except BaseException:
-            workers.close()  # answers under way belong to no request any more
-            raise
+        training = None
+        if steps is not None:
+            training = {"steps": steps, "optimizer": _plain(optimizer), "loss": _plain(loss)}
+        settings = {"dtype": dtype, "training": training, "twins": twins, "seed": seed}
+        return check_case(workers, case, settings, progress)
 
 
 def _plain(identifier: Any) -> Any:
@@ -125,13 +123,55 @@ def _plain(identifier: Any) -> Any:
     return keras.saving.serialize_keras_object(identifier)
 
 
-def _check(
+#: Of a check that is about predictions alone.
+PREDICTION_ONLY = MappingProxyType({"dtype": None, "training": None, "twins": 8, "seed": 0})
+
+
+def check_case(
     workers: Workers,
     case: Case,
-    settings: dict[str, Any],
-    layers: dict[str, Any],
-    progress: Callable[[str], None],
+    settings: Mapping[str, Any] = PREDICTION_ONLY,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
+    """Compare a case that `describe` has described, and whose inputs are there."""
+    try:
+        return _check(workers, case, {"precision": workers.precision, **settings}, progress)
+    except BaseException:
+        workers.close()  # answers under way belong to no request any more
+        raise
+
+
+def check_predictions(
+    model: Any,
+    batches: Sequence[Sequence[np.ndarray]],
+    workers: Workers,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[Report]:
+    """Compare predictions alone, for batches of several sizes: a report each.
+
+    Args:
+        model: as in `check`.
+        batches: each with an array an input, in the order of the model's inputs.
+        workers: of the targets.
+        progress: is told what is being done.
+
+    Raises:
+        CaseError, WorkerError: as in `check`.
+    """
+    case = case_of(model, None, None, ())
+    progress("starting workers")
+    workers.start()
+    structure = describe(workers, case)["structure"]
+    case.structure = 0 if structure is None else structure
+    for arrays in batches:
+        yield check_case(workers, replace(case, inputs=list(arrays)), progress=progress)
+
+
+def _check(
+    workers: Workers, case: Case, settings: dict[str, Any], progress: Callable[[str], None]
+) -> Report:
+    assert case.described is not None
+    layers = case.described["layers"]
     report = Report(case=case.name, reference="", float64=False, settings=settings, layers=layers)
     request = {
         "do": "run",
@@ -142,6 +182,8 @@ def _check(
         "seed": settings["seed"],
         "twins": 0,
         "rounding": 0.0,
+        # For what is no backend of Keras, and knows its inputs by name.
+        "inputs": _given(case),
     }
     progress(f"{case.name}: computing")
     started: list[tuple[Target, Worker | str]] = []
@@ -161,15 +203,24 @@ def _check(
     return report
 
 
+def _given(case: Case) -> list[dict[str, str]]:
+    """Name and dtype of each input."""
+    assert case.described is not None
+    assert case.inputs is not None
+    specs = case.described["inputs"]
+    if len(specs) != len(case.inputs):  # a model that does not tell them
+        specs = [{"name": str(i), "dtype": str(x.dtype)} for i, x in enumerate(case.inputs)]
+    return [{"name": spec["name"], "dtype": spec["dtype"]} for spec in specs]
+
+
 def _read_truth(
     workers: Workers, case: Case, request: dict[str, Any], report: Report, folder: Path
 ) -> "_Truth":
     """The tensors of the reference: in float64 where that can be had, else as the targets run."""
     dtype = report.settings["dtype"]
     tries = [(REFERENCE, workers.reference, "float64"), (REFERENCE, workers.reference, dtype)]
-    first = workers.targets[0]
-    if first != workers.reference:
-        tries.append((f"{REFERENCE} on {first}", first, dtype))
+    for other in workers.other_references:
+        tries.append((f"{REFERENCE} on {other}", other, dtype))
     reasons: list[str] = []
     truth = _Truth(folder)
     for name, target, wanted in tries:
@@ -184,7 +235,7 @@ def _read_truth(
         if float64 and not worker.ready["float64"]:
             reasons.append(f"Keras does not compute in float64 on {target.backend}")
             continue
-        rounding = _rounding(dtype, report.layers, float64)
+        rounding = rounding_of(dtype, report.layers, float64)
         twins = report.settings["twins"]
         worker.ask(request | {"dtype": wanted, "twins": twins, "rounding": rounding}, case.arrays)
         truth = _Truth(folder)
@@ -205,14 +256,14 @@ def _read_truth(
     return truth
 
 
-def _describe(workers: Workers, case: Case) -> dict[str, Any]:
+def describe(workers: Workers, case: Case) -> dict[str, Any]:
     """What the model is; the case gets what a worker says of it, where only a worker can."""
     if case.described is not None:
         return case.described
     errors = []
     for name, target in [
         (REFERENCE, workers.reference),
-        *((str(target), target) for target in workers.targets),
+        *((str(target), target) for target in workers.targets if target.is_keras),
     ]:
         try:
             worker = workers.worker(name, target)
@@ -231,24 +282,9 @@ def _describe(workers: Workers, case: Case) -> dict[str, Any]:
         if "config" in described:
             case.source["config"] = described["config"]
             del case.source["file"]
+        case.described = described
         return described
     raise WorkerError("no worker could build the model:\n" + "\n".join(dict.fromkeys(errors)))
-
-
-def _rounding(dtype: str | None, layers: Mapping[str, Any], float64: bool) -> float:
-    """The coarsest rounding of the dtypes that the layers compute in."""
-    named = [dtype] if dtype else [_policy(layer) for layer in layers.values()]
-    narrow = [size for name in named for key, size in ROUNDING.items() if name and key in name]
-    rounding = max(narrow, default=ROUNDING["float32"])
-    # In the dtype itself only a move of a whole unit in the last place is sure to be one.
-    return rounding if float64 else 2 * rounding
-
-
-def _policy(layer: Mapping[str, Any]) -> str:
-    named = layer["config"].get("dtype") if isinstance(layer.get("config"), dict) else None
-    if isinstance(named, dict):
-        named = named.get("config", {}).get("name")
-    return named if isinstance(named, str) else ""
 
 
 class _Truth:
@@ -300,6 +336,7 @@ def _compare(target: Target, worker: Worker | str, truth: _Truth) -> TargetResul
         return result
     result.ready = worker.ready
     seen = set()
+    outputs = [key for key in truth.headers if key[0] == "output"]
     try:
         for header, arrays in worker.answers("done"):
             if "failed" in header:
@@ -313,12 +350,19 @@ def _compare(target: Target, worker: Worker | str, truth: _Truth) -> TargetResul
             else:
                 tensor = header["tensor"]
                 key = (tensor["kind"], tensor["path"])
+                if not target.is_keras:  # it knows outputs by their place alone
+                    if int(key[1]) >= len(outputs) and not truth.failed:
+                        result.comparisons.append(missing(*key, "the model has no such output"))
+                        continue
+                    key = outputs[int(key[1])] if outputs else key
                 seen.add(key)
                 _compare_tensor(result, key, tensor, arrays["values"], truth)
     except WorkerError as error:
         result.failed["target"] = str(error)
         return result
     for part, kinds in _PARTS.items():
+        if part not in worker.ready["parts"]:
+            continue
         if part in truth.failed and part not in result.failed:
             result.not_compared[part] = "the reference failed there"
         if part == "training" and "layers" in result.failed:

@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from multibackend_lstm.runtimes.noise_floor import rounding_to
+
 #: Scores up to here agree. The largest of 300 healthy models is a sixth of it, as a rule they are
 #: below 5; docs/agreement_calibration.md has them all.
 AGREES_UP_TO = 50.0
 #: Scores above disagree; those between are suspicious. The least of 21 injected faults scores
 #: four times as much.
 DISAGREES_ABOVE = 200.0
-
-#: Half a unit in the last place of the floating dtypes, relative to the number.
-ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 AGREES, SUSPICIOUS, DISAGREES = "agrees", "suspicious", "disagrees"
 
@@ -121,7 +120,7 @@ def compare(
     same |= overflown & (np.abs(wide) > _largest(dtype))
     distance = np.abs(np.where(finite, ours, 0.0) - np.where(finite, wide, 0.0))
     rms = _rms(distance[finite])
-    floor = float(np.hypot(floor, _rms(_rounding(wide, dtype, exact)[finite])))
+    floor = float(np.hypot(floor, _rms(rounding_to(dtype, wide, exact)[finite])))
     score = rms / floor if floor else (float("inf") if rms else 0.0)
     if not same.all():
         problem = "NaN or infinity on one side"
@@ -153,9 +152,9 @@ def compare(
     )
 
 
-def missing(kind: str, path: str) -> Comparison:
-    """A tensor that the target did not give."""
-    return Comparison(kind, path, DISAGREES, float("inf"), "the tensor is missing")
+def missing(kind: str, path: str, problem: str = "the tensor is missing") -> Comparison:
+    """A tensor that only the target or only the truth has."""
+    return Comparison(kind, path, DISAGREES, float("inf"), problem)
 
 
 def _form_problem(
@@ -183,17 +182,6 @@ def _largest(dtype: str) -> float:
     """The largest number of a dtype; bfloat16's is about that of float32."""
     dtype = "float32" if dtype == "bfloat16" else dtype
     return float(np.finfo(dtype).max) if dtype.startswith("float") else np.inf
-
-
-def _rounding(truth: np.ndarray, dtype: str, exact: bool) -> np.ndarray:
-    """How far each element moves when it is rounded to a dtype."""
-    if dtype not in ROUNDING:
-        return np.zeros_like(truth)
-    if dtype == "bfloat16" or not exact:  # the size of it, where the move itself is not known
-        return truth * ROUNDING[dtype]
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = truth.astype(dtype).astype("float64") - truth
-    return np.where(np.isfinite(rounded), rounded, 0.0)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

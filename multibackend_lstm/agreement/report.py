@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -116,6 +117,29 @@ class Report:
     def agrees(self) -> bool:
         """Whether every target ran and none disagrees."""
         return not any(f.verdict in (DISAGREES, FAILED) for f in self.findings)
+
+    @property
+    def score(self) -> float:
+        """The largest score of a tensor; NaN where nothing was compared."""
+        return max((c.score for r in self.results for c in r.comparisons), default=math.nan)
+
+    @property
+    def difference(self) -> float:
+        """The largest absolute difference from the truth; NaN where nothing was compared."""
+        return max((c.max_absolute for r in self.results for c in r.comparisons), default=math.nan)
+
+    def summary(self) -> str:
+        """The verdict in a line: the first finding that counts, or the largest score."""
+        for verdicts in ((DISAGREES, FAILED), (SUSPICIOUS,)):
+            for finding in self.findings:
+                if finding.verdict in verdicts:
+                    return finding.message
+        if math.isnan(self.score):
+            return "nothing was compared"
+        return (
+            f"agrees, {self.score:.2g} times the noise floor, "
+            f"largest difference {self.difference:.1e}"
+        )
 
     @property
     def could_not_run(self) -> list[str]:

@@ -71,7 +71,8 @@ def export(
 
     The model is loaded in safe mode on each backend that can produce the format, until one does.
     The artefact runs in its own runtime on random inputs of several batch sizes and lengths, and
-    must agree with Keras to 1e-5; otherwise it is not written. --no-check leaves that out.
+    must agree with Keras as closely as its rounding explains (as for agree); otherwise it is not
+    written. --no-check leaves that out.
 
     Ends with status 0 if the artefact was written (and agrees), 1 if it cannot be exported or
     differs, and 2 for wrong use.
@@ -108,6 +109,7 @@ def export(
 
 def _print(report: ExportReport, check_only: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -115,14 +117,17 @@ def _print(report: ExportReport, check_only: bool) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
         for note in attempt.skipped:
             console.print(f"  {note}", soft_wrap=True, markup=False, highlight=False)
-        if attempt.cases:
-            table = Table("batch", "time", "largest difference", "")
-            for case in attempt.cases:
+        if attempt.checks:
+            table = Table("batch", "time", "score", "largest difference", "")
+            for check in attempt.checks:
+                found = check.report
+                verdict = "agrees" if found.agrees else escape(found.summary())
                 table.add_row(
-                    str(case.batch),
-                    "" if case.time is None else str(case.time),
-                    "" if case.error else f"{case.difference:.1e}",
-                    "agrees" if case.agrees else case.error or "differs",
+                    str(check.batch),
+                    "" if check.time is None else str(check.time),
+                    f"{found.score:.2g}",
+                    f"{found.difference:.1e}",
+                    verdict,
                 )
             console.print(table)
     last = report.attempts[-1]

@@ -15,8 +15,8 @@ from multibackend_lstm.environment import BackendError
 from multibackend_lstm.files import check_writable
 
 if TYPE_CHECKING:
+    from multibackend_lstm.agreement import Report
     from multibackend_lstm.migration.migration import Migration
-    from multibackend_lstm.migration.verification import Comparison
 
 
 def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -114,45 +114,42 @@ def migrate(
         )
     except ValueError as error:  # ModelFileError is one
         raise click.UsageError(str(error)) from error
-    comparisons: list[Comparison] = []
+    reports: dict[int, Report] = {}
     failure = None
     if verify and migration.model is not None:
         try:
-            comparisons = compare(migration.model, old, python=python, trust=trust)
+            reports = compare(migration.model, old, python=python, trust=trust)
         except VerificationError as error:
             failure = str(error)
         if (
             out is not None
             and failure is None
-            and all(comparison.agrees for comparison in comparisons)
+            and all(report.agrees for report in reports.values())
         ):
             migration.save(out)
     if as_json:
-        click.echo(json.dumps(_document(migration, comparisons, failure), indent=1))
+        click.echo(json.dumps(_document(migration, reports, failure), indent=1))
     else:
-        _print(migration, comparisons)
+        _print(migration, reports)
         if failure is not None:
             written = "" if out is None else " Nothing is written."
             click.echo(f"Not verified: {failure}.{written}", err=True)
-    if not migration.complete or not all(c.agrees for c in comparisons):
+    if not migration.complete or not all(r.agrees for r in reports.values()):
         raise SystemExit(1)
     raise SystemExit(0 if failure is None else 3)
 
 
 def _document(
-    migration: Migration, comparisons: list[Comparison], failure: str | None
+    migration: Migration, reports: dict[int, Report], failure: str | None
 ) -> dict[str, Any]:
     return {
         **migration.to_dict(),
-        "comparisons": [
-            {"batch": c.batch, "difference": repr(c.difference), "agrees": c.agrees}
-            for c in comparisons
-        ],
+        "comparisons": [{"batch": batch, **report.to_json()} for batch, report in reports.items()],
         "not_verified": failure,
     }
 
 
-def _print(migration: Migration, comparisons: list[Comparison]) -> None:
+def _print(migration: Migration, reports: dict[int, Report]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -164,9 +161,8 @@ def _print(migration: Migration, comparisons: list[Comparison]) -> None:
     for step in migration.steps:
         table.add_row(*map(escape, (step.place, step.action, step.detail)))
     console.print(table)
-    for comparison in comparisons:
-        verdict = "agrees" if comparison.agrees else "DIFFERS"
-        click.echo(f"batch {comparison.batch}: {verdict}, difference {comparison.difference:.1e}")
+    for batch, report in reports.items():
+        click.echo(f"batch {batch}: {report.summary()}")
     for step in migration.left:
         click.echo(f"left: {step.place}: {step.detail}")
     if migration.left:
@@ -176,7 +172,7 @@ def _print(migration: Migration, comparisons: list[Comparison]) -> None:
         )
     elif migration.out is not None:
         click.echo(f"Written: {migration.out}")
-    if migration.of("replaced") and not comparisons:
+    if migration.of("replaced") and not reports:
         click.echo(
             "Shapes cannot exclude that a function also moved or scaled values: --verify compares "
             "predictions with the old file's."

@@ -10,9 +10,9 @@ import numpy as np
 from keras import ops, tree
 
 from multibackend_lstm.agreement.case import draw_inputs
-from multibackend_lstm.agreement.execution import describe
 from multibackend_lstm.layers.recurrent import Recurrent
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.execution import describe
 
 # Sizes that stand for free axes in a trace. With 1, torch would take them for constant.
 TRACED_BATCH, TRACED_TIME = 2, 3

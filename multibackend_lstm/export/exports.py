@@ -4,56 +4,52 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multibackend_lstm.agreement.case import draw_inputs
+from multibackend_lstm.agreement.checking import check_predictions
 from multibackend_lstm.environment import (
     BACKENDS,
-    QUIET_TENSORFLOW,
     choose_backend,
     installed_backends,
     missing_backend_message,
 )
 from multibackend_lstm.export.formats import FORMATS, Format, missing, missing_message
 from multibackend_lstm.files import check_writable
+from multibackend_lstm.runtimes.targets import Target
+from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
 
 if TYPE_CHECKING:
     import keras
 
-#: Largest difference that counts as agreement; see `Case.difference`.
-TOLERANCE = 1e-5
+    from multibackend_lstm.agreement import Report
+
+#: Batch sizes and lengths that are compared; a fixed size takes the place of those here.
+SIZES = ((2, 7), (1, 1), (5, 12))
+_EXPORTER = "multibackend_lstm.export.worker:Exporter"
 
 
 @dataclass(frozen=True)
-class Case:
+class Check:
     """A comparison on inputs of one size.
 
     Attributes:
         batch: number of samples.
         time: number of steps; None for an input without a time axis.
-        difference: the largest absolute difference of an output from Keras's, over the largest
-            output of Keras if that is above 1; infinite where one is NaN or infinite.
-        error: what the runtime said if it refused the input.
+        report: what `agreement.check` finds of the artefact as a target.
     """
 
     batch: int
     time: int | None
-    difference: float
-    error: str | None = None
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the difference is at most `TOLERANCE`."""
-        return self.error is None and self.difference <= TOLERANCE
+    report: "Report"
 
 
 @dataclass(frozen=True)
@@ -64,25 +60,25 @@ class Attempt:
         backend: on which the model was loaded.
         error: why there is no artefact, the package that raised it first; or None.
         inputs: `{"name", "shape", "dtype"}` of each input; None in a shape for a free axis.
-        cases: the comparisons with Keras on that backend; empty without a check.
+        checks: the comparisons with the Keras model; empty without a check.
         skipped: sizes that Keras itself refused.
     """
 
     backend: str
     error: str | None
     inputs: tuple[dict[str, Any], ...] = ()
-    cases: tuple[Case, ...] = ()
+    checks: tuple[Check, ...] = ()
     skipped: tuple[str, ...] = ()
 
     @property
     def succeeded(self) -> bool:
         """Whether there is an artefact, and no comparison found a difference."""
-        return self.error is None and all(case.agrees for case in self.cases)
+        return self.error is None and all(check.report.agrees for check in self.checks)
 
     @property
     def difference(self) -> float:
-        """The largest difference of the cases; NaN without a check."""
-        return max((case.difference for case in self.cases), default=math.nan)
+        """The largest absolute difference of an output from the truth; NaN without a check."""
+        return max((check.report.difference for check in self.checks), default=math.nan)
 
 
 @dataclass(frozen=True)
@@ -104,23 +100,31 @@ class ExportReport:
         """Whether the artefact exists and, if it was checked, agrees."""
         return self.attempts[-1].succeeded
 
-    def dumps(self) -> str:
-        """As JSON; a difference that is infinite or not known is null."""
-        attempts = []
-        for attempt in self.attempts:
-            row = asdict(attempt) | {"succeeded": attempt.succeeded}
-            for case in row["cases"]:
-                if not math.isfinite(case["difference"]):
-                    case["difference"] = None
-            attempts.append(row)
-        document = {
+    def to_json(self) -> dict[str, Any]:
+        """All of it in plain values."""
+        return {
             "path": self.path,
             "format": self.format,
             "succeeded": self.succeeded,
-            "tolerance": TOLERANCE,
-            "attempts": attempts,
+            "attempts": [
+                {
+                    "backend": attempt.backend,
+                    "succeeded": attempt.succeeded,
+                    "error": attempt.error,
+                    "inputs": list(attempt.inputs),
+                    "skipped": list(attempt.skipped),
+                    "checks": [
+                        {"batch": c.batch, "time": c.time, "report": c.report.to_json()}
+                        for c in attempt.checks
+                    ],
+                }
+                for attempt in self.attempts
+            ],
         }
-        return json.dumps(document, indent=1, allow_nan=False)
+
+    def dumps(self) -> str:
+        """`to_json` as text."""
+        return json.dumps(self.to_json(), indent=1, allow_nan=False)
 
     def __str__(self) -> str:
         """One line an attempt."""
@@ -130,13 +134,10 @@ class ExportReport:
         start = f"{self.format} from {attempt.backend}: "
         if attempt.error:
             return start + attempt.error
-        if not attempt.cases:
+        if not attempt.checks:
             return start + "exported, not checked"
-        errors = [case.error for case in attempt.cases if case.error]
-        if errors:
-            return start + errors[0]
-        verdict = "agrees" if attempt.succeeded else "differs"
-        return f"{start}{verdict}, largest difference {attempt.difference:.1e}"
+        reports = [check.report for check in attempt.checks]
+        return start + max(reports, key=lambda report: (not report.agrees, report.score)).summary()
 
 
 class ExportError(Exception):
@@ -169,7 +170,7 @@ def export(
     Example:
         >>> report = porting.export("model.keras", "model.onnx", "onnx")
         >>> print(report)
-        onnx from torch: agrees, largest difference 6.0e-08
+        onnx from torch: agrees, 0.9 times the noise floor, largest difference 6.0e-08
 
     Args:
         model: a functional or Sequential model in float32, or the path of its `.keras` file.
@@ -182,8 +183,9 @@ def export(
         time: fixes the number of time steps, where the model leaves it open.
         check: whether to run the artefact in its own runtime on random inputs of several batch
             sizes and lengths, masked steps among them where the model has a `Masking`, and to
-            compare with Keras's predictions. What differs is not written. Without it a wrong
-            artefact may be: an exporter can fix a size that the model leaves open, and say nothing.
+            compare it with the Keras model as `agreement.check` compares backends. What differs
+            is not written. Without it a wrong artefact may be: an exporter can fix a size that
+            the model leaves open, and say nothing.
         overwrite: whether an artefact at `path` may be replaced.
         timeout: seconds that each process may take.
         progress: called with a line before each step.
@@ -213,12 +215,10 @@ def export(
                 artefact = Path(folder, name, target.name)
                 artefact.parent.mkdir()
                 progress(f"exporting on {name}")
-                attempt, names, arrays = _keras_side(
-                    file, format, artefact, name, batch, time, check, timeout
-                )
+                attempt, batches = _attempt(file, format, artefact, name, batch, time, timeout)
                 if check and attempt.error is None:
                     progress(f"running it with {kind.runtime}")
-                    attempt = _compare(attempt, format, artefact, names, arrays, timeout)
+                    attempt = _checked(attempt, file, kind, artefact, batches, timeout)
                 attempts.append(attempt)
                 if attempt.succeeded:
                     _move(artefact.parent, target.parent)
@@ -246,7 +246,7 @@ def check_export(
         model: as in `export`.
         path: of the artefact.
         format: as in `export`.
-        backend: that Keras predicts on. Default: the first one installed.
+        backend: that loads the model to describe it. Default: the first one installed.
         batch: the batch size, if the artefact fixes it.
         time: the number of steps, if the artefact fixes it.
         timeout: as in `export`.
@@ -270,11 +270,11 @@ def check_export(
         tempfile.TemporaryDirectory() as folder,
         _as_file(model, Path(folder, "artefact")) as file,
     ):
-        progress(f"predicting on {name}")
-        attempt, names, arrays = _keras_side(file, format, None, name, batch, time, True, timeout)
+        progress(f"loading {file.name} on {name}")
+        attempt, batches = _attempt(file, format, None, name, batch, time, timeout)
         if attempt.error is None:
             progress(f"running {target} with {kind.runtime}")
-            attempt = _compare(attempt, format, target, names, arrays, timeout)
+            attempt = _checked(attempt, file, kind, target, batches, timeout)
     return ExportReport(str(target), format, (attempt,))
 
 
@@ -371,140 +371,103 @@ def _as_file(model: Any, target: Path) -> Iterator[Path]:
         yield file
 
 
-def _keras_side(
+def _attempt(
     file: Path,
     format: str,
     artefact: Path | None,
     backend: str,
     batch: int | None,
     time: int | None,
-    predict: bool,
     timeout: float,
-) -> tuple[Attempt, list[str], dict[str, Any]]:
-    """Predict, and export if there is an artefact to write, in a process on a backend.
+) -> tuple[Attempt, list[list[np.ndarray]]]:
+    """Describe a model on a backend, and export it if there is an artefact to write.
 
     Returns:
-        The attempt without its comparisons, the names of the inputs, and all arrays, with the
-        cases' sizes under `"cases"`.
+        The attempt without its comparisons, and inputs of several sizes to compare it on.
     """
     request = {
-        "model": str(file),
+        "do": "export",
+        "model": str(file.absolute()),
         "format": format,
-        "artefact": None if artefact is None else str(artefact),
+        "artefact": None if artefact is None else str(artefact.absolute()),
         "batch": batch,
         "time": time,
-        "predict": predict,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, name) for name in ("request.json", "answer.json", "arrays.npz")]
-        paths[0].write_text(json.dumps(request))
-        failure = _run("worker", [str(path) for path in paths], backend, timeout)
-        if failure:
-            return Attempt(backend, f"{backend}: {failure}"), [], {}
-        answer = json.loads(paths[1].read_text())
-        if "refused" in answer:
-            raise ValueError(f"{file}: {answer['refused']}")
-        arrays: dict[str, Any] = {}
-        if paths[2].exists():
-            with np.load(paths[2], allow_pickle=False) as packed:
-                arrays = {name: packed[name] for name in packed.files}
-    inputs = tuple(
-        {key: spec[key] for key in ("name", "shape", "dtype")} for spec in answer.get("inputs", [])
-    )
-    attempt = Attempt(backend, answer["error"], inputs, skipped=tuple(answer.get("skipped", [])))
-    names = [spec["name"] for spec in inputs]
-    return attempt, names, {**arrays, "cases": answer.get("cases", [])}
+    try:
+        worker = Worker(Target(backend), None, "default", timeout, runtime=_EXPORTER)
+        try:
+            answer = worker.request(request, {}, "exported")[0]["exported"]
+        finally:
+            worker.close()
+    except WorkerError as error:
+        return Attempt(backend, f"{backend}: {error}"), []
+    if "refused" in answer:
+        raise ValueError(f"{file}: {answer['refused']}")
+    specs = answer.get("inputs", [])
+    inputs = tuple({key: spec[key] for key in ("name", "shape", "dtype")} for spec in specs)
+    attempt = Attempt(backend, answer["error"], inputs)
+    return attempt, [] if attempt.error else _batches(specs, answer["masked"])
 
 
-def _compare(
+def _batches(specs: list[dict[str, Any]], masked: list[float]) -> list[list[np.ndarray]]:
+    """Inputs of several sizes, where the model leaves them open, with masked steps among them."""
+    batches: list[list[np.ndarray]] = []
+    for sizes in SIZES:
+        drawn = [
+            {
+                **spec,
+                "shape": [
+                    sizes[axis] if size is None else size for axis, size in enumerate(spec["shape"])
+                ],
+            }
+            for spec in specs
+        ]
+        inputs = draw_inputs(drawn, [], drawn[0]["shape"][0], seed=len(batches))
+        for value in masked[:1]:
+            _mask_steps(inputs, value)
+        if all([x.shape for x in inputs] != [x.shape for x in other] for other in batches):
+            batches.append(inputs)
+    return batches
+
+
+def _mask_steps(inputs: list[np.ndarray], value: float) -> None:
+    """Mask steps of every sample but the first: at both ends, a hole, and the last one wholly."""
+    for x in inputs:
+        if x.ndim < 3 or x.dtype.kind != "f":
+            continue
+        length = x.shape[1]
+        for sample, steps in enumerate(((), (0,), (1, 2), (-1, -2), range(length))):
+            if sample < len(x):
+                x[sample, [step % length for step in steps]] = value
+
+
+def _checked(
     attempt: Attempt,
-    format: str,
+    file: Path,
+    kind: Format,
     artefact: Path,
-    names: list[str],
-    arrays: dict[str, Any],
+    batches: list[list[np.ndarray]],
     timeout: float,
 ) -> Attempt:
-    """The attempt with what the artefact gives in its own runtime."""
-    sizes = arrays.pop("cases")
-    with tempfile.TemporaryDirectory() as folder:
-        names_path, inputs, outputs = (Path(folder, n) for n in ("names", "in.npz", "out.npz"))
-        names_path.write_text(json.dumps(names))
-        np.savez(
-            inputs,
-            allow_pickle=False,
-            **{name: x for name, x in arrays.items() if name.startswith("in_")},
-        )
-        arguments = [format, *map(str, (artefact, names_path, inputs, outputs))]
-        failure = _run("artefact_worker", arguments, None, timeout)
-        if failure:
-            error = f"{FORMATS[format].runtime}: {failure}"
-            return Attempt(attempt.backend, error, attempt.inputs, (), attempt.skipped)
-        with np.load(outputs, allow_pickle=False) as packed:
-            got = {name: packed[name] for name in packed.files}
-    cases = tuple(
-        _case(index, batch, time, arrays, got, FORMATS[format].runtime)
-        for index, (batch, time) in enumerate(sizes)
-    )
-    return Attempt(attempt.backend, None, attempt.inputs, cases, attempt.skipped)
-
-
-def _case(
-    index: int,
-    batch: int,
-    time: int | None,
-    expected: dict[str, Any],
-    got: dict[str, Any],
-    runtime: str,
-) -> Case:
-    if f"error_{index}" in got:
-        return Case(batch, time, math.inf, f"{runtime}: {got[f'error_{index}']}")
-    prefix = f"out_{index}_"
-    count = sum(name.startswith(prefix) for name in expected)
-    if count != sum(name.startswith(prefix) for name in got):
-        return Case(batch, time, math.inf, f"the model has {count} outputs, the artefact not")
-    largest = 0.0
-    for place in range(count):
-        name = f"{prefix}{place}"
-        if expected[name].shape != got[name].shape:
-            shapes = f"{expected[name].shape}, the artefact's {got[name].shape}"
-            return Case(batch, time, math.inf, f"the output's shape is {shapes}")
-        largest = max(largest, difference(expected[name], got[name]))
-    return Case(batch, time, largest)
-
-
-def difference(expected: np.ndarray, got: np.ndarray) -> float:
-    """The largest absolute difference, over the largest expected entry if that is above 1.
-
-    Infinite if anything in either array is NaN or infinite.
-    """
-    expected, got = expected.astype("float64"), got.astype("float64")
-    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
-        return math.inf
-    if not expected.size:
-        return 0.0
-    return float(np.abs(expected - got).max() / max(1.0, np.abs(expected).max()))
-
-
-def _run(module: str, arguments: list[str], backend: str | None, timeout: float) -> str | None:
-    """Run a module of this folder in a process; how it failed, or None."""
-    variables = dict([QUIET_TENSORFLOW]) | os.environ
-    if backend is not None:
-        variables["KERAS_BACKEND"] = backend
+    """The attempt with what the artefact gives in its own runtime, beside the Keras model."""
+    target = Target(kind.target, file=str(artefact), title=artefact.name)
+    checks, skipped = [], []
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", f"multibackend_lstm.export.{module}", *arguments],
-            env=variables,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer in {timeout:g} seconds"
-    if process.returncode == 0:
-        return None
-    last_line = (process.stderr.strip().splitlines() or ["no message"])[-1]
-    return f"the process ended with status {process.returncode}: {last_line}"
+        with Workers([target], timeout=timeout) as workers:
+            reports = check_predictions(file, batches, workers)
+            for inputs, report in zip(batches, reports, strict=True):
+                shape = inputs[0].shape
+                failed = [f.message for f in report.findings if f.target == REFERENCE]
+                if failed:  # a model may need a longer sequence than this
+                    skipped.append(f"Keras itself fails at {shape}: {failed[0]}")
+                    continue
+                steps = shape[1] if len(shape) > 1 else None
+                checks.append(Check(shape[0], steps, report))
+    except WorkerError as error:
+        return replace(attempt, error=f"{attempt.backend}: {error}")
+    if not checks:
+        return replace(attempt, error=skipped[0])
+    return replace(attempt, checks=tuple(checks), skipped=tuple(skipped))
 
 
 def _move(source: Path, folder: Path) -> None:

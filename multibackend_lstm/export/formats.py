@@ -18,6 +18,7 @@ class Format:
         backends: those that can produce it, the preferred one first, with the modules that each
             needs for it.
         runtime: the module that runs it.
+        target: the runtime's name in `agree --targets`.
         extra: the extra of this package that brings those modules.
     """
 
@@ -25,32 +26,47 @@ class Format:
     suffix: str
     backends: Mapping[str, tuple[str, ...]]
     runtime: str
+    target: str
     extra: str
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "onnx": Format(
-            "ONNX", ".onnx", {"torch": ("onnx",), "tensorflow": ("tf2onnx",)}, "onnxruntime", "onnx"
+            "ONNX",
+            ".onnx",
+            {"torch": ("onnx",), "tensorflow": ("tf2onnx",)},
+            "onnxruntime",
+            "onnxruntime",
+            "onnx",
         ),
         "saved_model": Format(
             "SavedModel",
             "",
             {"tensorflow": ("tensorflow",), "jax": ("tensorflow",)},
             "tensorflow",
+            "saved_model",
             "tensorflow",
         ),
         "litert": Format(
-            "LiteRT", ".tflite", {"tensorflow": ("tensorflow",)}, "ai_edge_litert", "litert"
+            "LiteRT",
+            ".tflite",
+            {"tensorflow": ("tensorflow",)},
+            "ai_edge_litert",
+            "litert",
+            "litert",
         ),
         "openvino": Format(
             "OpenVINO",
             ".xml",
             {"torch": ("openvino", "onnx"), "tensorflow": ("openvino",)},
             "openvino",
+            "openvino_model",
             "openvino",
         ),
-        "torch": Format("torch.export", ".pt2", {"torch": ("torch",)}, "torch", "torch"),
+        "torch": Format(
+            "torch.export", ".pt2", {"torch": ("torch",)}, "torch", "torch_export", "torch"
+        ),
     }
 )
 

@@ -1,64 +1,77 @@
-"""The process that loads a model on one backend, records what it predicts, and exports it.
+"""The process that loads a model on one backend, describes its inputs, and exports it."""
 
-    python -m multibackend_lstm.export.worker REQUEST ANSWER ARRAYS
-
-REQUEST is a JSON file: `model`, `format`, `artefact` (None only records predictions), `batch`,
-`time` (None leaves the axis free) and `predict`. ANSWER gets the `inputs` of the artefact, `cases`,
-`skipped` and an `error`; ARRAYS gets `in_<case>_<input>` and `out_<case>_<output>`.
-"""
-
-import json
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
 import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
-from multibackend_lstm.agreement.case import draw_inputs
-from multibackend_lstm.agreement.execution import describe
-from multibackend_lstm.export.artefact_worker import first_line
-from multibackend_lstm.export.exporters import EXPORTERS, Spec, flat_call, settle, sized
+from multibackend_lstm.export.exporters import EXPORTERS, Spec, settle
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.execution import describe
+from multibackend_lstm.runtimes.runtime import Answer, Runtime, first_line
 
-#: Batch sizes and lengths that are compared; a fixed size takes the place of those here.
-CASES = ((2, 7), (1, 1), (5, 12))
 
+class Exporter(Runtime):
+    """Exports from the backend that `KERAS_BACKEND` names.
 
-def main(request_path: str, answer_path: str, arrays_path: str) -> None:
-    """See the module."""
-    request = json.loads(Path(request_path).read_text())
-    answer: dict[str, Any] = {"error": None}
-    try:
-        _answer(request, answer, arrays_path)
-    except Exception as error:  # a converter's exceptions are its answer
-        traceback.print_exc()
-        answer["error"] = f"{_whose(error)}: {first_line(error)}"
-    Path(answer_path).write_text(json.dumps(answer))
+    {"do": "export", "model", "format", "artefact", "batch", "time"} -> {"exported"}
+    """
+
+    parts = ()
+
+    def start(self) -> dict[str, Any]:
+        """Nothing: each request brings its model."""
+        return {}
+
+    @property
+    def requests(self) -> Mapping[str, Callable[..., None]]:
+        """As in `Runtime`."""
+        return {"export": _export}
 
 
 class ModelError(ValueError):
     """A model that no backend can export, with the reason."""
 
 
-def _answer(request: dict[str, Any], answer: dict[str, Any], arrays_path: str) -> None:
+def _export(
+    answer: Answer,
+    arrays: dict[str, np.ndarray],
+    *,
+    model: str,
+    format: str,
+    artefact: str | None,
+    batch: int | None,
+    time: int | None,
+) -> None:
+    """Export a model, or only describe its inputs where there is no artefact to write.
+
+    The answer holds `inputs`, the values that mark `masked` steps, why the model is `refused`
+    by every backend, or an `error` of this one.
+    """
+    exported: dict[str, Any] = {"error": None}
     try:
-        model = _load(request["model"])
-        specs = _specs(model, request["batch"], request["time"])
+        loaded = _load(model)
+        exported["inputs"] = specs = _specs(loaded, batch, time)
+        exported["masked"] = [
+            layer.mask_value
+            for layer in sublayers(loaded)
+            if isinstance(layer, keras.layers.Masking)
+        ]
+        if artefact is not None:
+            settle(loaded, specs)
+            EXPORTERS[format, keras.backend.backend()](loaded, specs, artefact)
     except ModelError as error:
-        answer["refused"] = str(error)
-        return
-    answer["inputs"] = specs
-    if request["predict"]:
-        arrays, answer["cases"], answer["skipped"] = _predictions(model, specs)
-        np.savez(arrays_path, allow_pickle=False, **arrays)
-    if request["artefact"] is not None:
-        settle(model, specs)
-        EXPORTERS[request["format"], keras.backend.backend()](model, specs, request["artefact"])
+        exported["refused"] = str(error)
+    except Exception as error:  # a converter's exceptions are its answer
+        traceback.print_exc()
+        exported["error"] = f"{_whose(error)}: {first_line(error)}"
+    answer({"exported": exported})
 
 
 def _load(path: str) -> keras.Model:
@@ -111,59 +124,11 @@ def _specs(model: keras.Model, batch: int | None, time: int | None) -> list[Spec
     return specs
 
 
-def _predictions(model: keras.Model, specs: list[Spec]) -> tuple[dict[str, Any], list[Any], Any]:
-    """Inputs and the model's own outputs at several batch sizes and lengths."""
-    arrays: dict[str, Any] = {}
-    cases: list[list[int | None]] = []
-    skipped = []
-    masked = [
-        layer.mask_value for layer in sublayers(model) if isinstance(layer, keras.layers.Masking)
-    ]
-    for batch, time in CASES:
-        drawn = sized(specs, batch, time)
-        case = [drawn[0]["shape"][0], (drawn[0]["shape"][1:] or [None])[0]]
-        if case in cases:
-            continue
-        inputs = draw_inputs(drawn, [], case[0] or 1, seed=len(cases))
-        for value in masked[:1]:
-            _mask_steps(inputs, value)
-        try:
-            outputs = flat_call(model)(*inputs)
-        except Exception as error:  # a model may need a longer sequence than this
-            skipped.append(f"Keras itself fails at {case}: {first_line(error)}")
-            continue
-        arrays |= {f"in_{len(cases)}_{index}": x for index, x in enumerate(inputs)}
-        arrays |= {
-            f"out_{len(cases)}_{index}": ops.convert_to_numpy(x)
-            for index, x in enumerate(tree.flatten(outputs))
-        }
-        cases.append(case)
-    if not cases:
-        raise ValueError(skipped[0])
-    return arrays, cases, skipped
-
-
-def _mask_steps(inputs: list[np.ndarray], value: float) -> None:
-    """Mask steps of every sample but the first: at both ends, a hole, and the last one wholly."""
-    for x in inputs:
-        if x.ndim < 3 or x.dtype.kind != "f":
-            continue
-        length = x.shape[1]
-        for sample, steps in enumerate(((), (0,), (1, 2), (-1, -2), range(length))):
-            if sample < len(x):
-                x[sample, [step % length for step in steps]] = value
-
-
 def _whose(error: BaseException) -> str:
     """The package in whose code an exception was raised."""
     package = type(error).__module__.partition(".")[0]
     for frame, _ in traceback.walk_tb(error.__traceback__):
         name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        name = name.replace("__main__", "multibackend_lstm")
         if name and name not in sys.stdlib_module_names and find_spec(name) is not None:
             package = name
     return package
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

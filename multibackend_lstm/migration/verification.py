@@ -1,44 +1,24 @@
-"""Compares a migrated model with its old file, which runs in a process of its own."""
+"""Compares a migrated model with its old file, which the library that wrote it runs."""
 
-import os
-import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from multibackend_lstm.migration import predict
+from multibackend_lstm.agreement.checking import check_predictions
 from multibackend_lstm.migration.configs import STORED_FUNCTIONS
-from multibackend_lstm.migration.model_files import ModelFile, open_model_file
+from multibackend_lstm.migration.model_files import open_model_file
+from multibackend_lstm.runtimes.targets import Target
+from multibackend_lstm.runtimes.workers import WorkerError, Workers
 
-TOLERANCE = 1e-5
+if TYPE_CHECKING:
+    from multibackend_lstm.agreement import Report
 
 
 class VerificationError(Exception):
     """The old file could not be run."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Old against new predictions at one batch size.
-
-    Attributes:
-        batch: number of cases.
-        difference: largest absolute difference, over the largest prediction where that is above 1;
-            infinite where shapes differ, or only one side is finite.
-        agrees: whether that is at most the tolerance.
-    """
-
-    batch: int
-    difference: float
-    agrees: bool
 
 
 def verify(
@@ -48,11 +28,13 @@ def verify(
     python: str | None = None,
     trust: bool = False,
     batches: Sequence[int] = (1, 3, 8),
-    tolerance: float = TOLERANCE,
     seed: int = 0,
     timeout: float = 600.0,
-) -> list[Comparison]:
-    """Compare predictions on random input with those of the old file.
+) -> "dict[int, Report]":
+    """Compare the old file's predictions on random input with the migrated model's.
+
+    The old file is a target of the comparison that `agreement.check` makes too: the migrated model
+    gives the truth, in float64 where TensorFlow is installed, and the noise floor.
 
     Args:
         model: the migrated model.
@@ -61,10 +43,11 @@ def verify(
             one.
         trust: whether to run the functions that are stored in the file. Needed where there are any.
         batches: batch sizes to compare at. An unknown axis has 7 entries.
-        tolerance: the largest difference that counts as agreement, relative to the largest
-            prediction where that is above 1.
         seed: of the random input.
-        timeout: seconds that the old model may take.
+        timeout: seconds that each step may take.
+
+    Returns:
+        A report for each batch size.
 
     Raises:
         VerificationError: if the file holds functions and is not trusted, or cannot be run.
@@ -80,19 +63,21 @@ def verify(
         [_random(rng, batch, tensor) for tensor in keras.tree.flatten(model.inputs)]
         for batch in batches
     ]
-    old = _old_predictions(file, inputs, python, trust, timeout)
-    compared = []
-    for position, arrays in enumerate(inputs):
-        made = model(keras.tree.pack_sequence_as(model.input, arrays), training=False)
-        if isinstance(made, dict):
-            made = [made[key] for key in sorted(made)]
-        new = [
-            np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")))
-            for y in keras.tree.flatten(made)
-        ]
-        difference = _difference(new, old[position])
-        compared.append(Comparison(batches[position], difference, difference <= tolerance))
-    return compared
+    runtime = "tf_keras" if file.keras_2 else "keras_file"
+    target = Target(runtime, file=str(path.resolve()))
+    interpreters = {} if python is None else {runtime: python}
+    with Workers([target], interpreters=interpreters, timeout=timeout, trust=trust) as workers:
+        try:
+            reports = list(check_predictions(model, inputs, workers))
+        except WorkerError as error:
+            raise VerificationError(f"{path} could not be compared: {error}") from error
+    for report in reports:
+        if report.could_not_run:
+            raise VerificationError(
+                f"{report.summary()}. Name an interpreter with tf-keras by --python (python=), in "
+                "an environment of its own: pip install tensorflow tf_keras"
+            )
+    return dict(zip(batches, reports, strict=True))
 
 
 def holds_functions(value: Any) -> bool:
@@ -110,69 +95,3 @@ def _random(rng: np.random.Generator, batch: int, tensor: Any) -> np.ndarray:
     if keras.backend.is_int_dtype(tensor.dtype) or tensor.dtype == "bool":
         return rng.integers(0, 2, size=shape).astype(tensor.dtype)
     return rng.normal(size=shape).astype("float32")
-
-
-def _difference(new: list[np.ndarray], old: list[np.ndarray]) -> float:
-    """The largest difference, relative to what is large."""
-    if [y.shape for y in new] != [y.shape for y in old]:
-        return float("inf")
-    largest = 0.0
-    for a, b in zip(new, old, strict=True):
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            return float("inf")
-        largest = max(
-            largest, float(np.max(np.abs(a - b) / max(1.0, np.abs(b).max()), initial=0.0))
-        )
-    return largest
-
-
-def _old_predictions(
-    file: ModelFile,
-    inputs: list[list[np.ndarray]],
-    python: str | None,
-    trust: bool,
-    timeout: float,
-) -> list[list[np.ndarray]]:
-    path = file.path
-    variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    if python is None and find_spec("tensorflow") is not None:
-        variables["KERAS_BACKEND"] = "tensorflow"  # what stored functions were written for
-    # A path is relative to where the user is, not to where the old model runs.
-    interpreter = os.path.abspath(python) if python and os.path.dirname(python) else python
-    with tempfile.TemporaryDirectory() as folder:
-        sent, received = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
-        arrays = {
-            f"{batch}_x{position}": x
-            for batch, xs in enumerate(inputs)
-            for position, x in enumerate(xs)
-        }
-        np.savez(sent, **arrays)  # type: ignore[arg-type]
-        command = [
-            interpreter or sys.executable, predict.__file__, str(path.resolve()), str(sent),
-            str(received), "2" if file.keras_2 else "3", *(["trust"] if trust else []),
-        ]  # fmt: skip
-        try:
-            process = subprocess.run(
-                command,
-                env=variables,
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise VerificationError(f"{command[0]} did not run {path}: {error}") from error
-        if process.returncode != 0 or not received.exists():
-            errors = re.findall(r"^[\w.]+(?:Error|Exception)\b.*", process.stderr, re.MULTILINE)
-            reason = errors[-1][:300] if errors else f"status {process.returncode}"
-            raise VerificationError(
-                f"{command[0]} could not run {path}: {reason}. Name an interpreter with "
-                "tf-keras by --python (python=), in an environment of its own: "
-                "pip install tensorflow tf_keras"
-            )
-        with np.load(received, allow_pickle=False) as outputs:
-            return [
-                [outputs[key] for key in outputs.files if key.startswith(f"{batch}_y")]
-                for batch in range(len(inputs))
-            ]

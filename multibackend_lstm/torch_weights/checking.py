@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import tree
 
-from multibackend_lstm.agreement.execution import with_dtype
 from multibackend_lstm.environment import install_command
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.execution import with_dtype
 from multibackend_lstm.torch_weights.axes import FlattenOrder
 from multibackend_lstm.torch_weights.conversion import keras_value, plan
 from multibackend_lstm.torch_weights.errors import PortingError

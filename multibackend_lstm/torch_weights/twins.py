@@ -220,7 +220,7 @@ def check_copy(found: WeightedLayer, dtype: str) -> Any:
 
     Convolutions have channels_last format, since TensorFlow has no other on the CPU.
     """
-    from multibackend_lstm.agreement.execution import with_dtype
+    from multibackend_lstm.runtimes.execution import with_dtype
 
     config = _with_values(with_dtype(found.layer.get_config(), dtype), {"trainable": True})
     if isinstance(found.rule, rules.Recurrent):

@@ -37,7 +37,7 @@ class Crashes(keras.layers.Layer):
     """Ends the process where it is run outside of the parent."""
 
     def call(self, x):
-        if "agreement.worker" in " ".join(os.sys.orig_argv) and not symbolic(x):
+        if "runtimes.serve" in " ".join(os.sys.orig_argv) and not symbolic(x):
             os._exit(3)
         return x
 
@@ -47,7 +47,7 @@ class Fails(keras.layers.Layer):
     """Raises where it is run outside of the parent."""
 
     def call(self, x):
-        if "agreement.worker" in " ".join(os.sys.orig_argv) and not symbolic(x):
+        if "runtimes.serve" in " ".join(os.sys.orig_argv) and not symbolic(x):
             raise RuntimeError("no such luck")
         return x
 
@@ -81,3 +81,18 @@ def with_inputs():
 def not_a_model():
     """Something else."""
     return 3
+
+
+def torch_dense():
+    """In PyTorch, the product of `test_file_targets.cases_model`."""
+    import torch
+
+    module = torch.nn.Linear(4, 2)
+    with torch.no_grad():
+        module.weight.copy_(torch.arange(8.0).reshape(4, 2).T)
+        module.bias.fill_(1.0)
+    return module
+
+
+def no_module():
+    return 0

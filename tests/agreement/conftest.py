@@ -7,7 +7,8 @@ import pytest
 
 from multibackend_lstm.agreement import Workers
 
-TARGET = f"{keras.backend.backend()}@cpu"
+BACKEND = keras.backend.backend()
+TARGET = f"{BACKEND}@cpu"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@ import keras
 import pytest
 
 from multibackend_lstm import LSTM
-from multibackend_lstm.agreement.execution import silence
+from multibackend_lstm.runtimes.execution import silence
 
 
 @keras.saving.register_keras_serializable("silence")

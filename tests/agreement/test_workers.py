@@ -11,7 +11,8 @@ import pytest
 
 from agreement.conftest import TARGET
 from multibackend_lstm.agreement import Workers
-from multibackend_lstm.agreement.workers import Target, Worker, WorkerError
+from multibackend_lstm.runtimes.targets import Target
+from multibackend_lstm.runtimes.workers import Worker, WorkerError
 
 ROOT = pathlib.Path(__file__).parents[2]
 BACKEND = TARGET.partition("@")[0]
@@ -123,7 +124,7 @@ def test_no_worker_outlives_its_parent(number):
     """A parent that is killed cannot end its workers: they notice, though they compute."""
     code = (
         "import sys, time\n"
-        "from multibackend_lstm.agreement.workers import Target, Worker\n"
+        "from multibackend_lstm.runtimes.workers import Target, Worker\n"
         f"worker = Worker(Target.parse({TARGET!r}), None, 'strict', 600)\n"
         "worker.ask({'do': 'call', 'function': 'time:sleep', 'arguments': {}}, {})\n"
         "print(worker._process.pid, flush=True)\n"
@@ -145,7 +146,7 @@ def test_no_worker_outlives_its_parent(number):
 
 def test_ctrl_c_ends_the_workers():
     code = (
-        "from multibackend_lstm.agreement.workers import Target, Workers\n"
+        "from multibackend_lstm.runtimes.workers import Target, Workers\n"
         f"with Workers([{TARGET!r}]) as workers:\n"
         f"    worker = workers.worker({TARGET!r}, Target.parse({TARGET!r}))\n"
         "    print(worker._process.pid, flush=True)\n"

@@ -68,7 +68,7 @@ def restore() -> None:
 
 def ask(workers: Any, target: str, function: str, **arguments: Any) -> None:
     """Have a function of this module called in a target's worker."""
-    from multibackend_lstm.agreement.workers import Target
+    from multibackend_lstm.runtimes.targets import Target
 
     request = {"do": "call", "function": f"faults:{function}", "arguments": arguments}
     workers.worker(target, Target.parse(target)).request(request, {}, "called")

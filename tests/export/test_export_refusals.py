@@ -1,7 +1,5 @@
 """What an export refuses, and how it judges: no process is started here."""
 
-import json
-import math
 import subprocess
 import sys
 import zipfile
@@ -10,19 +8,13 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 import multibackend_lstm
 from export.conftest import BUILDERS
 from multibackend_lstm import porting
 from multibackend_lstm.cli import main
 from multibackend_lstm.export import exports, worker
-from multibackend_lstm.export.exports import Attempt, Case, ExportReport, difference
 from multibackend_lstm.export.formats import FORMATS, missing
-
-FLOATS = hnp.arrays("float32", (2, 3), elements=st.floats(-4, 4, width=32))
 
 
 @pytest.mark.parametrize(
@@ -173,46 +165,10 @@ def test_a_damaged_file_ends_the_command_with_status_2(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@given(FLOATS, FLOATS)
-def test_the_difference(expected, got):
-    scale = max(1.0, float(np.abs(expected).max()))
-    largest = np.abs(expected.astype("float64") - got).max() / scale
-    assert difference(expected, got) == pytest.approx(largest, abs=1e-12)
-    assert difference(expected, expected) == 0
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("sides", [(True, False), (False, True), (True, True)])
-def test_what_is_not_finite_differs(bad, sides):
-    arrays = [np.zeros((2, 2), "float32") for _ in sides]
-    for array, side in zip(arrays, sides, strict=True):
-        if side:
-            array[1, 1] = bad
-    assert difference(*arrays) == math.inf
-    report = ExportReport("m", "onnx", (Attempt("torch", None, cases=(Case(1, 2, math.inf),)),))
-    assert not report.succeeded
-    assert json.loads(report.dumps())["attempts"][0]["cases"][0]["difference"] is None
-
-
-def test_cases_that_cannot_be_compared():
-    expected = {"out_0_0": np.zeros((2, 1)), "out_0_1": np.zeros((2, 1))}
-
-    def case(**got):
-        return exports._case(0, 2, 3, expected, got, "the runtime")
-
-    assert case(**expected).agrees
-    assert "2 outputs" in case(out_0_0=np.zeros((2, 1))).error
-    shapes = case(out_0_0=np.zeros((2, 1)), out_0_1=np.zeros((1, 2)))
-    assert shapes.error == "the output's shape is (2, 1), the artefact's (1, 2)"
-    refused = case(error_0=np.array("it will not"))
-    assert refused.error == "the runtime: it will not"
-    assert not any(c.agrees for c in (shapes, refused))
-
-
 def test_the_masks_that_are_drawn():
     """No step, steps at both ends, a hole, and all steps are masked."""
     x = np.ones((5, 4, 2), "float32")
-    worker._mask_steps([x], 0.0)
+    exports._mask_steps([x], 0.0)
     valid = x.any(-1).astype(int).tolist()
     assert valid == [[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
 

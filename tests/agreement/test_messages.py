@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from multibackend_lstm.agreement.protocol import receive, send
+from multibackend_lstm.runtimes.messages import receive, send
 
 
 def test_messages_arrive_as_they_were_sent():

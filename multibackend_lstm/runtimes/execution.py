@@ -13,6 +13,8 @@ import numpy as np
 from keras import ops, tree
 
 from multibackend_lstm import backends
+from multibackend_lstm.runtimes.imports import imported
+from multibackend_lstm.runtimes.noise_floor import perturbed
 
 #: Kinds of what the untouched model predicts.
 OUTPUTS = ("output", "output of a second batch")
@@ -41,15 +43,6 @@ def as_tensor(kind: str, path: str, x: Any) -> Tensor:
     dtype = keras.backend.standardize_dtype(x.dtype)
     values = ops.convert_to_numpy(ops.cast(x, "float32") if dtype == "bfloat16" else x)
     return Tensor(kind, path, values, dtype)
-
-
-def imported(name: str) -> Any:
-    """The object that `package.module:name` or `module:Class.attribute` names."""
-    module, _, attributes = name.partition(":")
-    found = import_module(module)
-    for attribute in attributes.split("."):
-        found = getattr(found, attribute)
-    return found
 
 
 def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
@@ -302,6 +295,13 @@ class Execution:
         self.output_forms: list[np.ndarray] | None = None
         self._snapshot = [np.array(v) for v in model.variables]
         self.randomness = silence(model)
+        #: What marks masked steps in the inputs: no rounding moves these.
+        self.mask_values = set()
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.Masking):
+                # As it is in float32 inputs, which a float64 run is given too.
+                layer.mask_value = float(np.float32(layer.mask_value))
+                self.mask_values.add(layer.mask_value)
 
     def set_weights(self, weights: list[np.ndarray]) -> None:
         """Start from these weights, and everything else from where it was at first."""
@@ -482,16 +482,6 @@ def draw_labels(loss: Any, outputs: list[np.ndarray], rng: np.random.Generator) 
         else:
             labels.append(rng.normal(size=shape).astype("float32"))
     return labels
-
-
-def perturbed(x: np.ndarray, rng: np.random.Generator, rounding: float) -> np.ndarray:
-    """Floating values moved at random within their rounding; zeros and integers stay."""
-    if not np.issubdtype(x.dtype, np.floating):
-        return x
-    exact = x.astype("float64")
-    # Not `x * (1 + ...)`, which would round the smallest moves of a float64 downwards.
-    moved: np.ndarray = exact + exact * rng.uniform(-rounding, rounding, x.shape)
-    return moved
 
 
 def _path(key: tuple[Any, ...]) -> str:

@@ -1,7 +1,8 @@
-"""The parent's side: targets, and one long-lived process for each."""
+"""The parent's side of the runtimes: one long-lived process for each target."""
 
 import contextlib
 import copy
+import json
 import os
 import queue
 import re
@@ -12,49 +13,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import multibackend_lstm
 from multibackend_lstm import environment
-from multibackend_lstm.agreement.protocol import receive, send
+from multibackend_lstm.runtimes.messages import receive, send
+from multibackend_lstm.runtimes.targets import Target, check_interpreters
 
-#: Backends that a target may name. NumPy and OpenVINO only predict.
-TARGET_BACKENDS = (*environment.BACKENDS, "numpy", "openvino")
-KINDS = ("cpu", "gpu")
 #: The name of the worker that the targets are compared with.
 REFERENCE = "reference"
 
 Message = tuple[dict[str, Any], dict[str, np.ndarray]]
-
-
-class Target(NamedTuple):
-    """A backend on a kind of device, written `torch@cpu`."""
-
-    backend: str
-    kind: str
-
-    def __str__(self) -> str:
-        """As it is written on the command line."""
-        return f"{self.backend}@{self.kind}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Target":
-        """Read `torch@cpu`; `torch` alone is on the CPU.
-
-        Raises:
-            ValueError: if backend or device is unknown.
-        """
-        backend, _, kind = text.strip().partition("@")
-        if backend not in TARGET_BACKENDS or (kind or "cpu") not in KINDS:
-            raise ValueError(
-                f"a target is backend@device, with a backend of {', '.join(TARGET_BACKENDS)} and "
-                f"a device of {', '.join(KINDS)}. Received {text!r}. Write, for example, torch@cpu."
-            )
-        return cls(backend, kind or "cpu")
 
 
 class WorkerError(Exception):
@@ -69,23 +43,40 @@ class Worker:
         interpreter: the Python to run; this one by default.
         precision: `"strict"` or `"default"`.
         timeout: seconds that any single answer may take.
+        trust: whether functions stored in the target's file may run.
+        runtime: module and class to serve, if it is not that of the target.
 
     Raises:
         WorkerError: if it does not start.
     """
 
     def __init__(
-        self, target: Target, interpreter: str | None, precision: str, timeout: float
+        self,
+        target: Target,
+        interpreter: str | None,
+        precision: str,
+        timeout: float,
+        trust: bool = False,
+        runtime: str | None = None,
     ) -> None:
         """Start the process and wait until its backend is up."""
         self.target = target
         self.timeout = timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
         self._links = tempfile.TemporaryDirectory()
-        command = [interpreter or sys.executable, "-m", "multibackend_lstm.agreement.worker"]
+        options = {
+            "file": target.file,
+            "kind": target.kind,
+            "precision": precision,
+            "trust": trust,
+        }
+        command = [
+            interpreter or sys.executable, "-m", "multibackend_lstm.runtimes.serve",
+            runtime or target.runtime, json.dumps(options),
+        ]  # fmt: skip
         try:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                [*command, target.kind, precision],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -108,11 +99,11 @@ class Worker:
             raise
 
     def _environment(self, interpreter: str | None) -> dict[str, str]:
-        variables = {
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            **os.environ,
-            "KERAS_BACKEND": self.target.backend,
-        }
+        variables = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
+        if self.target.is_keras:
+            variables["KERAS_BACKEND"] = self.target.backend
+        elif interpreter is None and find_spec("tensorflow") is not None:
+            variables["KERAS_BACKEND"] = "tensorflow"  # what old files were written for
         package = Path(multibackend_lstm.__file__).parent
         if interpreter and Path(interpreter).absolute() != Path(sys.executable).absolute():
             # This package alone, not what is installed beside it for this Python.
@@ -252,11 +243,13 @@ class Workers:
     Use it as a context manager, so that no process stays behind.
 
     Args:
-        targets: such as `["torch@cpu", "jax@cpu"]`; by default every installed backend on every
-            kind of device it has.
-        interpreters: another Python for a backend, such as `{"torch": "/path/python"}`.
+        targets: such as `["torch@cpu", "jax@cpu#next", "onnxruntime:model.onnx"]`, or `Target`s;
+            by default every installed backend on every kind of device it has.
+        interpreters: another Python for a backend or runtime, such as `{"torch": "/path/python"}`;
+            for a target with a label by that, `{"jax#next": "/path/python"}`.
         precision: `"strict"` turns off what computes float32 in less than float32.
         timeout: seconds that an answer of a worker may take.
+        trust: whether functions stored in the files of targets may run.
 
     Raises:
         ValueError: if a target is unknown or no backend is installed.
@@ -264,11 +257,12 @@ class Workers:
 
     def __init__(
         self,
-        targets: Sequence[str] | None = None,
+        targets: Sequence[str | Target] | None = None,
         *,
         interpreters: Mapping[str, str] | None = None,
         precision: str = "strict",
         timeout: float = 300.0,
+        trust: bool = False,
     ) -> None:
         """Start nothing yet."""
         if precision not in ("strict", "default"):
@@ -276,21 +270,27 @@ class Workers:
         if not timeout > 0:
             raise ValueError(f"`timeout` must be above 0 seconds. Received {timeout}.")
         self.interpreters = dict(interpreters or {})
-        unknown = set(self.interpreters) - set(TARGET_BACKENDS)
-        if unknown:
-            raise ValueError(
-                f"`interpreters` names a Python for a backend of {', '.join(TARGET_BACKENDS)}. "
-                f"Received {', '.join(sorted(unknown))}."
-            )
+        check_interpreters(self.interpreters)
         self.precision = precision
         self.timeout = timeout
+        self._trust = trust
         # By name and target: the reference is another one where the first target is left out.
         self._workers: dict[tuple[str, Target], Worker] = {}
         self._failures: dict[tuple[str, Target], str] = {}
-        self.targets = [Target.parse(t) for t in targets] if targets else self._default_targets()
+        self.targets = self._parsed(targets) if targets else self._default_targets()
         doubled = {str(t) for t in self.targets if self.targets.count(t) > 1}
         if doubled:
             raise ValueError(f"each target may be named once. Received {', '.join(doubled)} twice.")
+
+    def _parsed(self, targets: Sequence[str | Target]) -> list[Target]:
+        parsed = [t if isinstance(t, Target) else Target.parse(t) for t in targets]
+        for target in parsed:
+            if target.label and target.interpreter(self.interpreters) is None:
+                raise ValueError(
+                    f"the target {target} has a label, which stands for another Python, and "
+                    f"`interpreters` has none for it. Add {target.backend}#{target.label}=PYTHON."
+                )
+        return parsed
 
     def _default_targets(self) -> list[Target]:
         names = {*environment.installed_backends(), *self.interpreters} & {*environment.BACKENDS}
@@ -320,9 +320,9 @@ class Workers:
         if worker is None or not worker.alive:
             if key in self._failures:  # it has never started
                 raise WorkerError(self._failures[key])
-            interpreter = self.interpreters.get(target.backend)
+            interpreter = target.interpreter(self.interpreters)
             try:
-                worker = Worker(target, interpreter, self.precision, self.timeout)
+                worker = Worker(target, interpreter, self.precision, self.timeout, self._trust)
             except WorkerError as error:
                 self._failures[key] = f"does not start: {error}"
                 raise WorkerError(self._failures[key]) from None
@@ -331,12 +331,29 @@ class Workers:
 
     @property
     def reference(self) -> Target:
-        """Where the truth is computed: in float64 if TensorFlow can be had, else the first target.
+        """Where the truth is computed: in float64 if TensorFlow can be had, else a first target.
 
         In Keras 3.15 the TensorFlow backend alone computes in float64; its worker says so, or not.
+
+        Raises:
+            ValueError: if no backend can be had.
         """
-        tensorflow = {*environment.installed_backends(), *self.interpreters} & {"tensorflow"}
-        return Target("tensorflow", "cpu") if tensorflow else self.targets[0]
+        if {*environment.installed_backends(), *self.interpreters} & {"tensorflow"}:
+            return Target("tensorflow")
+        if not self._keras_targets:
+            environment.choose_backend()  # raises, with the remedy
+        return self._keras_targets[0]
+
+    @property
+    def other_references(self) -> list[Target]:
+        """Where to compute what stands for the truth if the reference cannot."""
+        return [target for target in self._keras_targets if target != self.reference][:1]
+
+    @property
+    def _keras_targets(self) -> list[Target]:
+        """Those that can be the reference: of the targets, else of what is installed."""
+        targets = [target for target in self.targets if target.is_keras]
+        return targets or [Target(name) for name in environment.installed_backends()]
 
     def start(self) -> None:
         """Start all workers at once; errors come when they are used."""

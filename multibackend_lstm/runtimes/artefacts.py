@@ -1,0 +1,141 @@
+"""Artefacts in their own engines: nothing of Keras or this package's layers runs here."""
+
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from multibackend_lstm.runtimes.runtime import InferenceRuntime
+
+
+def _in_order(names: Sequence[str], found: Sequence[str]) -> list[int]:
+    """The place in `names` of each input found: by its name, or by its place if names differ."""
+    if sorted(names) == sorted(found):
+        return [names.index(name) for name in found]
+    if len(names) != len(found):
+        raise ValueError(f"the artefact has the inputs {list(found)}, the model {list(names)}")
+    return list(range(len(names)))
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts `output_10` behind `output_9`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _ready(*packages: str) -> dict[str, Any]:
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # a module may come under another name
+            continue
+    return {"device": "CPU", "versions": versions}
+
+
+class ONNXRuntime(InferenceRuntime):
+    """ONNX Runtime on the CPU."""
+
+    def start(self) -> dict[str, Any]:
+        """Load the model."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            self.file, options, providers=["CPUExecutionProvider"]
+        )
+        return _ready("onnxruntime")
+
+    def infer(self, inputs: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """As in `InferenceRuntime`."""
+        found = [argument.name for argument in self._session.get_inputs()]
+        order = _in_order(names, found)
+        given = {name: inputs[place] for name, place in zip(found, order, strict=True)}
+        return list(self._session.run(None, given))
+
+
+class SavedModel(InferenceRuntime):
+    """A folder in TensorFlow's own format."""
+
+    def start(self) -> dict[str, Any]:
+        """Load the model."""
+        import tensorflow as tf
+
+        self._loaded = tf.saved_model.load(self.file)  # which owns the variables
+        self._serve = self._loaded.signatures["serving_default"]
+        return _ready("tensorflow", "tensorflow-cpu")
+
+    def infer(self, inputs: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """As in `InferenceRuntime`."""
+        import tensorflow as tf
+
+        specs = self._serve.structured_input_signature[1]
+        found = list(specs)
+        given = {
+            name: tf.constant(inputs[place], specs[name].dtype)
+            for name, place in zip(found, _in_order(names, found), strict=True)
+        }
+        outputs = self._serve(**given)
+        return [outputs[name].numpy() for name in sorted(outputs, key=_natural)]
+
+
+class LiteRT(InferenceRuntime):
+    """LiteRT (TensorFlow Lite)."""
+
+    def start(self) -> dict[str, Any]:
+        """Look for the engine."""
+        import ai_edge_litert.interpreter  # noqa: F401
+
+        return _ready("ai-edge-litert")
+
+    def infer(self, inputs: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """As in `InferenceRuntime`."""
+        from ai_edge_litert.interpreter import Interpreter
+
+        # A new one each time: the tensors of an interpreter keep the sizes of the call before.
+        runner = Interpreter(self.file).get_signature_runner()
+        found = list(runner.get_input_details())
+        order = _in_order(names, found)
+        outputs = runner(**{name: inputs[place] for name, place in zip(found, order, strict=True)})
+        return [outputs[name] for name in sorted(outputs, key=_natural)]
+
+
+class OpenVINOModel(InferenceRuntime):
+    """OpenVINO on the CPU."""
+
+    def start(self) -> dict[str, Any]:
+        """Load the model."""
+        import openvino
+
+        # Where the processor has bfloat16, that is OpenVINO's default.
+        self._switches = {"INFERENCE_PRECISION_HINT": "f32"}
+        self._compiled = openvino.Core().compile_model(self.file, "CPU", self._switches)
+        return {**_ready("openvino"), "set_switches": self._switches}
+
+    def infer(self, inputs: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """As in `InferenceRuntime`."""
+        order = _in_order(names, [argument.any_name for argument in self._compiled.inputs])
+        outputs = self._compiled([inputs[place] for place in order])
+        return [np.array(outputs[place]) for place in range(len(self._compiled.outputs))]
+
+
+class TorchExport(InferenceRuntime):
+    """A program of `torch.export`."""
+
+    def start(self) -> dict[str, Any]:
+        """Load the program."""
+        import torch
+
+        self._program = torch.export.load(self.file).module()
+        return _ready("torch")
+
+    def infer(self, inputs: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """As in `InferenceRuntime`."""
+        import torch
+
+        with torch.no_grad():
+            outputs = self._program(*(torch.from_numpy(x) for x in inputs))
+        flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        return [x.numpy() for x in flat]

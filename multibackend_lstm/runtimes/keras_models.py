@@ -1,0 +1,237 @@
+"""Keras models on the backend of this process: described, run, and run again as perturbed twins."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from multibackend_lstm.runtimes.imports import imported
+from multibackend_lstm.runtimes.noise_floor import NoiseFloor, perturbed
+from multibackend_lstm.runtimes.runtime import Answer, Runtime
+from multibackend_lstm.runtimes.serve import described
+
+
+class KerasModels(Runtime):
+    """The backend of Keras that `KERAS_BACKEND` names; each request brings its model.
+
+    {"do": "describe", "source", "dtype"} -> {"described": inputs, layers, weights, ...} + arrays
+    {"do": "run", "source", "dtype", "structure", "training", "twins", "seed", "rounding"}
+    {"do": "call", "function": "package.module:name", "arguments"} -> {"called": its result}
+    """
+
+    parts = ("prediction", "layers", "training")
+
+    def start(self) -> dict[str, Any]:
+        """Import Keras, and choose device and precision."""
+        import keras
+
+        import multibackend_lstm  # noqa: F401  (registers the layers that cases name)
+        from multibackend_lstm import backends, environment
+
+        backend = backends.active()
+        device = backend.use_device(self.kind)
+        switches = backend.strict_precision() if self.precision == "strict" else {}
+        return {
+            "ready": keras.backend.backend(),
+            "device": device,
+            "set_switches": switches,
+            "precision": backend.precision(),
+            "versions": environment.versions(),
+            "float64": _computes_in_float64(),
+        }
+
+    @property
+    def requests(self) -> Mapping[str, Callable[..., None]]:
+        """As in `Runtime`."""
+        return {"describe": _describe, "run": _run, "call": _call}
+
+
+def _computes_in_float64() -> bool:
+    """Whether a float64 layer of Keras really computes in float64 on this backend."""
+    import keras
+
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 3)), rng.normal(size=(3, 2))
+    layer = keras.layers.Dense(2, activation="tanh", dtype="float64")
+    layer.build((None, 3))
+    layer.set_weights([kernel, np.zeros(2)])
+    difference = keras.ops.convert_to_numpy(layer(x)) - np.tanh(x @ kernel)
+    return bool(np.abs(difference).max() < 1e-13)
+
+
+def _describe(
+    answer: Answer, arrays: dict[str, np.ndarray], source: dict[str, Any], dtype: str | None
+) -> None:
+    """Config, weights and inputs of a model."""
+    import keras
+    from keras import tree
+
+    from multibackend_lstm.runtimes.execution import describe, load, numpy_weights
+
+    model, inputs = load(source, dtype)
+    described = describe(model)
+    given: list[np.ndarray] = []
+    if inputs is not None:
+        given = [np.asarray(x) for x in tree.flatten(inputs)]
+        described["structure"] = tree.pack_sequence_as(inputs, list(range(len(given))))
+    if "file" in source:
+        described["config"] = keras.saving.serialize_keras_object(model)
+    weights = numpy_weights(model)
+    answer(
+        {"described": described, "given": len(given), "weights": len(weights)},
+        {f"weight{i}": x for i, x in enumerate(weights)}
+        | {f"input{i}": x for i, x in enumerate(given)},
+    )
+
+
+def _run(
+    answer: Answer,
+    arrays: dict[str, np.ndarray],
+    source: dict[str, Any],
+    dtype: str | None,
+    structure: Any,
+    training: dict[str, Any] | None,
+    twins: int,
+    seed: int,
+    rounding: float,
+    **_: Any,
+) -> None:
+    """Every tensor of a case; with `twins`, in float64 with each tensor's noise floor."""
+    import keras
+
+    start = time.perf_counter()
+    truth = twins > 0
+    wide = truth and dtype == "float64"
+    keras.config.set_floatx("float64" if wide else "float32")
+    try:
+        from multibackend_lstm.runtimes.execution import Execution, load
+
+        model, _ = load(source, dtype)
+        execution = Execution(model, structure, training, noisy=wide)
+        case = _Case(execution, arrays, training, seed, wide)
+        if truth:
+            _send_truth(answer, case, twins, rounding)
+        else:
+            for part in case.parts(predict=True):
+                _send_part(answer, part)
+        answer({"done": {"seconds": time.perf_counter() - start, "notes": case.notes()}})
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+
+
+class _Case:
+    """An execution with its arrays."""
+
+    def __init__(
+        self,
+        execution: Any,
+        arrays: dict[str, np.ndarray],
+        training: dict[str, Any] | None,
+        seed: int,
+        wide: bool,
+    ) -> None:
+        self.execution = execution
+        self.weights = _numbered(arrays, "weight")
+        self.inputs = _numbered(arrays, "input")
+        self.labels = _numbered(arrays, "label")
+        self.training = training
+        self.seed = seed
+        self.wide = wide
+
+    def parts(
+        self, predict: bool, weights: Any = None, inputs: Any = None
+    ) -> Iterator[tuple[str, Iterator[Any]]]:
+        """Name and tensors of what is compared, each part from the same start."""
+        from multibackend_lstm.runtimes.execution import draw_labels
+
+        weights = self.weights if weights is None else weights
+        inputs = self.inputs if inputs is None else inputs
+        if self.wide:
+            inputs = [x.astype("float64") if x.dtype.kind == "f" else x for x in inputs]
+        else:
+            inputs = [x.astype(y.dtype) for x, y in zip(inputs, self.inputs, strict=True)]
+        if predict:
+            self.execution.set_weights(weights)
+            yield "prediction", self.execution.predicted(inputs)
+        self.execution.set_weights(weights)
+        yield "layers", self.execution.captured(inputs)
+        if self.execution.output_forms is None:
+            return  # the model does not run, as the error of its layers says
+        if self.training and not self.execution.randomness:
+            labels = self.labels
+            if not labels:
+                rng = np.random.default_rng(self.seed)
+                labels = draw_labels(self.training["loss"], self.execution.output_forms, rng)
+            self.execution.set_weights(weights)
+            yield "training", self.execution.trained(inputs, labels)
+
+    def notes(self) -> list[str]:
+        return [
+            f"training is not compared: {path} draws random numbers"
+            for path in self.execution.randomness
+        ]
+
+
+def _numbered(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
+    numbers = sorted(int(key.removeprefix(name)) for key in arrays if key.startswith(name))
+    return [arrays[f"{name}{number}"] for number in numbers]
+
+
+def _send_part(answer: Answer, part: tuple[str, Iterator[Any]]) -> None:
+    from multibackend_lstm.backends import Refused
+
+    name, tensors = part
+    try:
+        for tensor in tensors:
+            answer(_header(tensor), {"values": tensor.values})
+    except Refused as reason:
+        answer({"refused": name, "reason": str(reason)})
+    except Exception as error:
+        answer({"failed": name, "reason": described(error)})
+
+
+def _header(tensor: Any, **more: Any) -> dict[str, Any]:
+    return {"tensor": {"kind": tensor.kind, "path": tensor.path, "dtype": tensor.dtype, **more}}
+
+
+def _send_truth(answer: Answer, case: _Case, twins: int, rounding: float) -> None:
+    """Every tensor of an unperturbed run, and its noise floor: how far it moves in the twins."""
+    floor = NoiseFloor(rounding, in_float64=case.wide)
+
+    def tensors(twin: int, size: float) -> Iterator[tuple[str, Any]]:
+        """Part and tensor; a part that fails gives its error last."""
+        weights, inputs = case.weights, case.inputs
+        if twin:
+            rng = np.random.default_rng([case.seed, twin])
+            weights = [perturbed(w, rng, size) for w in weights]
+            inputs = [perturbed(x, rng, size, case.execution.mask_values) for x in inputs]
+        case.execution.round(size, case.seed + twin)
+        for name, part in case.parts(not case.wide, weights, inputs):
+            try:
+                for tensor in part:
+                    yield name, tensor
+            except Exception as error:
+                yield name, error
+
+    truth = list(tensors(0, 0.0))
+    exact = {(t.kind, t.path): t.values for _, t in truth if not isinstance(t, Exception)}
+    for twin in range(1, twins + 1):
+        for _, tensor in tensors(twin, floor.size(twin)):
+            key = None if isinstance(tensor, Exception) else (tensor.kind, tensor.path)
+            if key in exact:
+                floor.add(twin, key, tensor.values, exact[key])
+    for name, tensor in truth:
+        if isinstance(tensor, Exception):
+            answer({"failed": name, "reason": described(tensor)})
+            continue
+        size, most = floor.of((tensor.kind, tensor.path))
+        answer(_header(tensor, floor=size, largest=most), {"values": tensor.values})
+
+
+def _call(
+    answer: Answer, arrays: dict[str, np.ndarray], function: str, arguments: dict[str, Any]
+) -> None:
+    """Call a function of plain values, whose result is one too."""
+    answer({"called": imported(function)(**arguments)})

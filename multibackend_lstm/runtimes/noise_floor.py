@@ -1,0 +1,130 @@
+"""The noise floor of a tensor: how far the truth moves within the rounding of a dtype.
+
+Rosinski and Williamson 1997 (doi:10.1137/S1064827594275534) ported climate models so: a port is
+right when it differs from the original no more than the original does from itself after a change
+in the last bit of its input. Here the perturbed runs, the twins, move inputs, weights and, in
+`execution.py`, what each layer returns.
+"""
+
+import collections
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+#: Half a unit in the last place of the floating dtypes, relative to the number.
+ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+# The float64 reference's own rounding, and the least move that is sure to change a float64.
+_FLOAT64_ROUNDING, _FLOAT64_MOVE = 2.0**-53, 2.0**-52
+
+Key = tuple[str, str]
+
+
+class NoiseFloor:
+    """How far tensors move in the twins.
+
+    Every other twin is a fine one where the reference computes in float64: it is moved within the
+    rounding of float64, and how far it moves is scaled up. Every operation inside of a layer and
+    in the gradients then rounds as it does in the dtype in question, only smaller. The gradient
+    of a bias before a BatchNormalization, for one, is 0 but for that: no move of inputs and
+    weights shows its noise. The coarse twins have what does not scale: a maximum that changes
+    places, a unit that falls silent.
+
+    Args:
+        rounding: of the dtype in question, relative to a number.
+        in_float64: whether the twins compute in float64, so that there are fine ones.
+    """
+
+    def __init__(self, rounding: float, *, in_float64: bool) -> None:
+        self._rounding, self._in_float64 = rounding, in_float64
+        # The mean squared distance of each twin, of the coarse ones and of the fine ones.
+        self._coarse: dict[Key, list[float]] = collections.defaultdict(list)
+        self._fine: dict[Key, list[float]] = collections.defaultdict(list)
+
+    def _is_fine(self, twin: int) -> bool:
+        return self._in_float64 and twin % 2 == 0
+
+    def size(self, twin: int) -> float:
+        """How far, relative to a number, to move what a twin starts from; they count from 1."""
+        return _FLOAT64_MOVE if self._is_fine(twin) else self._rounding
+
+    def add(self, twin: int, key: Key, values: np.ndarray, exact: np.ndarray) -> None:
+        """Take note of a twin's tensor, beside the one of the run that is not perturbed."""
+        squares, scale = self._coarse, 1.0
+        if self._is_fine(twin):
+            squares, scale = self._fine, self._rounding / _FLOAT64_ROUNDING
+        squares[key].append(_mean_square(values, exact) * scale**2)
+
+    def of(self, key: Key) -> tuple[float, float]:
+        """The floor of a tensor, and the largest distance of a coarse twin."""
+        rough, smooth = self._coarse[key], self._fine[key]
+        # Over many steps small differences grow until they are as large as can be, which scaled
+        # ones do not know: the twins' course over training is that of the coarse ones.
+        kinds = (rough,) if key[0] == "trajectory" else (rough, smooth)
+        floors = [(sum(squares) / len(squares)) ** 0.5 for squares in kinds if squares]
+        return max(floors, default=0.0), max(rough, default=0.0) ** 0.5
+
+
+def _mean_square(a: np.ndarray, b: np.ndarray) -> float:
+    """Over the elements that are finite in both."""
+    difference = a.astype("float64") - b.astype("float64")
+    finite = difference[np.isfinite(difference)]
+    return float(np.mean(np.square(finite))) if finite.size else 0.0
+
+
+def perturbed(
+    x: np.ndarray, rng: np.random.Generator, rounding: float, fixed: Collection[float] = ()
+) -> np.ndarray:
+    """Floating values moved at random within their rounding; zeros and integers stay.
+
+    Args:
+        x: the values.
+        rng: where the moves come from.
+        rounding: the largest move, relative to a number.
+        fixed: numbers that mean something by being exactly these, such as what marks masked steps.
+    """
+    if not np.issubdtype(x.dtype, np.floating):
+        return x
+    exact = x.astype("float64")
+    # Not `x * (1 + ...)`, which would round the smallest moves of a float64 downwards.
+    moved: np.ndarray = exact + exact * rng.uniform(-rounding, rounding, x.shape)
+    return np.where(np.isin(x, list(fixed)), exact, moved) if fixed else moved
+
+
+def rounding_of(dtype: str | None, layers: Mapping[str, Any], float64: bool) -> float:
+    """The coarsest rounding of the dtypes that a model's layers compute in.
+
+    Args:
+        dtype: the policy that all layers are given, or None.
+        layers: the layers' module, class and config by path.
+        float64: whether the twins compute in float64.
+    """
+    named = [dtype] if dtype else [_policy(layer) for layer in layers.values()]
+    narrow = [size for name in named for key, size in ROUNDING.items() if name and key in name]
+    rounding = max(narrow, default=ROUNDING["float32"])
+    # In the dtype itself only a move of a whole unit in the last place is sure to be one.
+    return rounding if float64 else 2 * rounding
+
+
+def _policy(layer: Mapping[str, Any]) -> str:
+    named = layer["config"].get("dtype") if isinstance(layer.get("config"), dict) else None
+    if isinstance(named, dict):
+        named = named.get("config", {}).get("name")
+    return named if isinstance(named, str) else ""
+
+
+def rounding_to(dtype: str, truth: np.ndarray, exact: bool) -> np.ndarray:
+    """How far each element moves when it is rounded to a dtype.
+
+    Args:
+        dtype: the name of a target's dtype.
+        truth: the values in float64.
+        exact: whether they come from a float64 run; else they are rounded as the target's are.
+    """
+    if dtype not in ROUNDING:
+        return np.zeros_like(truth)
+    if dtype == "bfloat16" or not exact:  # the size of it, where the move itself is not known
+        return truth * ROUNDING[dtype]
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = truth.astype(dtype).astype("float64") - truth
+    return np.where(np.isfinite(rounded), rounded, 0.0)
