@@ -3,7 +3,7 @@
     from multibackend_lstm import porting
 
     porting.from_torch("weights.safetensors", model)      # or a module, or a state dict
-    porting.check_port(module, model).raise_if_different()
+    porting.check_port(module, model).raise_if_disagrees()
     porting.replace_lambdas("old.h5", "new.keras")
     porting.export(model, "model.onnx", "onnx", check=True)
 
@@ -28,14 +28,12 @@ if TYPE_CHECKING:
     from multibackend_lstm.torch_weights.checking import check_port
     from multibackend_lstm.torch_weights.conversion import from_torch, to_torch
     from multibackend_lstm.torch_weights.errors import PortingError
-    from multibackend_lstm.torch_weights.port_check import PortCheck
 
 __all__ = [
     "ExportError",
     "ExportReport",
     "Migration",
     "ModelFileError",
-    "PortCheck",
     "PortingError",
     "check_export",
     "check_port",
@@ -50,7 +48,6 @@ _MODULE_OF = {
     "ExportReport": ".export.exports",
     "Migration": ".migration.migration",
     "ModelFileError": ".migration.model_files",
-    "PortCheck": ".torch_weights.port_check",
     "PortingError": ".torch_weights.errors",
     "check_export": ".export.exports",
     "check_port": ".torch_weights.checking",

@@ -18,7 +18,7 @@ from multibackend_lstm.files import check_writable, replacing
 if TYPE_CHECKING:
     import keras
 
-    from multibackend_lstm.torch_weights.port_check import PortCheck
+    from multibackend_lstm.agreement import Report
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -106,7 +106,7 @@ def port(
             "Not compared with PyTorch, which is not installed: "
             f"{environment.install_command('torch')}"
         )
-    ok = check is None or check.ok
+    ok = check is None or check.agrees
     if as_json:
         document = {
             "source": str(source),
@@ -115,7 +115,7 @@ def port(
             "backend": chosen,
             "layers": rows,
             "notes": notes,
-            "check": check and check.as_dict(),
+            "check": check and check.to_json(),
         }
         click.echo(json.dumps(document, indent=1))
     else:
@@ -185,14 +185,14 @@ def _load(path: Path) -> keras.Model:
 
 def _to_keras(
     source: Path, model: Path, out: Path, options: dict[str, Any]
-) -> tuple[list[dict[str, Any]], PortCheck | None]:
+) -> tuple[list[dict[str, Any]], Report | None]:
     from multibackend_lstm.torch_weights.conversion import from_torch, plan
 
     loaded = _load(model)
     from_torch(source, loaded, **options)
     graph, state, pairs = plan(source, loaded, **options)
     check = _check(graph, state, pairs, loaded)
-    if check is None or check.ok:
+    if check is None or check.agrees:
         with replacing(out) as temporary:
             loaded.save(temporary)
     return _rows(pairs), check
@@ -200,7 +200,7 @@ def _to_keras(
 
 def _to_torch(
     source: Path, like: Path | None, out: Path, options: dict[str, Any]
-) -> tuple[list[dict[str, Any]], PortCheck | None]:
+) -> tuple[list[dict[str, Any]], Report | None]:
     from multibackend_lstm.torch_weights.conversion import plan, to_torch
     from multibackend_lstm.torch_weights.state_dict import write_state_dict
 
@@ -208,13 +208,13 @@ def _to_torch(
     new = to_torch(loaded, like, **options)
     graph, state, pairs = plan(new, loaded, **options)
     check = _check(graph, state, pairs, loaded)
-    if check is None or check.ok:
+    if check is None or check.agrees:
         with replacing(out) as temporary:
             write_state_dict(new, temporary)
     return _rows(pairs), check
 
 
-def _check(graph: Any, state: Any, pairs: Any, model: keras.Model) -> PortCheck | None:
+def _check(graph: Any, state: Any, pairs: Any, model: keras.Model) -> Report | None:
     """The comparison with PyTorch; None where it is not installed."""
     if find_spec("torch") is None:
         return None
@@ -239,9 +239,7 @@ def _rows(pairs: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _print(
-    rows: list[dict[str, Any]], check: PortCheck | None, notes: list[str], last: str
-) -> None:
+def _print(rows: list[dict[str, Any]], check: Report | None, notes: list[str], last: str) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -255,8 +253,8 @@ def _print(
         table.add_row(*map(escape, cells), "yes" if row["permuted"] else "")
     console.print(table)
     if check is not None:
-        click.echo("Compared with PyTorch on random input, largest relative differences:")
-        click.echo(check.table())
+        for part in check.renderables():
+            console.print(part, soft_wrap=isinstance(part, str))
     for note in notes:
         click.echo(note)
     click.echo(last)

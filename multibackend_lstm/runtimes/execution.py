@@ -83,10 +83,7 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
 
 def describe(model: keras.Model) -> dict[str, Any]:
     """What a report and a drawing of inputs need to know of a model, in plain values."""
-    layers = {}
-    for path, layer in walk(model):
-        config = keras.saving.serialize_keras_object(layer)
-        layers[path] = {key: config.get(key) for key in ("module", "class_name", "config")}
+    layers = {path: layer_config(layer) for path, layer in walk(model)}
     specs = getattr(model, "inputs", None) or []
     return {
         "layers": layers,
@@ -95,6 +92,12 @@ def describe(model: keras.Model) -> dict[str, Any]:
         if hasattr(model, "_inputs_struct")
         else None,
     }
+
+
+def layer_config(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Module, class and config of a layer, as a report holds them."""
+    config = keras.saving.serialize_keras_object(layer)
+    return {key: config.get(key) for key in ("module", "class_name", "config")}
 
 
 def _input_spec(model: keras.Model, x: Any) -> dict[str, Any]:

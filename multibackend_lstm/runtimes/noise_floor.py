@@ -14,8 +14,10 @@ import numpy as np
 
 #: Half a unit in the last place of the floating dtypes, relative to the number.
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# The float64 reference's own rounding, and the least move that is sure to change a float64.
-_FLOAT64_ROUNDING, _FLOAT64_MOVE = 2.0**-53, 2.0**-52
+#: The float64 reference's own.
+FLOAT64_ROUNDING = 2.0**-53
+# The least move that is sure to change a float64.
+_FLOAT64_MOVE = 2.0**-52
 
 Key = tuple[str, str]
 
@@ -52,7 +54,7 @@ class NoiseFloor:
         """Take note of a twin's tensor, beside the one of the run that is not perturbed."""
         squares, scale = self._coarse, 1.0
         if self._is_fine(twin):
-            squares, scale = self._fine, self._rounding / _FLOAT64_ROUNDING
+            squares, scale = self._fine, self._rounding / FLOAT64_ROUNDING
         squares[key].append(_mean_square(values, exact) * scale**2)
 
     def of(self, key: Key) -> tuple[float, float]:

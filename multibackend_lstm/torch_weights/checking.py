@@ -1,6 +1,6 @@
 """`check_port`: do a Keras model and its PyTorch original compute the same?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,26 +8,29 @@ import keras
 import numpy as np
 from keras import tree
 
-from multibackend_lstm.environment import install_command
+from multibackend_lstm.agreement.comparison import compare
+from multibackend_lstm.agreement.report import Report, TargetResult, findings_of
+from multibackend_lstm.environment import install_command, versions
 from multibackend_lstm.layers.wrapping import sublayers
-from multibackend_lstm.runtimes.execution import with_dtype
+from multibackend_lstm.runtimes.execution import layer_config, with_dtype
 from multibackend_lstm.torch_weights.axes import FlattenOrder
 from multibackend_lstm.torch_weights.conversion import keras_value, plan
 from multibackend_lstm.torch_weights.errors import PortingError
 from multibackend_lstm.torch_weights.graph import Graph
 from multibackend_lstm.torch_weights.matching import Mapped, Pair, part_name
-from multibackend_lstm.torch_weights.port_check import Difference, PortCheck
-from multibackend_lstm.torch_weights.running import Values, of_keras, of_module, run_torch
+from multibackend_lstm.torch_weights.running import (
+    Factors,
+    Values,
+    of_keras,
+    of_module,
+    perturbed_runs,
+    run_torch,
+)
 from multibackend_lstm.torch_weights.state_dict import StateDict
 from multibackend_lstm.torch_weights.twins import check_copy, check_shape, twin_of
 
-#: How far two tensors may differ, relative to the largest element, by the dtype of Keras. Where
-#: PyTorch's own float32 is further from its float64 than a tenth of it, ten times that: healthy
-#: backends differ by up to 8.5 times their rounding (docs/agreement_calibration.md). But never more
-#: than a hundredfold, since a tensor which rounding spoils so tells nothing.
-TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 _BATCH, _STEPS = 3, 9
-_ROUNDING, _MOST = 10.0, 100.0
+_TWINS = 8
 
 
 def check_port(
@@ -38,20 +41,19 @@ def check_port(
     flatten_order: FlattenOrder = "channels_first",
     inputs: Any = None,
     forward: Callable[..., Any] | None = None,
-    tolerances: Mapping[str, float] = TOLERANCES,
     seed: int = 0,
-) -> PortCheck:
+) -> Report:
     """Compare a Keras layer or model with its PyTorch original, forward and in all gradients.
 
     Every layer with weights is compared with a `torch.nn` module built for it, which gets its part
     of the tensors, on random input. Where a module is given, the whole model is compared with it as
-    well. PyTorch computes in float64, Keras in float32, and on the TensorFlow backend, the only one
-    that really computes in it, a copy of the Keras layers in float64 too. Neither the module nor
-    the model is changed.
+    well. PyTorch computes the truth, in float64, and moves it within the rounding of float32 for
+    the noise floor, as `agreement.check` does. Keras computes in float32, and on the TensorFlow
+    backend, the only one that really computes in it, a copy of the Keras layers in float64 too.
+    Neither the module nor the model is changed.
 
     Example:
-        >>> check = check_port(module, model)
-        >>> check.raise_if_different()
+        >>> check_port(module, model).raise_if_disagrees()
 
     Args:
         module_or_state_dict: as in `from_torch`.
@@ -64,16 +66,14 @@ def check_port(
             `lambda module, x: module(x.permute(0, 3, 1, 2)).softmax(-1)`. By default the module
             is called, with the last axis moved to the second place if a convolution comes first,
             and the outputs' second one to the last if they are filters'.
-        tolerances: largest difference allowed, relative to a tensor's largest element, by dtype.
-            (A float32 tensor may differ by more where PyTorch's own float32 does: by up to ten
-            times as much as that is from PyTorch's float64.)
         seed: of the random input.
 
     Returns:
-        The differences. (`raise_if_different()` makes them an error.)
+        The report: each layer's output and gradients under the layer's path, those of the whole
+        model under `"model"`.
 
     Raises:
-        PortingError: as `from_torch`; or if PyTorch is not installed.
+        PortingError: as `from_torch`; if PyTorch is not installed; or if inputs are not finite.
     """
     try:
         import torch  # noqa: F401
@@ -82,9 +82,7 @@ def check_port(
             f"porting: a comparison with PyTorch needs it: {install_command('torch')}"
         ) from error
     graph, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order)
-    return check_pairs(
-        graph, state, pairs, layer_or_model, inputs, forward, tolerances=tolerances, seed=seed
-    )
+    return check_pairs(graph, state, pairs, layer_or_model, inputs, forward, seed=seed)
 
 
 def check_pairs(
@@ -95,41 +93,60 @@ def check_pairs(
     inputs: Any = None,
     forward: Callable[..., Any] | None = None,
     *,
-    tolerances: Mapping[str, float] = TOLERANCES,
     seed: int = 0,
-) -> PortCheck:
+) -> Report:
     """As `check_port`, for layers that are paired already."""
-    check = PortCheck()
     backend = keras.backend.backend()
     dtypes = ["float32", "float64"] if backend == "tensorflow" else ["float32"]
-    if backend != "tensorflow":
-        check.notes.append(f"float64 is not compared: Keras does not compute in it on {backend}.")
+    ready = {"versions": versions()}
+    report = Report(
+        case=layer_or_model.name,
+        reference="PyTorch in float64",
+        float64=True,
+        settings={"precision": "default", "twins": _TWINS, "seed": seed},
+        results=[TargetResult(f"{backend} in {dtype}", ready) for dtype in dtypes],
+        layers={pair.layer.path: layer_config(pair.layer.layer) for pair in pairs},
+    )
     generator = np.random.default_rng(seed)
-    for dtype in dtypes:
+    for dtype, result in zip(dtypes, report.results, strict=True):
         for pair in pairs:
-            _check_layer(check, pair, state, dtype, tolerances[dtype], generator)
+            _check_layer(result, pair, state, dtype, generator)
+        if backend != "tensorflow":
+            result.not_compared["float64"] = f"Keras does not compute in it on {backend}"
+        if state.module is not None and not isinstance(layer_or_model, keras.Model):
+            what = "whole module"
+            result.not_compared[what] = "a single layer is compared with a module built for it"
     if state.module is not None and isinstance(layer_or_model, keras.Model):
         given = _drawn(layer_or_model, generator) if inputs is None else inputs
         arrays = [np.asarray(x) for x in tree.flatten(given)]
-        theirs, rounded = (of_module(graph, state, arrays, forward, wide) for wide in (True, False))
-        for dtype in dtypes:
+        _check_finite(arrays)
+        module, run = of_module(graph, state, forward)
+        for dtype, result in zip(dtypes, report.results, strict=True):
             model, originals = layer_or_model, layer_or_model.weights
             if dtype == "float64":
                 model = _in_float64(layer_or_model)
                 _assign(pairs, originals, model.weights, state)
-            ours = of_keras(check, model, originals, arrays)
-            _compare(check, "model", dtype, tolerances[dtype], ours, theirs, rounded, pairs)
-    elif state.module is not None:
-        check.notes.append("A single layer is compared with a torch module built for it.")
-    return check
+            ours = of_keras(result, model, originals, arrays)
+            truth, floor = perturbed_runs(run, module, arrays, dtype, _TWINS)
+            _compare(result, "model", dtype, ours, truth, floor, pairs)
+    report.findings += findings_of(report)
+    return report
+
+
+def _check_finite(arrays: Sequence[np.ndarray]) -> None:
+    for index, x in enumerate(arrays):
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            raise PortingError(
+                f"porting: `inputs` must be finite numbers. Input {index} of shape {x.shape} holds "
+                "NaN or infinity, which agrees with anything."
+            )
 
 
 def _check_layer(
-    check: PortCheck,
+    result: TargetResult,
     pair: Pair,
     state: StateDict,
     dtype: str,
-    tolerance: float,
     generator: np.random.Generator,
 ) -> None:
     """Compare one layer with a torch module that is built for it."""
@@ -148,7 +165,7 @@ def _check_layer(
         _assign([pair], found.layer.weights, layer.weights, state)
     else:
         layer.set_weights([keras_value(weight) for weight in found.layer.weights])
-    ours = of_keras(check, model, found.layer.weights, [x])
+    ours = of_keras(result, model, found.layer.weights, [x])
 
     module, call = twin_of(found)
     tensors = pair.short_names(state.tensors)
@@ -156,13 +173,13 @@ def _check_layer(
     wanted = {names[name]: torch.tensor(np.array(value)) for name, value in tensors.items()}
     module.load_state_dict({**module.state_dict(), **wanted})
 
-    def run(module: Any) -> Values:
-        theirs = run_torch(module, lambda x: call(module, x), [x])
+    def run(module: Any, arrays: list[np.ndarray], factors: Factors | None) -> Values:
+        theirs = run_torch(module, lambda x: call(module, x), arrays, factors)
         full = {pair.part.names[name]: theirs.gradients.get(names[name]) for name in names}
         return replace(theirs, gradients=full)
 
-    theirs, rounded = run(module), run(module.float())
-    _compare(check, found.path, dtype, tolerance, ours, theirs, rounded, [pair])
+    truth, floor = perturbed_runs(run, module, [x], dtype, _TWINS)
+    _compare(result, found.path, dtype, ours, truth, floor, [pair])
 
 
 def _assign(
@@ -203,60 +220,55 @@ def _is_embedded(model: keras.Model, x: Any) -> bool:
 
 
 def _compare(
-    check: PortCheck,
+    result: TargetResult,
     where: str,
     dtype: str,
-    tolerance: float,
     ours: Values,
-    theirs: Values,
-    rounded: Values,
+    truth: Values,
+    floor: Callable[[Callable[[Values], np.ndarray]], float],
     pairs: Sequence[Pair],
 ) -> None:
-    """Add the differences of all tensors to the check."""
-    if len(ours.outputs) != len(theirs.outputs):
+    """Judge all tensors of a layer, or of the model."""
+    if len(ours.outputs) != len(truth.outputs):
         raise PortingError(
             f"porting: {where} has {len(ours.outputs)} output(s) in Keras and "
-            f"{len(theirs.outputs)} in PyTorch. Give `forward`, which calls the module and returns "
+            f"{len(truth.outputs)} in PyTorch. Give `forward`, which calls the module and returns "
             "what Keras does."
         )
-    compared = [
-        (f"output {i}", ours.outputs[i], theirs.outputs[i], rounded.outputs[i])
-        for i in range(len(ours.outputs))
-    ]
-    compared += [
-        (f"gradient of input {i}", gradient, theirs.input_gradients[i], rounded.input_gradients[i])
-        for i, gradient in enumerate(ours.input_gradients)
-    ]
-    for pair in pairs:
-        for weight in pair.layer.weights:
-            gradient = ours.gradients.get(id(weight.variable))
-            if gradient is None:  # not trainable
-                continue
-            expected, in_float32 = (
-                weight.to_keras(
-                    {name: each.gradients[pair.part.names[name]] for name in weight.shapes},
-                    gradient=True,
-                )
-                for each in (theirs, rounded)
-            )
-            label = f"gradient of {pair.layer.path}, {' and '.join(weight.shapes)}"
-            compared.append((label, gradient, expected, in_float32))
-    for tensor, a, b, c in compared:
-        if a.shape != b.shape:
+
+    def judge(kind: str, path: str, values: np.ndarray, of: Callable[[Values], Any]) -> None:
+        expected = of(truth)
+        if values.shape != expected.shape:
             raise PortingError(
-                f"porting: the {tensor} of {where} has the shape {a.shape} in Keras and {b.shape} "
-                "in PyTorch. Give `forward`, which calls the module and moves axes as needed."
+                f"porting: the {kind} {path} has the shape {values.shape} in Keras and "
+                f"{expected.shape} in PyTorch. Give `forward`, which calls the module and moves "
+                "axes as needed."
             )
-        allowed = tolerance
-        if dtype == "float32" and np.isfinite(c).all():
-            rounding = min(_ROUNDING * _difference(c, b), _MOST * tolerance)
-            allowed = max(tolerance, rounding)
-        check.differences.append(Difference(where, dtype, tensor, _difference(a, b), allowed))
+        comparison = compare(kind, path, values, expected, floor=floor(of), dtype=dtype)
+        result.comparisons.append(comparison)
+
+    for i, output in enumerate(ours.outputs):
+        kind = "output" if where == "model" else "layer"
+        path = where if len(ours.outputs) == 1 else f"{where}[{i}]"
+        judge(kind, path, output, _nth("outputs", i))
+    for i, gradient in enumerate(ours.input_gradients):
+        of = _nth("input_gradients", i)
+        judge("input gradient", f"{where}/input {i}", gradient, of)
+    for pair in pairs:
+        prefix = pair.layer.path if where != "model" else f"model/{pair.layer.path}"
+        for weight in pair.layer.weights:
+            found = ours.gradients.get(id(weight.variable))
+            if found is None:  # not trainable
+                continue
+
+            def of_weight(values: Values, pair: Pair = pair, weight: Any = weight) -> Any:
+                parts = {n: values.gradients[pair.part.names[n]] for n in weight.shapes}
+                return weight.to_keras(parts, gradient=True)
+
+            path = f"{prefix}/{' and '.join(weight.shapes)}"
+            judge("weight gradient", path, found, of_weight)
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.astype("float64"), b.astype("float64")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return float("inf")
-    scale = float(np.abs(b).max(initial=0.0)) or 1.0
-    return float(np.abs(a - b).max(initial=0.0)) / scale
+def _nth(name: str, index: int) -> Callable[[Values], Any]:
+    """An array of a list of the values."""
+    return lambda values: getattr(values, name)[index]

@@ -11,10 +11,19 @@ import numpy as np
 from keras import ops, tree
 
 from multibackend_lstm import backends
+from multibackend_lstm.agreement.report import TargetResult
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.noise_floor import (
+    FLOAT64_ROUNDING,
+    ROUNDING,
+    NoiseFloor,
+    perturbed,
+)
 from multibackend_lstm.torch_weights.graph import Graph
-from multibackend_lstm.torch_weights.port_check import PortCheck
 from multibackend_lstm.torch_weights.state_dict import StateDict
+
+#: The gradient of each output.
+Factors = list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Values:
 
 
 def of_keras(
-    check: PortCheck, model: keras.Model, originals: Sequence[Any], arrays: list[np.ndarray]
+    result: TargetResult, model: keras.Model, originals: Sequence[Any], arrays: list[np.ndarray]
 ) -> Values:
     """What a model computes; gradients by the ids of the variables that its own are copies of."""
     inputs = [
@@ -45,13 +54,16 @@ def of_keras(
 
     with _uncompiled(model):
         outputs = [np.asarray(ops.convert_to_numpy(y)) for y in call(inputs)]
-    factors = [ops.convert_to_tensor(f.astype(y.dtype)) for f, y in _factors(outputs)]
+    factors = [
+        ops.convert_to_tensor(f.astype(y.dtype))
+        for f, y in zip(draw_factors(outputs), outputs, strict=True)
+    ]
     optimizer = keras.optimizers.SGD(0.0)
     optimizer.build(model.trainable_variables)
     try:
         step = backends.active().training_step(model, optimizer, loss)
     except backends.Refused as reason:
-        check.notes = list(dict.fromkeys([*check.notes, f"Gradients are not compared: {reason}."]))
+        result.not_compared["gradients"] = str(reason)
         return Values(outputs, [], {})
     with _uncompiled(model):
         _, input_gradients, gradients = step(inputs, factors)
@@ -86,14 +98,19 @@ def _uncompiled(model: keras.Model) -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def _factors(outputs: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A factor for each element in the loss, beside the outputs."""
+def draw_factors(outputs: Sequence[np.ndarray]) -> Factors:
+    """A factor for each element of the outputs in the loss, their gradient."""
     generator = np.random.default_rng(1)
-    return [(generator.normal(size=y.shape).astype("float32"), y) for y in outputs]
+    return [generator.normal(size=y.shape).astype("float32") for y in outputs]
 
 
-def run_torch(module: Any, call: Callable[..., Any], arrays: list[np.ndarray]) -> Values:
-    """What a module computes in its own dtype; gradients by the names of its parameters."""
+def run_torch(
+    module: Any, call: Callable[..., Any], arrays: list[np.ndarray], factors: Factors | None
+) -> Values:
+    """What a module computes in its own dtype; gradients by the names of its parameters.
+
+    Without `factors` the loss has those that `draw_factors` draws.
+    """
     import torch
 
     dtype = next(module.parameters()).dtype
@@ -107,8 +124,8 @@ def run_torch(module: Any, call: Callable[..., Any], arrays: list[np.ndarray]) -
     outputs = call(*inputs)
     outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
     values = [y.detach().numpy() for y in outputs]
-    pairs = zip(outputs, _factors(values), strict=True)
-    loss = sum((y * torch.tensor(factor, dtype=dtype)).sum() for y, (factor, _) in pairs)
+    pairs = zip(outputs, factors or draw_factors(values), strict=True)
+    loss = sum((y * torch.tensor(factor, dtype=dtype)).sum() for y, factor in pairs)
     loss.backward()
     zero = torch.zeros_like
     return Values(
@@ -121,19 +138,69 @@ def run_torch(module: Any, call: Callable[..., Any], arrays: list[np.ndarray]) -
     )
 
 
+Run = Callable[[Any, list[np.ndarray], "Factors | None"], Values]
+
+
 def of_module(
-    graph: Graph,
-    state: StateDict,
-    arrays: list[np.ndarray],
-    forward: Callable[..., Any] | None,
-    wide: bool,
-) -> Values:
-    """What a copy of the given module computes, in float64 or float32."""
-    module = copy.deepcopy(state.module).eval()
-    module = module.double() if wide else module.float()
-    if forward is None:
-        return run_torch(module, lambda *xs: _called(module, graph, xs), arrays)
-    return run_torch(module, lambda *xs: forward(module, *xs), arrays)
+    graph: Graph, state: StateDict, forward: Callable[..., Any] | None
+) -> tuple[Any, Run]:
+    """A float64 copy of the given module, and a function that runs it."""
+    module = copy.deepcopy(state.module).eval().double()
+
+    def run(module: Any, arrays: list[np.ndarray], factors: Factors | None) -> Values:
+        if forward is None:
+            return run_torch(module, lambda *xs: _called(module, graph, xs), arrays, factors)
+        return run_torch(module, lambda *xs: forward(module, *xs), arrays, factors)
+
+    return module, run
+
+
+def perturbed_runs(
+    run: Run, module: Any, arrays: list[np.ndarray], dtype: str, twins: int
+) -> tuple[Values, Callable[[Callable[[Values], np.ndarray]], float]]:
+    """A float64 module's values, and the noise floor of any array made of them.
+
+    The twins move inputs, parameters and the gradient of the outputs within the rounding of a
+    dtype; see `NoiseFloor`.
+
+    Args:
+        run: calls the module.
+        module: in float64; its parameters are moved, and put back.
+        arrays: inputs.
+        dtype: whose rounding it is.
+        twins: how many.
+
+    Returns:
+        The values, and the function that gives a floor for a function of values.
+    """
+    import torch
+
+    exact = run(module, arrays, None)
+    rounding = ROUNDING.get(dtype, FLOAT64_ROUNDING)
+    factors = draw_factors(exact.outputs)
+    parameters = {name: p.detach().numpy().copy() for name, p in module.named_parameters()}
+
+    def assign(name: str, values: np.ndarray) -> None:
+        module.get_parameter(name).data.copy_(torch.from_numpy(values))
+
+    runs = []
+    sizes = NoiseFloor(rounding, in_float64=True)
+    for twin in range(1, twins + 1):
+        rng, size = np.random.default_rng([0, twin]), sizes.size(twin)
+        for name, values in parameters.items():
+            assign(name, perturbed(values, rng, size))
+        moved = [perturbed(x, rng, size) for x in arrays]
+        runs.append(run(module, moved, [perturbed(f, rng, size) for f in factors]))
+    for name, values in parameters.items():
+        assign(name, values)
+
+    def floor(of: Callable[[Values], np.ndarray]) -> float:
+        found = NoiseFloor(rounding, in_float64=True)
+        for twin, values in enumerate(runs, start=1):
+            found.add(twin, ("", ""), of(values), of(exact))
+        return found.of(("", ""))[0]
+
+    return exact, floor
 
 
 def _called(module: Any, graph: Graph, xs: Sequence[Any]) -> Any:

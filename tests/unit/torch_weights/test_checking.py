@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from multibackend_lstm import GRU, LSTM
+from multibackend_lstm.agreement import DisagreementError
 from multibackend_lstm.porting import PortingError, check_port, from_torch, to_torch
 from unit.tools import BACKEND, needs_gradients, randomise_weights
 
@@ -53,23 +54,34 @@ def twin():
     return model
 
 
+def off(check):
+    """The layers, or "model", of which a tensor disagrees."""
+    return {
+        comparison.path.split("/")[0]
+        for result in check.results
+        for comparison in result.comparisons
+        if comparison.verdict == "disagrees"
+    }
+
+
 def test_a_ported_model_passes_and_says_what_was_compared():
     module, model = net(), twin()
     from_torch(module, model)
     before = [copy.deepcopy(module.state_dict()), model.get_weights()]
     check = check_port(module, model)
-    check.raise_if_different()
-    dtypes = {d.dtype for d in check.differences}
-    assert dtypes == ({"float32", "float64"} if BACKEND == "tensorflow" else {"float32"})
-    assert {d.where for d in check.differences} == {
-        "model", *(layer.name for layer in model.layers if layer.weights)
-    }  # fmt: skip
-    tensors = {d.tensor for d in check.differences if d.where == "model"}
-    assert {"output 0", "gradient of input 0"} < tensors
-    assert len(tensors) == 2 + len(model.trainable_weights)
-    assert all(d.tolerance < 1e-5 for d in check.differences)
-    assert "float64" in check.table()
-    assert check.as_dict()["ok"] is True
+    check.raise_if_disagrees()
+    dtypes = ["float32", "float64"] if BACKEND == "tensorflow" else ["float32"]
+    assert [result.target for result in check.results] == [f"{BACKEND} in {d}" for d in dtypes]
+    for result in check.results:
+        layers_compared = {c.path for c in result.group("layers")}
+        assert layers_compared == {layer.name for layer in model.layers if layer.weights}
+        whole = {c.path for c in result.comparisons if c.path.startswith("model")}
+        assert {"model", "model/input 0"} < whole
+        assert len(whole) == 2 + len(model.trainable_weights)
+        assert max(c.floor for c in result.comparisons) < 1e-5
+        assert max(c.score for c in result.comparisons) < 20
+    assert "float32" in check.table()
+    assert check.to_json()["agrees"] is True
     for a, b in zip(model.get_weights(), before[1], strict=True):
         np.testing.assert_array_equal(a, b)
     for name, tensor in module.state_dict().items():
@@ -80,8 +92,8 @@ def test_a_state_dict_is_compared_layer_by_layer():
     module, model = net(), twin()
     from_torch(module, model)
     check = check_port(module.state_dict(), model)
-    assert check.ok
-    assert "model" not in {d.where for d in check.differences}
+    assert check.agrees
+    assert not any(c.path.startswith("model") for r in check.results for c in r.comparisons)
 
 
 @pytest.mark.parametrize("position", [0, 5, 7, -1])
@@ -93,42 +105,70 @@ def test_a_wrong_weight_is_found(position):
     changed.flat[0] += 1e-3
     weight.assign(changed)
     check = check_port(module.state_dict(), model)
-    assert not check.ok
-    assert len({d.where for d in check.differences if not d.ok}) == 1
-    assert all(d.tolerance < 1e-5 for d in check.differences)
-    with pytest.raises(PortingError, match="DIFFERS"):
-        check.raise_if_different()
+    assert not check.agrees
+    assert off(check) == {x.name for x in model.layers if any(w is weight for w in x.weights)}
+    with pytest.raises(DisagreementError, match="disagrees from"):
+        check.raise_if_disagrees()
 
 
 def test_a_wrong_flatten_order_is_found_by_the_whole_model_alone():
     module, model = net(), twin()
     from_torch(module, model, flatten_order="channels_last")
     check = check_port(module, model, flatten_order="channels_last")
-    assert {d.where for d in check.differences if not d.ok} == {"model"}
+    assert off(check) == {"model"}
 
 
 def test_forward_says_how_to_call_the_module():
     module = nn.Sequential(nn.Linear(2, 3))
     model = keras.Sequential([keras.Input((5, 2)), layers.Dense(3, activation="softmax")])
     from_torch(module, model)
-    assert not check_port(module, model).ok
+    assert not check_port(module, model).agrees
     check_port(
         module,
         model,
         forward=lambda m, x: m(x).softmax(-1),
         inputs=np.random.default_rng(0).normal(size=(2, 5, 2)).astype("float32"),
-    ).raise_if_different()
+    ).raise_if_disagrees()
     with pytest.raises(PortingError, match=r"has the shape \(3, 5, 3\) in Keras.*Give `forward`"):
         check_port(module, model, forward=lambda m, x: m(x)[:, 0])
 
 
-def test_nan_is_no_agreement():
+def test_nan_would_agree_with_anything():
     module, model = net(), twin()
     from_torch(module, model)
     inputs = np.full((1, 4, 4, 2), np.nan, "float32")
-    check = check_port(module, model, inputs=inputs)
-    assert any(d.value == float("inf") for d in check.differences if d.where == "model")
-    assert not check.ok
+    with pytest.raises(PortingError, match=r"finite numbers\. Input 0 of shape \(1, 4, 4, 2\)"):
+        check_port(module, model, inputs=inputs)
+
+
+class Attention(nn.Module):
+    """Softmax over time, of which the bias before it has no gradient: mathematically it is 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Linear(4, 1)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out((self.score(x).softmax(1) * x).sum(1))
+
+
+def test_a_gradient_that_is_zero_is_judged_by_what_cancels():
+    torch.manual_seed(0)
+    module = Attention().eval()
+    inputs = keras.Input((12, 4))
+    weights = layers.Softmax(axis=1)(layers.Dense(1, name="score")(inputs))
+    context = keras.ops.sum(weights * inputs, axis=1)
+    model = keras.Model(inputs, layers.Dense(2, name="out")(context))
+    pairs = {"score": "score", "out": "out"}
+    from_torch(module, model, pairs)
+    report = check_port(module, model, pairs)
+    report.raise_if_disagrees()
+    found = [c for c in report.results[0].comparisons if c.path == "model/score/bias"]
+    assert found[0].floor > 0
+    model.get_layer("score").bias.assign([1e-2])
+    model.get_layer("out").bias.assign(model.get_layer("out").bias + 1e-3)
+    assert not check_port(module, model, pairs).agrees
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -136,7 +176,7 @@ def test_a_recurrent_module_itself(batch_first):
     module = nn.LSTM(6, 4, 2, batch_first=batch_first)
     model = keras.Sequential([keras.Input((7, 3, 2)), LSTM(4, return_sequences=True), LSTM(4)])
     from_torch(module, model)
-    check_port(module, model).raise_if_different()
+    check_port(module, model).raise_if_disagrees()
 
 
 @pytest.mark.parametrize(
@@ -161,7 +201,7 @@ def test_every_kind_of_layer_has_a_twin(shape, layer):
     layer.build((None, *shape))
     randomise_weights(layer)
     state = to_torch(layer)
-    check_port(state, layer).raise_if_different()
+    check_port(state, layer).raise_if_disagrees()
     weight = layer.weights[0]
     weight.assign(keras.ops.convert_to_numpy(weight) + 1e-2)
-    assert not check_port(state, layer).ok
+    assert not check_port(state, layer).agrees
