@@ -20,8 +20,8 @@ from common import write_results
 
 from multibackend_lstm import agreement
 from multibackend_lstm.agreement import Report, WorkerError, Workers
-from multibackend_lstm.agreement.predict import predict_on
 from multibackend_lstm.runtimes.targets import Target
+from multibackend_lstm.runtimes.workers import Worker
 
 # This process only builds models: it must not take the GPU's memory.
 os.environ["KERAS_BACKEND"] = "numpy"
@@ -69,6 +69,15 @@ def verdict(report: Report, device: str, straight: float, flipped: float) -> str
     return "wrong"
 
 
+def predicted(path: str, x: list[Any]) -> list[Any]:
+    """What a saved model predicts, in the process of another backend."""
+    import keras
+
+    model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    values: list[Any] = model.predict(np.array(x, "float32"), verbose=0).tolist()
+    return values
+
+
 def examine(name: str, model: Any, workers: Workers, device: str, folder: Path) -> dict[str, Any]:
     """All about one layer."""
     x = np.random.default_rng(0).normal(size=SHAPE).astype("float32")
@@ -77,10 +86,16 @@ def examine(name: str, model: Any, workers: Workers, device: str, folder: Path) 
     model.save(path)
     outputs = []
     for backend in ("jax", "numpy"):
-        (prediction,) = predict_on(backend, [path], [x])
-        if prediction.values is None:
-            raise SystemExit(f"{name} does not run on {backend}: {prediction.error}")
-        outputs.append(prediction.values)
+        worker = Worker(Target(backend, device if backend == "jax" else "cpu"), None, "strict", 600)
+        arguments = {"path": str(path), "x": x.tolist()}
+        header = {"do": "call", "function": f"{Path(__file__).stem}:predicted"}
+        try:
+            answer, _ = worker.request({**header, "arguments": arguments}, {}, "called")
+        except WorkerError as error:
+            raise SystemExit(f"{name} does not run on {backend}: {error}") from error
+        finally:
+            worker.close()
+        outputs.append(np.array(answer["called"], "float32"))
     ours, right = outputs
     straight = float(np.abs(ours - right).max())
     flipped = float(np.abs(ours[:, ::-1] - right).max())

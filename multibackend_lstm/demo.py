@@ -10,15 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from multibackend_lstm.agreement.predict import predict_on
+from multibackend_lstm.agreement import Report, Workers
+from multibackend_lstm.agreement.checking import check_predictions
+from multibackend_lstm.agreement.report import FAILED
 from multibackend_lstm.data import flatten_features, load_basic_motions
 from multibackend_lstm.data.basic_motions import BasicMotions
 from multibackend_lstm.files import replacing
 from multibackend_lstm.models import build_model
 from multibackend_lstm.solutions import Solution
-
-#: Predictions are probabilities; backends may differ by this much.
-TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,30 @@ class Result:
     test_accuracy: float
     confusion: list[list[int]]
     model: str
-    predictions: np.ndarray = field(repr=False)
-    #: Largest difference of a predicted probability on each other backend.
-    differences: dict[str, float] = field(default_factory=dict)
-    #: Why a backend could not load or run the saved model.
-    errors: dict[str, str] = field(default_factory=dict)
+    #: What `agreement.check` finds of the predictions on each backend; None with one backend alone.
+    report: Report | None = field(default=None, repr=False)
+
+    @property
+    def differences(self) -> dict[str, float]:
+        """Largest difference of a predicted probability from the truth, on each backend."""
+        if self.report is None:
+            return {}
+        return {
+            result.target.partition("@")[0]: max(c.max_absolute for c in result.comparisons)
+            for result in self.report.results
+            if result.comparisons
+        }
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Why a backend could not load or run the saved model."""
+        findings = [] if self.report is None else self.report.findings
+        return {f.target.partition("@")[0]: f.message for f in findings if f.verdict == FAILED}
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every backend predicted the same, as far as rounding explains."""
+        return self.report is None or self.report.agrees
 
 
 def standardise(data: BasicMotions) -> BasicMotions:
@@ -164,29 +182,22 @@ def train(
         test_accuracy=float((predicted == data.y_test).mean()),
         confusion=confusion.tolist(),
         model=path.name,
-        predictions=predictions,
     )
 
 
-def compare(results: Sequence[Result], data: BasicMotions, out: Path, backend: str) -> None:
-    """Load the saved models on another backend, and enter the differences into the results."""
-    predictions = predict_on(
-        backend,
-        [out / result.model for result in results],
-        [inputs_of(result.solution, data.x_test) for result in results],
-    )
-    for result, prediction in zip(results, predictions, strict=True):
-        if prediction.values is None:
-            result.errors[backend] = str(prediction.error)
-        else:
-            difference = np.abs(prediction.values - result.predictions).max()
-            result.differences[backend] = float(difference)
-
-
-def agrees(result: Result) -> bool:
-    """Whether every other backend predicted the same, up to `TOLERANCE`."""
-    # Written so that a NaN disagrees.
-    return not result.errors and all(d <= TOLERANCE for d in result.differences.values())
+def compare(
+    results: Sequence[Result],
+    data: BasicMotions,
+    out: Path,
+    backends: Sequence[str],
+    on_model: Callable[[], None] = lambda: None,
+) -> None:
+    """Load the saved models on several backends, and enter reports into the results."""
+    with Workers([f"{name}@cpu" for name in backends]) as workers:
+        for result in results:
+            batch = [inputs_of(result.solution, data.x_test)]
+            (result.report,) = check_predictions(out / result.model, [batch], workers)
+            on_model()
 
 
 def load_data() -> BasicMotions:
@@ -203,7 +214,8 @@ def to_json(result: Result) -> dict[str, Any]:
         "test_accuracy": result.test_accuracy,
         "largest_difference": result.differences,
         "errors": result.errors,
-        "agrees": agrees(result),
+        "agrees": result.agrees,
+        "score": None if result.report is None else result.report.score,
         "confusion": result.confusion,
         "history": result.history,
         "model": result.model,

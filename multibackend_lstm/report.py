@@ -28,6 +28,7 @@ def render_demo(document: dict[str, Any]) -> str:
     Returns:
         A page with the table of differences, confusion matrices and training curves.
     """
+    from multibackend_lstm.agreement.comparison import AGREES_UP_TO
     from multibackend_lstm.data import load_basic_motions
 
     others = sorted({name for s in document["solutions"] for name in s["largest_difference"]})
@@ -37,6 +38,7 @@ def render_demo(document: dict[str, Any]) -> str:
         advice=SOLUTIONS,
         class_names=load_basic_motions().class_names,
         curves=_training_curves(document["solutions"]),
+        agrees_up_to=AGREES_UP_TO,
     )
 
 
