@@ -26,8 +26,7 @@ from typing import Any
 import common
 import numpy as np
 
-from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES_ABOVE
-from multibackend_lstm.agreement.report import GROUPS
+from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES_ABOVE, GROUPS
 from multibackend_lstm.runtimes.workers import Workers
 
 ROOT = Path(__file__).parents[1]

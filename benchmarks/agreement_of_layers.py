@@ -18,8 +18,7 @@ import common
 from rich.progress import track
 
 from multibackend_lstm import agreement
-from multibackend_lstm.agreement.comparison import AGREES_UP_TO
-from multibackend_lstm.agreement.report import GROUPS
+from multibackend_lstm.agreement.comparison import AGREES_UP_TO, GROUPS
 
 NAME = "agreement_of_layers"
 TESTS = Path(__file__).parents[1] / "tests" / "cross_backend"

@@ -1,11 +1,20 @@
 """How far one tensor is from the truth, and whether that is more than rounding explains."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from multibackend_lstm.runtimes.noise_floor import rounding_to
+
+#: What is judged together, in the order in which a fault spreads, and the kinds of its tensors.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "layers": ("layer", "captured output"),
+    "prediction": ("output", "output of a second batch"),
+    "gradients": ("input gradient", "weight gradient"),
+    "training": ("loss", "weight"),
+}
 
 #: Scores up to here agree. The largest of 300 healthy models is a sixth of it, as a rule they are
 #: below 5; docs/agreement_calibration.md has them all.

@@ -11,18 +11,12 @@ from multibackend_lstm import environment
 from multibackend_lstm.agreement.comparison import (
     AGREES,
     DISAGREES,
+    GROUPS,
     SUSPICIOUS,
     Comparison,
 )
 from multibackend_lstm.agreement.known import explanation
 
-#: What is judged together, in the order in which a fault spreads, and the kinds of its tensors.
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "layers": ("layer", "captured output"),
-    "prediction": ("output", "output of a second batch"),
-    "gradients": ("input gradient", "weight gradient"),
-    "training": ("loss", "weight"),
-}
 # Groups that cannot agree where another one disagrees; only the table tells of them then.
 _FOLLOWING = {"layers": ("prediction", "gradients", "training"), "gradients": ("training",)}
 FAILED, NOT_COMPARED = "failed", "not compared"
@@ -238,14 +232,14 @@ class Report:
             ImportError: if the extra `plot` is not installed.
         """
         try:
-            from multibackend_lstm.report import render_agreement
+            from multibackend_lstm.agreement.page import render
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"the page of a report needs {error.name}, which is not installed: "
                 f"{environment.install_command('plot')}",
                 name=error.name,
             ) from error
-        return render_agreement(self)
+        return render(self)
 
 
 def _cell(result: TargetResult, kind: str) -> str:

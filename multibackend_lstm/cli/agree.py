@@ -216,7 +216,7 @@ def exit_status(report: Report) -> int:
 def _check_html(path: Path) -> None:
     """Refuse a page that could not be written, before anything is computed."""
     try:
-        import multibackend_lstm.report  # noqa: F401  (it needs what the extra `plot` brings)
+        import multibackend_lstm.agreement.page  # noqa: F401  (it needs what the extra `plot` brings)
 
         check_writable(path.parent)
     except ModuleNotFoundError as error:

@@ -279,7 +279,7 @@ def _score(row: dict[str, Any]) -> str:
 def _write_report(document: dict[str, Any], results: list[Result], path: Path) -> str | None:
     """Write the report, or return the message that says what is missing for it."""
     try:
-        from multibackend_lstm.report import render_demo
+        from multibackend_lstm.demo_page import render_demo
     except ImportError as error:
         return (
             f"report.html is not written, as {error.name} is not installed: "

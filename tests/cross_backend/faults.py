@@ -28,7 +28,7 @@ class Fault:
     Attributes:
         name: of the fault.
         target: in which it is injected.
-        group: where it first shows: a key of `report.GROUPS`.
+        group: where it first shows: a key of `comparison.GROUPS`.
         layer: class of the layer that must be blamed; None where it is no layer's.
         seen: where this kind of defect was met.
         patch: replaces what is to be faulty.

@@ -15,8 +15,8 @@ import random_models
 from packaging.version import Version
 
 from multibackend_lstm.agreement import check
-from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES, DISAGREES_ABOVE
-from multibackend_lstm.agreement.report import FAILED, GROUPS
+from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES, DISAGREES_ABOVE, GROUPS
+from multibackend_lstm.agreement.report import FAILED
 
 slow = pytest.mark.slow
 

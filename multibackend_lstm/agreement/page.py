@@ -1,89 +1,18 @@
-"""HTML reports that need no network: plots are SVG inside the page. Needs the extra `plot`."""
+"""The page of an agreement report."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jinja2
-import matplotlib
-from matplotlib.figure import Figure
-
-from multibackend_lstm.solutions import SOLUTIONS
+from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES_ABOVE, GROUPS
+from multibackend_lstm.pages import figure, template
 
 if TYPE_CHECKING:
     from multibackend_lstm.agreement import Comparison, Report
 
 
-def render_demo(document: dict[str, Any]) -> str:
-    """The demo's report.
-
-    Args:
-        document: the content of `results.json`.
-
-    Returns:
-        A page with the table of differences, confusion matrices and training curves.
-    """
-    from multibackend_lstm.agreement.comparison import AGREES_UP_TO
-    from multibackend_lstm.data import load_basic_motions
-
-    others = sorted({name for s in document["solutions"] for name in s["largest_difference"]})
-    return _template("report_demo.html.jinja").render(
-        document=document,
-        others=others,
-        advice=SOLUTIONS,
-        class_names=load_basic_motions().class_names,
-        curves=_training_curves(document["solutions"]),
-        agrees_up_to=AGREES_UP_TO,
-    )
-
-
-def _template(name: str) -> jinja2.Template:
-    """A template of the package, whose values are escaped and must all be given."""
-    environment = jinja2.Environment(
-        loader=jinja2.BaseLoader(), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["short"] = _short
-    return environment.from_string((files("multibackend_lstm") / name).read_text(encoding="utf-8"))
-
-
-def _short(number: float) -> str:
-    """A number for a table."""
-    return "∞" if number == math.inf else f"{number:.3g}"
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
-    """A figure, and a list that gets its SVG element at the end."""
-    # Text stays text, and names of elements do not change from run to run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "multibackend_lstm"}):
-        figure, drawn = Figure(figsize=(width, height), layout="constrained"), list[str]()
-        yield figure, drawn
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    text = svg.getvalue()
-    drawn.append(text[text.index("<svg") :])
-
-
-def _training_curves(solutions: list[dict[str, Any]]) -> str:
-    """Loss and accuracy of every solution by epoch, as an SVG element."""
-    with _figure(10, 3.6) as (figure, drawn):
-        for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            for solution in solutions:
-                values = solution["history"][key]
-                axes.plot(range(1, len(values) + 1), values, label=solution["solution"])
-            axes.set_xlabel("epoch")
-            axes.set_ylabel(f"training {key}")
-            axes.grid(alpha=0.3)
-        axes.legend()
-    return drawn[0]
-
-
-def render_agreement(report: Report) -> str:
+def render(report: Report) -> str:
     """The page of an agreement report.
 
     Args:
@@ -92,12 +21,9 @@ def render_agreement(report: Report) -> str:
     Returns:
         A page with findings, scores, plots, every tensor, and what each target ran on.
     """
-    from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES_ABOVE
-    from multibackend_lstm.agreement.report import GROUPS
-
     kinds = [kind for group in GROUPS.values() for kind in group]
     found = {c.kind for result in report.results for c in result.comparisons}
-    return _template("report_agreement.html.jinja").render(
+    return template("agreement/page.html.jinja").render(
         report=report,
         kinds=[kind for kind in kinds if kind in found],
         worst=_worst_by_kind(report),
@@ -126,9 +52,6 @@ _MARKERS = "os^Dv<>P"
 
 def _scores(report: Report, kinds: list[str]) -> str | None:
     """Every tensor's score in the order of computation, as an SVG element."""
-    from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES_ABOVE
-    from multibackend_lstm.agreement.report import GROUPS
-
     order = _in_order(report, kinds)
     if not order:
         return None
@@ -136,8 +59,8 @@ def _scores(report: Report, kinds: list[str]) -> str | None:
     position = {key: index for index, key in enumerate(order)}
     finite = [c.score for r in report.results for c in r.comparisons if c.score < math.inf]
     top = 10 * max(DISAGREES_ABOVE, *finite) if finite else 10 * DISAGREES_ABOVE
-    with _figure(11, 4.4) as (figure, drawn):
-        axes = figure.subplots()
+    with figure(11, 4.4) as (drawing, drawn):
+        axes = drawing.subplots()
         for index, result in enumerate(report.results):
             points = sorted((position[c.kind, c.path], c.score) for c in result.comparisons)
             if not points:
@@ -191,7 +114,7 @@ def _scores(report: Report, kinds: list[str]) -> str | None:
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("score (distance from the truth / noise floor)")
         axes.grid(axis="y", alpha=0.3)
-        figure.legend(loc="outside upper center", ncols=min(len(report.results), 6), frameon=False)
+        drawing.legend(loc="outside upper center", ncols=min(len(report.results), 6), frameon=False)
     return drawn[0]
 
 
@@ -209,8 +132,8 @@ def _trajectories(report: Report) -> str | None:
     steps = sorted(report.twins)
     columns = min(len(results), 3)
     rows = math.ceil(len(results) / columns)
-    with _figure(max(3.7 * columns, 5), 3.1 * rows) as (figure, drawn):
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    with figure(max(3.7 * columns, 5), 3.1 * rows) as (drawing, drawn):
+        panels = drawing.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
         for axes, result in zip(panels, results, strict=False):
             rms, largest = zip(*(report.twins[step] for step in steps), strict=True)
             axes.fill_between(
@@ -235,9 +158,9 @@ def _trajectories(report: Report) -> str | None:
             axes.grid(alpha=0.3)
         for axes in list(panels)[len(results) :]:
             axes.set_visible(False)
-        figure.supxlabel("training step", fontsize=10)
-        figure.supylabel("distance of the weights, rms", fontsize=10)
-        figure.legend(
+        drawing.supxlabel("training step", fontsize=10)
+        drawing.supylabel("distance of the weights, rms", fontsize=10)
+        drawing.legend(
             *axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
         )
     return drawn[0]
