@@ -191,7 +191,8 @@ def test_no_worker_at_all_ends_with_status_3(monkeypatch):
 
 
 def test_html_needs_the_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "multibackend_lstm.agreement.page", raising=False)
+    for name in ("multibackend_lstm.agreement.page", "multibackend_lstm.pages"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = in_process("module:function", "--html", "page.html")
     assert result.exit_code == 2

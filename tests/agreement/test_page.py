@@ -126,7 +126,8 @@ def test_many_targets_and_steps(report):
 
 
 def test_the_extra_is_named_where_it_is_missing(report, monkeypatch):
-    monkeypatch.delitem(sys.modules, "multibackend_lstm.agreement.page", raising=False)
+    for name in ("multibackend_lstm.agreement.page", "multibackend_lstm.pages"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"matplotlib.*pip install 'multibackend-lstm\[plot\]'"):
         report.to_html()
