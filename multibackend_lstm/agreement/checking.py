@@ -19,7 +19,7 @@ from multibackend_lstm.agreement.report import (
     TargetResult,
     findings_of,
 )
-from multibackend_lstm.runtimes.messages import READING
+from multibackend_lstm.agreement.truth import PARTS, Truth
 from multibackend_lstm.runtimes.noise_floor import rounding_of
 from multibackend_lstm.runtimes.targets import Target
 from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
@@ -44,6 +44,8 @@ def check(
     input_shapes: Sequence[Sequence[int]] = (),
     modules: Sequence[str] = (),
     timeout: float = 300.0,
+    truth: str | Path | None = None,
+    save_truth: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Compare a model's numbers on every target, and say which target is wrong and where.
@@ -79,6 +81,10 @@ def check(
         input_shapes: shapes without batch to draw, one an input.
         modules: to import in each worker, where custom layers are registered.
         timeout: seconds that an answer of a worker may take.
+        truth: a file of `save_truth`, written on another machine or by other versions, to compare
+            with. Weights, inputs, labels, `steps`, `optimizer`, `loss`, `dtype`, `twins` and `seed`
+            are then those of the file; only the form of the model is taken from `model`.
+        save_truth: an `.npz` file to write the truth to, with the numbers of the case.
         progress: is told what is being done.
 
     Returns:
@@ -95,23 +101,31 @@ def check(
         raise ValueError(f"`twins` must be at least 2, for a noise floor. Received {twins}.")
     if batch < 1:
         raise ValueError(f"`batch` must be at least 1. Received {batch}.")
+    if truth is not None and (inputs is not None or labels is not None):
+        raise ValueError("`truth` holds inputs and labels. Received others too: leave them out.")
     case = case_of(model, inputs, labels, modules)
+    training = None
+    if steps is not None:
+        training = {"steps": steps, "optimizer": _plain(optimizer), "loss": _plain(loss)}
+    settings = {"dtype": dtype, "training": training, "twins": twins, "seed": seed}
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        loaded = None
+        if truth is not None:
+            loaded, settings = Truth.load(Path(truth), folder, case)
         if workers is None:
             workers = stack.enter_context(
                 Workers(targets, interpreters=interpreters, precision=precision, timeout=timeout)
             )
         progress("starting workers")
-        workers.start()
-        described = describe(workers, case)
-        if case.inputs is None:
-            case.inputs = draw_inputs(described["inputs"], input_shapes, batch, seed)
-            case.structure = 0 if case.structure is None else case.structure
-        training = None
-        if steps is not None:
-            training = {"steps": steps, "optimizer": _plain(optimizer), "loss": _plain(loss)}
-        settings = {"dtype": dtype, "training": training, "twins": twins, "seed": seed}
-        return check_case(workers, case, settings, progress)
+        workers.start(reference=loaded is None)
+        if loaded is None:
+            described = describe(workers, case)
+            if case.inputs is None:
+                case.inputs = draw_inputs(described["inputs"], input_shapes, batch, seed)
+                case.structure = 0 if case.structure is None else case.structure
+        saved_as = None if save_truth is None else Path(save_truth)
+        return check_case(workers, case, settings, progress, truth=loaded, save_truth=saved_as)
 
 
 def _plain(identifier: Any) -> Any:
@@ -132,10 +146,23 @@ def check_case(
     case: Case,
     settings: Mapping[str, Any] = PREDICTION_ONLY,
     progress: Callable[[str], None] = lambda _: None,
+    *,
+    truth: Truth | None = None,
+    save_truth: Path | None = None,
 ) -> Report:
-    """Compare a case that `describe` has described, and whose inputs are there."""
+    """Compare a case that `describe` has described, and whose inputs are there.
+
+    Args:
+        workers: of the targets, and of the reference.
+        case: what to compare.
+        settings: dtype, training, twins and seed.
+        progress: is told what is being done.
+        truth: to compare with; computed by the reference where it is None.
+        save_truth: a file to write it to.
+    """
+    settings = {**settings, "precision": workers.precision}
     try:
-        return _check(workers, case, {"precision": workers.precision, **settings}, progress)
+        return _check(workers, case, settings, progress, truth, save_truth)
     except BaseException:
         workers.close()  # answers under way belong to no request any more
         raise
@@ -168,7 +195,12 @@ def check_predictions(
 
 
 def _check(
-    workers: Workers, case: Case, settings: dict[str, Any], progress: Callable[[str], None]
+    workers: Workers,
+    case: Case,
+    settings: dict[str, Any],
+    progress: Callable[[str], None],
+    truth: Truth | None,
+    save_truth: Path | None,
 ) -> Report:
     assert case.described is not None
     layers = case.described["layers"]
@@ -195,7 +227,12 @@ def _check(
         except WorkerError as error:
             started.append((target, str(error)))
     with tempfile.TemporaryDirectory() as folder:
-        truth = _read_truth(workers, case, request, report, Path(folder))
+        if truth is None:
+            truth = _computed_truth(workers, case, request, report, Path(folder))
+        report.reference, report.float64 = truth.reference, truth.float64
+        report.twins |= truth.twins
+        if save_truth is not None:
+            truth.save(save_truth, case, settings)
         for target, started_worker in started:
             progress(f"{case.name}: comparing {target}")
             report.results.append(_compare(target, started_worker, truth))
@@ -213,20 +250,18 @@ def _given(case: Case) -> list[dict[str, str]]:
     return [{"name": spec["name"], "dtype": spec["dtype"]} for spec in specs]
 
 
-def _read_truth(
+def _computed_truth(
     workers: Workers, case: Case, request: dict[str, Any], report: Report, folder: Path
-) -> "_Truth":
+) -> Truth:
     """The tensors of the reference: in float64 where that can be had, else as the targets run."""
     dtype = report.settings["dtype"]
     tries = [(REFERENCE, workers.reference, "float64"), (REFERENCE, workers.reference, dtype)]
     for other in workers.other_references:
         tries.append((f"{REFERENCE} on {other}", other, dtype))
     reasons: list[str] = []
-    truth = _Truth(folder)
     for name, target, wanted in tries:
         float64 = wanted == "float64"
-        report.reference = f"{wanted or 'float32'} on {target}"
-        report.float64 = float64
+        truth = Truth(folder, f"{wanted or 'float32'} on {target}", float64)
         try:
             worker = workers.worker(name, target)
         except WorkerError as error:
@@ -238,19 +273,17 @@ def _read_truth(
         rounding = rounding_of(dtype, report.layers, float64)
         twins = report.settings["twins"]
         worker.ask(request | {"dtype": wanted, "twins": twins, "rounding": rounding}, case.arrays)
-        truth = _Truth(folder)
-        truth.float64 = float64
-        truth.read(worker, report)
+        truth.read(worker)
         if not truth.failed:
             break
-        reasons += [f"{report.reference} failed in {p}: {r}" for p, r in truth.failed.items()]
+        reasons += [f"{truth.reference} failed in {p}: {r}" for p, r in truth.failed.items()]
     if truth.failed or not truth.headers:
         message = "there is nothing to compare with: " + "; ".join(dict.fromkeys(reasons))
         report.findings.append(Finding(REFERENCE, FAILED, "target", message))
-        truth.failed = truth.failed or dict.fromkeys(_PARTS, message)
+        truth.failed = truth.failed or dict.fromkeys(PARTS, message)
     elif reasons:
         report.settings["resolution"] = (
-            f"the targets are compared with {report.reference}, so that who is wrong cannot be "
+            f"the targets are compared with {truth.reference}, so that who is wrong cannot be "
             "told: " + "; ".join(dict.fromkeys(reasons))
         )
     return truth
@@ -287,49 +320,7 @@ def describe(workers: Workers, case: Case) -> dict[str, Any]:
     raise WorkerError("no worker could build the model:\n" + "\n".join(dict.fromkeys(errors)))
 
 
-class _Truth:
-    """The reference's tensors, on disk, with their noise floors."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.headers: dict[tuple[str, str], dict[str, Any]] = {}
-        self.failed: dict[str, str] = {}
-        self.float64 = False
-
-    def read(self, reference: Worker, report: Report) -> None:
-        """Take a worker's answers; what fails is in `failed` then."""
-        try:
-            for header, arrays in reference.answers("done"):
-                if "failed" in header:
-                    self.failed[header["failed"]] = header["reason"]
-                elif "tensor" in header:
-                    self._keep(header["tensor"], arrays["values"], report)
-        except WorkerError as error:
-            self.failed = {part: str(error) for part in _PARTS}
-
-    def _keep(self, tensor: dict[str, Any], values: np.ndarray, report: Report) -> None:
-        tensor["file"] = self._folder / f"{len(self.headers)}.npy"
-        np.save(tensor["file"], values, allow_pickle=False)
-        self.headers[tensor["kind"], tensor["path"]] = tensor
-        if tensor["kind"] == "trajectory":
-            report.twins[int(tensor["path"])] = (tensor["floor"], tensor["largest"])
-
-    def values(self, key: tuple[str, str]) -> np.ndarray:
-        """A tensor, from disk."""
-        with READING:
-            values: np.ndarray = np.load(self.headers[key]["file"], allow_pickle=False)
-        return values
-
-
-# The parts of a worker's run, and the kinds of tensors that each gives.
-_PARTS = {
-    "prediction": ("output", "output of a second batch"),
-    "layers": ("layer", "captured output"),
-    "training": ("input gradient", "weight gradient", "loss", "weight", "trajectory"),
-}
-
-
-def _compare(target: Target, worker: Worker | str, truth: _Truth) -> TargetResult:
+def _compare(target: Target, worker: Worker | str, truth: Truth) -> TargetResult:
     result = TargetResult(str(target))
     if isinstance(worker, str):
         result.failed["target"] = worker
@@ -360,7 +351,7 @@ def _compare(target: Target, worker: Worker | str, truth: _Truth) -> TargetResul
     except WorkerError as error:
         result.failed["target"] = str(error)
         return result
-    for part, kinds in _PARTS.items():
+    for part, kinds in PARTS.items():
         if part not in worker.ready["parts"]:
             continue
         if part in truth.failed and part not in result.failed:
@@ -380,7 +371,7 @@ def _compare_tensor(
     key: tuple[str, str],
     tensor: dict[str, Any],
     values: np.ndarray,
-    truth: _Truth,
+    truth: Truth,
 ) -> None:
     expected = truth.headers.get(key)
     if expected is None:

@@ -41,8 +41,8 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
         backend, _, python = value.partition("=")
         if not backend or not python:
             raise click.BadParameter(
-                f"a backend and its Python are needed, such as torch=/path/python. "
-                f"Received {value!r}."
+                "a backend, a runtime or a label and its Python are needed, such as "
+                f"torch=/path/python or jax#next=/path/python. Received {value!r}."
             )
         if backend in pythons:
             raise click.BadParameter(f"one Python a backend. Received two for {backend}.")
@@ -75,8 +75,8 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
 @click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option(
     "--targets",
-    help="Backends on devices: torch@cpu,jax@gpu. Default: every installed backend on every "
-    "device that it has.",
+    help="What to compare: torch@cpu,jax@gpu,jax@cpu#next,onnxruntime:model.onnx,tf_keras:old.h5,"
+    "torch_module:package.module:function. Default: every installed backend on every device.",
 )
 @click.option(
     "--steps",
@@ -115,7 +115,8 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
     multiple=True,
     callback=_interpreters,
     metavar="BACKEND=PYTHON",
-    help="The Python of one backend: torch=/path/python. May be given several times.",
+    help="The Python of a backend, or of a target with a label: torch=/path/python, "
+    "jax#next=/path/python. May be given several times.",
 )
 @click.option(
     "--import",
@@ -132,6 +133,16 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
     help="Perturbed runs that the noise floor is taken from.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--truth",
+    type=_FILE,
+    help="Compare with a truth that --save-truth wrote, on its numbers and with its settings.",
+)
+@click.option(
+    "--save-truth",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the truth to this .npz file, for other versions and machines to compare with.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option(
     "--html",

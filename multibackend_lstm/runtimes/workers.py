@@ -355,15 +355,17 @@ class Workers:
         targets = [target for target in self.targets if target.is_keras]
         return targets or [Target(name) for name in environment.installed_backends()]
 
-    def start(self) -> None:
-        """Start all workers at once; errors come when they are used."""
+    def start(self, *, reference: bool = True) -> None:
+        """Start all workers at once, that of the reference too; errors come when they are used."""
 
         def start(name: str, target: Target) -> None:
             with contextlib.suppress(WorkerError):
                 self.worker(name, target)
 
         # The reference has a process of its own, which works beside that of the target.
-        named = [(REFERENCE, self.reference), *((str(t), t) for t in self.targets)]
+        named = [(str(t), t) for t in self.targets]
+        if reference:
+            named.append((REFERENCE, self.reference))
         # Daemons, so that an interrupted parent need not wait for them; its end ends workers.
         threads = [threading.Thread(target=start, args=pair, daemon=True) for pair in named]
         for thread in threads:

@@ -19,7 +19,7 @@ def randomised(model, seed=0):
 
 def one_output(units=3, seed=0):
     inputs = keras.Input((5, 4), name="sensors")
-    return randomised(keras.Model(inputs, LSTM(units)(inputs)), seed)
+    return randomised(keras.Model(inputs, LSTM(units, name="lstm")(inputs)), seed)
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +121,25 @@ def test_a_label_needs_another_python():
         agreement.Workers(["jax@cpu", "jax@cpu#next"])
     with pytest.raises(ValueError, match=r"interpreters.*nonsense#next"):
         agreement.Workers(["jax@cpu"], interpreters={"nonsense#next": "python"})
+
+
+def test_a_truth_is_saved_and_compared_with_later(workers, model, tmp_path):
+    path = tmp_path / "truth.npz"
+    computed = agreement.check(model, workers=workers, steps=2, save_truth=path, seed=3)
+    other = one_output(seed=1)  # only its form is taken
+    report = agreement.check(other, workers=workers, truth=path)
+    report.raise_if_disagrees()
+    assert report.reference == f"{computed.reference}, of truth.npz"
+    assert report.settings["seed"] == 3
+    assert report.twins == computed.twins
+    (before,), (after,) = computed.results, report.results
+    assert [(c.kind, c.path, c.score) for c in after.comparisons] == [
+        (c.kind, c.path, c.score) for c in before.comparisons
+    ]
+    with pytest.raises(ValueError, match="holds inputs and labels"):
+        agreement.check(other, np.zeros((2, 5, 4)), workers=workers, truth=path)
+    with pytest.raises(agreement.CaseError, match="of another model"):
+        agreement.check(one_output(units=2), workers=workers, truth=path)
+    np.savez(tmp_path / "none.npz", x=np.zeros(2))
+    with pytest.raises(agreement.CaseError, match="holds no truth"):
+        agreement.check(model, workers=workers, truth=tmp_path / "none.npz")
