@@ -52,6 +52,14 @@ class BackendError(ImportError):
     """
 
 
+class NotInstalledError(Exception):
+    """Something optional that is needed is not installed; the message has the remedy."""
+
+
+class MissingBackendError(BackendError, NotInstalledError):
+    """A backend that Keras knows and that is not installed here, with the remedy."""
+
+
 def installed_backends() -> list[str]:
     """Names of the installed backends, the preferred one first."""
     return [name for name, module in BACKENDS.items() if find_spec(module) is not None]
@@ -131,14 +139,14 @@ def choose_backend(option: str | None = None, *, known: Sequence[str] = tuple(BA
         source = f'"backend" in {path}'
         if not name:
             if not installed:
-                raise BackendError(
+                raise MissingBackendError(
                     f"no backend is installed: {install_command('jax')}, "
                     "or [torch], [tensorflow], or [all] to compare them"
                 )
             return installed[0]
     _check_known(name, source, known)
     if name in BACKENDS and name not in installed:
-        raise BackendError(f"{source} is {name!r}, and {missing_backend_message(name)}")
+        raise MissingBackendError(f"{source} is {name!r}, and {missing_backend_message(name)}")
     return name
 
 

@@ -62,9 +62,9 @@ def predict_on(
 
 def main(inputs_path: str, outputs_path: str, *models: str) -> None:
     """The process behind `predict_on`."""
-    import keras
+    import keras  # noqa: F401  (a backend that does not start ends the process here)
 
-    import multibackend_lstm  # noqa: F401  (registers the layers that the files name)
+    from multibackend_lstm.runtimes.loading import load_keras_model
 
     arrays: dict[str, np.ndarray] = {}
     reports = []
@@ -72,7 +72,7 @@ def main(inputs_path: str, outputs_path: str, *models: str) -> None:
         for index, path in enumerate(models):
             start, error = time.perf_counter(), None
             try:
-                model = keras.saving.load_model(path, compile=False, safe_mode=True)
+                model = load_keras_model(path)
                 arrays[f"values_{index}"] = model.predict(inputs[f"arr_{index}"], verbose=0)
             except Exception as exception:  # whatever a foreign file brings up is its report
                 error = f"{path} cannot be used: {type(exception).__name__}: {exception}"

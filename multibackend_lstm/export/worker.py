@@ -24,6 +24,7 @@ from multibackend_lstm.agreement.execution import describe
 from multibackend_lstm.export.artefact_worker import first_line
 from multibackend_lstm.export.exporters import EXPORTERS, Spec, flat_call, settle, sized
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.loading import load_keras_model
 
 #: Batch sizes and lengths that are compared; a fixed size takes the place of those here.
 CASES = ((2, 7), (1, 1), (5, 12))
@@ -64,7 +65,7 @@ def _answer(request: dict[str, Any], answer: dict[str, Any], arrays_path: str) -
 def _load(path: str) -> keras.Model:
     """The model, if it is one that can be exported."""
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = load_keras_model(path)
     except Exception as error:  # whatever a foreign file brings up
         raise ModelError(f"the model cannot be loaded: {first_line(error)}") from error
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):

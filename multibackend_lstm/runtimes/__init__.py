@@ -1,0 +1,1 @@
+"""Whatever can compute a model: Keras backends, artefact engines, other interpreters."""
