@@ -1,5 +1,6 @@
 """`check`: run one case on every target, compare with the truth, and report."""
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
+from multibackend_lstm.agreement.case import Case, CaseError, case_of, draw_inputs
 from multibackend_lstm.agreement.comparison import ROUNDING, compare, missing
 from multibackend_lstm.agreement.protocol import READING
 from multibackend_lstm.agreement.report import (
@@ -106,6 +107,8 @@ def check(
             "seed": seed,
         }
         described = _describe(workers, case)
+        if training is not None:
+            _check_training(workers, case, training)
         if case.inputs is None:
             case.inputs = draw_inputs(described["inputs"], input_shapes, batch, seed)
             case.structure = 0 if case.structure is None else case.structure
@@ -209,11 +212,8 @@ def _describe(workers: Workers, case: Case) -> dict[str, Any]:
     """What the model is; the case gets what a worker says of it, where only a worker can."""
     if case.described is not None:
         return case.described
-    errors = []
-    for name, target in [
-        (REFERENCE, workers.reference),
-        *((str(target), target) for target in workers.targets),
-    ]:
+    errors, refusals = [], []
+    for name, target in _workers_in_turn(workers):
         try:
             worker = workers.worker(name, target)
             header, arrays = worker.request(
@@ -221,6 +221,7 @@ def _describe(workers: Workers, case: Case) -> dict[str, Any]:
             )
         except WorkerError as error:
             errors.append(f"{target}: {error}")
+            refusals += _refusals(error)
             continue
         described: dict[str, Any] = header["described"]
         case.weights = [arrays[f"weight{i}"] for i in range(header["weights"])]
@@ -232,7 +233,37 @@ def _describe(workers: Workers, case: Case) -> dict[str, Any]:
             case.source["config"] = described["config"]
             del case.source["file"]
         return described
+    if refusals:
+        raise CaseError(refusals[0])
     raise WorkerError("no worker could build the model:\n" + "\n".join(dict.fromkeys(errors)))
+
+
+def _workers_in_turn(workers: Workers) -> list[tuple[str, Target]]:
+    """Name and target of the reference, then of the targets."""
+    return [(REFERENCE, workers.reference), *((str(t), t) for t in workers.targets)]
+
+
+def _check_training(workers: Workers, case: Case, training: dict[str, Any]) -> None:
+    """Ask the first worker that there is whether Keras knows the optimizer and the loss."""
+    imports = {k: v for k, v in case.source.items() if k in ("modules", "objects", "function")}
+    arguments = {"source": imports, **{key: training[key] for key in ("optimizer", "loss")}}
+    function = "multibackend_lstm.agreement.execution:check_training"
+    request = {"do": "call", "function": function, "arguments": arguments}
+    for name, target in _workers_in_turn(workers):
+        try:
+            workers.worker(name, target).request(request, {}, "called")
+            return
+        except WorkerError as error:
+            for refusal in _refusals(error):
+                raise CaseError(refusal) from error
+            # It does not run, as its own finding will say.
+
+
+def _refusals(error: WorkerError) -> list[str]:
+    """What a worker says of a model or argument that is at fault wherever it runs; or nothing."""
+    refusal = r"(?:CaseError|ModelFileError): (.*?)(?: \([^()]*:\d+ in .*)?$"
+    match = re.match(refusal, str(error), re.DOTALL)
+    return [match[1]] if match else []
 
 
 def _rounding(dtype: str | None, layers: Mapping[str, Any], float64: bool) -> float:

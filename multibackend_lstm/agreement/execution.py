@@ -1,8 +1,10 @@
 """A worker's side of a case: one model, run so that every number on the way can be compared."""
 
 import collections
+import difflib
 import functools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -13,6 +15,8 @@ import numpy as np
 from keras import ops, tree
 
 from multibackend_lstm import backends
+from multibackend_lstm.agreement.case import CaseError
+from multibackend_lstm.runtimes.loading import cause, load_keras_model
 
 #: Kinds of what the untouched model predicts.
 OUTPUTS = ("output", "output of a second batch")
@@ -44,12 +48,62 @@ def as_tensor(kind: str, path: str, x: Any) -> Tensor:
 
 
 def imported(name: str) -> Any:
-    """The object that `package.module:name` or `module:Class.attribute` names."""
+    """The object that `package.module:name` or `module:Class.attribute` names.
+
+    Raises:
+        CaseError: if there is no such module, or no such name in it.
+    """
     module, _, attributes = name.partition(":")
-    found = import_module(module)
+    found: Any = _module(module)
     for attribute in attributes.split("."):
+        if not hasattr(found, attribute):
+            similar = difflib.get_close_matches(attribute, dir(found), n=1)
+            raise CaseError(
+                f"{name!r} names {attribute!r}, which {module!r} has not."
+                + (f" Did you mean {similar[0]!r}?" if similar else "")
+            )
         found = getattr(found, attribute)
     return found
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and what it imports is not
+        raise CaseError(
+            f"there is no module {error.name!r} for {sys.executable}: run this where it can be "
+            "imported, or set PYTHONPATH."
+        ) from error
+
+
+def check_training(source: dict[str, Any], optimizer: Any, loss: Any) -> None:
+    """Refuse an optimizer or a loss that Keras does not know, before anything is computed.
+
+    Args:
+        source: as for `load`; what it imports may register the two.
+        optimizer: name or config.
+        loss: name or config.
+
+    Raises:
+        CaseError: if there is none.
+    """
+    places = [*source.get("objects", {}).values(), source.get("function", "")]
+    for module in [*source.get("modules", []), *(place.partition(":")[0] for place in places)]:
+        if module:
+            _module(module)
+    for kind, get, given in (
+        ("optimizer", keras.optimizers.get, optimizer),
+        ("loss", keras.losses.get, loss),
+    ):
+        try:
+            get(given)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise CaseError(
+                f"`{kind}` must be the name or config of a Keras {kind}. Received {given!r}, of "
+                f"which Keras says: {cause(error)}"
+            ) from error
 
 
 def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
@@ -61,7 +115,7 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
         dtype: policy to give every layer; None leaves them as they are.
     """
     for module in source.get("modules", []):
-        import_module(module)
+        _module(module)
     # So that layers which get their names from a counter have the same ones everywhere.
     keras.utils.clear_session(free_memory=False)
     # For layers that a user's layer builds within itself, which no config names. (The session's
@@ -74,7 +128,7 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
         if isinstance(model, tuple):
             model, inputs = model
     elif "file" in source:
-        model = keras.saving.load_model(source["file"], compile=False, safe_mode=True)
+        model = load_keras_model(source["file"])
         if dtype is not None:
             config = keras.saving.serialize_keras_object(model)
             return load({"config": config}, dtype)
@@ -84,7 +138,7 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
             config, custom_objects=objects, safe_mode=True
         )
     if not isinstance(model, keras.Model):
-        raise TypeError(f"a keras.Model is needed. Received {type(model).__name__}.")
+        raise CaseError(f"a keras.Model is needed. Received {type(model).__name__}.")
     return model, inputs
 
 

@@ -110,7 +110,7 @@ def test_demo_takes_one_backend_or_all():
 def test_demo_refuses_a_folder_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("mine")
     process = run("demo", "--out", tmp_path / "file" / "demo")
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "cannot write to the folder" in process.stderr
     assert "Traceback" not in process.stderr
     assert (tmp_path / "file").read_text() == "mine"
@@ -118,7 +118,7 @@ def test_demo_refuses_a_folder_it_cannot_write(tmp_path):
 
 def test_demo_names_an_unknown_backend():
     process = run("demo", KERAS_BACKEND="theano")
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "KERAS_BACKEND must be one of jax, torch, tensorflow" in process.stderr
 
 
@@ -145,7 +145,7 @@ def test_doctor_prints_tables_and_fails_if_a_backend_does_not_start(monkeypatch)
         environment, "probe", lambda name: reports.get(name, {"error": "torch does not start: x"})
     )
     result = CliRunner().invoke(main, ["doctor"])
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     for words in ("cpu:0", "torch does not start: x", "keras#", "multibackend_lstm"):
         assert words in result.output
 
@@ -187,7 +187,7 @@ def test_explain_refuses_what_is_no_model(tmp_path):
     path = tmp_path / "model.keras"
     path.write_text("not a model")
     result = CliRunner().invoke(main, ["explain", str(path), "--backend", BACKEND])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "cannot be loaded" in result.output
 
 
