@@ -6,10 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -227,25 +225,3 @@ def probe(backend: str) -> dict[str, Any]:
         return {"error": f"{backend} does not start: {last_line}"}
     report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return report
-
-
-def known_problems() -> list[dict[str, Any]]:
-    """Known upstream problems of the installed versions and backends.
-
-    Returns:
-        The entries of `known_problems.toml` that apply, each with its `reference`, such as
-        `keras#20902`.
-    """
-    problems = tomllib.loads((files("multibackend_lstm") / "known_problems.toml").read_text())
-    installed = set(installed_backends())
-    applying = []
-    for problem in problems["problem"]:
-        version = version_of(problem["package"])
-        if (
-            version is not None
-            and SpecifierSet(problem["versions"]).contains(version, prereleases=True)
-            and installed & set(problem["backends"])
-        ):
-            *_, repository, _, number = problem["upstream"].split("/")
-            applying.append({**problem, "reference": f"{repository}#{number}"})
-    return applying

@@ -25,6 +25,7 @@ def doctor(as_json: bool) -> None:
     from rich.console import Console
 
     from multibackend_lstm import environment
+    from multibackend_lstm.runtimes.upstream import known_problems
 
     console = Console(stderr=as_json)
     backends: dict[str, Any] = {}
@@ -43,7 +44,7 @@ def doctor(as_json: bool) -> None:
         "versions": environment.versions(),
         "chosen_backend": chosen,
         "backends": backends,
-        "known_problems": environment.known_problems(),
+        "known_problems": known_problems(),
     }
     if as_json:
         click.echo(json.dumps(document, indent=1))

@@ -1,5 +1,6 @@
 """The command line, run as people run it."""
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,8 @@ from multibackend_lstm.agreement.predict import predict_on
 from multibackend_lstm.cli import main
 from multibackend_lstm.demo import standardise
 from multibackend_lstm.environment import BACKENDS, BackendError
-from multibackend_lstm.files import check_writable, replacing
+from multibackend_lstm.files import WriteError, check_writable, replacing
+from multibackend_lstm.runtimes.upstream import known_problems, upstream_problems
 
 BACKEND = keras.backend.backend()
 if BACKEND not in BACKENDS:
@@ -193,13 +195,24 @@ def test_explain_refuses_what_is_no_model(tmp_path):
 
 def test_known_problems_are_those_of_the_installed_version(monkeypatch):
     monkeypatch.setattr(environment, "version_of", lambda package: "3.15.1")
-    at_3_15 = {problem["id"] for problem in environment.known_problems()}
+    at_3_15 = {problem["id"] for problem in known_problems()}
     monkeypatch.setattr(environment, "version_of", lambda package: "3.16.0")
-    at_3_16 = {problem["id"] for problem in environment.known_problems()}
+    at_3_16 = {problem["id"] for problem in known_problems()}
     monkeypatch.setattr(environment, "version_of", lambda package: None)
-    assert environment.known_problems() == []
+    assert known_problems() == []
     assert at_3_15 - at_3_16  # mended
     assert at_3_16 - at_3_15 == {"recurrent-layers-drop-mask"}
+
+
+def test_every_known_problem_is_whole():
+    needed = {"id", "title", "upstream", "package", "versions", "backends", "remedy", "reference"}
+    recognised = {"groups", "layers", "config", "together_with", "error"}
+    for problem in upstream_problems():
+        assert needed <= problem.keys() <= needed | recognised
+        assert ("groups" in problem) == ("layers" in problem) == bool(problem.keys() & recognised)
+        assert set(problem["backends"]) <= set(BACKENDS)
+    ids = [problem["id"] for problem in upstream_problems()]
+    assert len(ids) == len(set(ids))
 
 
 def test_backend_is_chosen_by_option_then_variable_then_default(monkeypatch, tmp_path):
@@ -271,6 +284,23 @@ def test_nothing_half_written_stands_under_a_final_name(tmp_path):
         assert temporary.suffix == ".json"
         temporary.write_text("new")
     assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+
+    def full():
+        with replacing(path) as temporary:
+            temporary.write_text("hal")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(
+        WriteError, match=r"^cannot write .*results\.json: No space left on device$"
+    ):
+        full()
+    assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
