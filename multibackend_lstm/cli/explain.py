@@ -64,7 +64,9 @@ def _call(model: keras.Model, training: bool, batch: int, time: int) -> None:
         shape = (tensor.shape[0] or batch, *(size or time for size in tensor.shape[1:]))
         return keras.ops.zeros(shape, dtype=tensor.dtype)
 
-    model(keras.tree.map_structure(zeros, model.input), training=training)
+    # A Sequential model that was loaded has no `input`.
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    model(keras.tree.map_structure(zeros, inputs), training=training)
 
 
 def _rows(model: keras.Model) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 Nothing here unpickles: `.pt` files are read by `torch.load(weights_only=True)`.
 """
 
+import io
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -191,6 +192,7 @@ def write_state_dict(state: Mapping[str, Any], path: Path) -> None:
 
     Raises:
         PortingError: for another suffix, or if what writes the format is not installed.
+        OSError: if the file cannot be written.
     """
     if path.suffix in (".pt", ".pth"):
         try:
@@ -200,16 +202,19 @@ def write_state_dict(state: Mapping[str, Any], path: Path) -> None:
                 f"porting: writing {path} needs torch: {install_command('torch')}. "
                 "A .safetensors file needs none."
             ) from error
-        torch.save({name: torch.as_tensor(value) for name, value in state.items()}, path)
+        # Through memory, since of a full disk torch and safetensors have errors of their own kind.
+        buffer = io.BytesIO()
+        torch.save({name: torch.as_tensor(value) for name, value in state.items()}, buffer)
+        path.write_bytes(buffer.getbuffer())
         return
     arrays = {name: _array(name, value) for name, value in state.items()}
     if path.suffix == ".npz":
         _write_npz(path, arrays)
     elif path.suffix == ".safetensors":
         _safetensors()
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+        path.write_bytes(save({name: np.ascontiguousarray(x) for name, x in arrays.items()}))
     else:
         raise PortingError(
             f"porting: weights are written to {', '.join(SUFFIXES)} files. Received {path}."

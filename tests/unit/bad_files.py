@@ -68,7 +68,10 @@ def _long_header(path):
     elif path.suffix == ".h5":
         with h5py.File(path, "w") as file:
             file.attrs["model_config"] = "{}"
-            file.create_dataset("model_weights/kernel", (10**6, 10**6), "f4", chunks=(1000, 1000))
+            layer = file.create_group("model_weights/dense")
+            layer.create_dataset("kernel", (10**6, 10**6), "f4", chunks=(1000, 1000))
+            layer.parent.attrs["layer_names"] = [b"dense"]
+            layer.attrs["weight_names"] = [b"kernel"]
     else:  # .keras
         weights = io.BytesIO()
         with h5py.File(weights, "w") as file:
