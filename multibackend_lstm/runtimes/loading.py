@@ -75,7 +75,10 @@ def cause(error: BaseException) -> str:
     """What an error says, on one line and without the configuration that Keras quotes in it."""
     message = str(error)
     # Keras names the innermost reason last, below the whole configuration of each layer around it.
-    message = message.rpartition("Exception encountered:")[2].strip() or type(error).__name__
+    for start in ("Exception encountered:", "Example error message for object"):
+        message = message.rpartition(start)[2]
+    message = message.strip() or type(error).__name__
+    message = message.replace(">:\n\n", ">: ")  # the object, then what is wrong with it
     line = " ".join(message.splitlines()[0].split()) if message.splitlines() else message
     return f"{line[:400]} ..." if len(line) > 400 else line
 
