@@ -6,10 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -50,6 +48,18 @@ class BackendError(ImportError):
 
     An `ImportError`, since it is what `import keras` then ends in.
     """
+
+
+class CouldNotRunError(Exception):
+    """Something needed does not start, does not run or is not there: a command's status 3."""
+
+
+class NotInstalledError(CouldNotRunError):
+    """Something optional that is needed is not installed; the message has the remedy."""
+
+
+class MissingBackendError(BackendError, NotInstalledError):
+    """A backend that Keras knows and that is not installed here, with the remedy."""
 
 
 def installed_backends() -> list[str]:
@@ -131,14 +141,14 @@ def choose_backend(option: str | None = None, *, known: Sequence[str] = tuple(BA
         source = f'"backend" in {path}'
         if not name:
             if not installed:
-                raise BackendError(
+                raise MissingBackendError(
                     f"no backend is installed: {install_command('jax')}, "
                     "or [torch], [tensorflow], or [all] to compare them"
                 )
             return installed[0]
     _check_known(name, source, known)
     if name in BACKENDS and name not in installed:
-        raise BackendError(f"{source} is {name!r}, and {missing_backend_message(name)}")
+        raise MissingBackendError(f"{source} is {name!r}, and {missing_backend_message(name)}")
     return name
 
 
@@ -219,25 +229,3 @@ def probe(backend: str) -> dict[str, Any]:
         return {"error": f"{backend} does not start: {last_line}"}
     report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return report
-
-
-def known_problems() -> list[dict[str, Any]]:
-    """Known upstream problems of the installed versions and backends.
-
-    Returns:
-        The entries of `known_problems.toml` that apply, each with its `reference`, such as
-        `keras#20902`.
-    """
-    problems = tomllib.loads((files("multibackend_lstm") / "known_problems.toml").read_text())
-    installed = set(installed_backends())
-    applying = []
-    for problem in problems["problem"]:
-        version = version_of(problem["package"])
-        if (
-            version is not None
-            and SpecifierSet(problem["versions"]).contains(version, prereleases=True)
-            and installed & set(problem["backends"])
-        ):
-            *_, repository, _, number = problem["upstream"].split("/")
-            applying.append({**problem, "reference": f"{repository}#{number}"})
-    return applying

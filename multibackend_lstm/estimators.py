@@ -24,6 +24,7 @@ from multibackend_lstm.files import replacing
 from multibackend_lstm.layers.channelwise import Merge
 from multibackend_lstm.layers.validation import check_positive
 from multibackend_lstm.models import build_model
+from multibackend_lstm.runtimes.loading import check_file, load_keras_model
 from multibackend_lstm.solutions import Solution
 
 try:
@@ -185,7 +186,7 @@ class _LSTMEstimator(BaseEstimator):
         Raises:
             ValueError: for a file that holds no estimator of this class.
         """
-        path = Path(path)
+        path = check_file(path)
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise ValueError(f"{cls.__name__}.load: {path} is not a .keras file.")
@@ -208,7 +209,7 @@ class _LSTMEstimator(BaseEstimator):
         }
         estimator = cls().set_params(**parameters)
         estimator._restore(description["fitted"])
-        estimator.model_ = keras.saving.load_model(path, safe_mode=True)
+        estimator.model_ = load_keras_model(path, compile=True)
         return estimator
 
     def __getstate__(self) -> dict[str, Any]:
@@ -227,7 +228,7 @@ class _LSTMEstimator(BaseEstimator):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.keras")
                 path.write_bytes(state["model_"])
-                state = {**state, "model_": keras.saving.load_model(path, safe_mode=True)}
+                state = {**state, "model_": load_keras_model(path, compile=True)}
         super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Any:

@@ -7,26 +7,35 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class WriteError(OSError):
+    """A file or folder that cannot be written, with the reason in one line."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it to `path` once the block succeeds.
 
     The temporary name keeps the suffix, by which Keras and NumPy choose the format.
+
+    Raises:
+        WriteError: if the disk is full, or the folder may not be written.
     """
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
-    """Create a folder if need be, and raise an OSError if no file can be written there."""
+    """Create a folder if need be, and raise a `WriteError` if no file can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{uuid.uuid4().hex}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OSError(f"cannot write to the folder {folder}: {error.strerror}") from error
+        raise WriteError(f"cannot write to the folder {folder}: {error.strerror}") from error

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         export,
     )
     from multibackend_lstm.migration.migration import Migration, replace_lambdas
-    from multibackend_lstm.migration.model_files import ModelFileError
+    from multibackend_lstm.runtimes.loading import ModelFileError
     from multibackend_lstm.torch_weights.checking import check_port
     from multibackend_lstm.torch_weights.conversion import from_torch, to_torch
     from multibackend_lstm.torch_weights.errors import PortingError
@@ -47,7 +47,7 @@ _MODULE_OF = {
     "ExportError": ".export.exports",
     "ExportReport": ".export.exports",
     "Migration": ".migration.migration",
-    "ModelFileError": ".migration.model_files",
+    "ModelFileError": ".runtimes.loading",
     "PortingError": ".torch_weights.errors",
     "check_export": ".export.exports",
     "check_port": ".torch_weights.checking",

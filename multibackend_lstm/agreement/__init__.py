@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from multibackend_lstm.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from multibackend_lstm.agreement.case import CaseError
     from multibackend_lstm.agreement.checking import check
     from multibackend_lstm.agreement.comparison import Comparison, compare
     from multibackend_lstm.agreement.report import DisagreementError, Finding, Report
     from multibackend_lstm.agreement.same_start import fit_order, initialize
+    from multibackend_lstm.runtimes.errors import CaseError
     from multibackend_lstm.runtimes.workers import WorkerError, Workers
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "CaseError": "case",
+    "CaseError": ".runtimes.errors",
     "Comparison": "comparison",
     "DisagreementError": "report",
     "Finding": "report",

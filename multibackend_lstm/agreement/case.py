@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-
-class CaseError(ValueError):
-    """A model, or inputs, that cannot be compared as they are; the message has the remedy."""
+from multibackend_lstm.runtimes.errors import CaseError
+from multibackend_lstm.runtimes.loading import check_model_file
 
 
 @dataclass
@@ -58,10 +57,12 @@ def case_of(model: Any, inputs: Any, labels: Any, modules: Sequence[str]) -> Cas
 
     Raises:
         CaseError: if it is none of them, or workers could not build it.
+        ModelFileError: (a `ValueError`) for a file that is damaged or unsafe.
     """
     if isinstance(model, (str, Path)):
         text = str(model)
-        if Path(text).is_file():
+        if Path(text).exists() and not Path(text).is_dir():
+            check_model_file(text)
             case = Case(Path(text).name, {"file": str(Path(text).resolve())})
         elif ":" in text and not text.endswith((".keras", ".h5")):
             case = Case(text, {"function": text})

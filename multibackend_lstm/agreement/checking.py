@@ -20,6 +20,7 @@ from multibackend_lstm.agreement.report import (
     findings_of,
 )
 from multibackend_lstm.agreement.truth import PARTS, Truth
+from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.noise_floor import rounding_of
 from multibackend_lstm.runtimes.targets import Target
 from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
@@ -124,6 +125,8 @@ def check(
             if case.inputs is None:
                 case.inputs = draw_inputs(described["inputs"], input_shapes, batch, seed)
                 case.structure = 0 if case.structure is None else case.structure
+        if training is not None and loaded is None:
+            _check_training(workers, case, training)
         saved_as = None if save_truth is None else Path(save_truth)
         return check_case(workers, case, settings, progress, truth=loaded, save_truth=saved_as)
 
@@ -293,11 +296,8 @@ def describe(workers: Workers, case: Case) -> dict[str, Any]:
     """What the model is; the case gets what a worker says of it, where only a worker can."""
     if case.described is not None:
         return case.described
-    errors = []
-    for name, target in [
-        (REFERENCE, workers.reference),
-        *((str(target), target) for target in workers.targets if target.is_keras),
-    ]:
+    errors, refusals = [], []
+    for name, target in _workers_in_turn(workers):
         try:
             worker = workers.worker(name, target)
             header, arrays = worker.request(
@@ -305,6 +305,7 @@ def describe(workers: Workers, case: Case) -> dict[str, Any]:
             )
         except WorkerError as error:
             errors.append(f"{target}: {error}")
+            refusals += [] if error.refusal is None else [error.refusal]
             continue
         described: dict[str, Any] = header["described"]
         case.weights = [arrays[f"weight{i}"] for i in range(header["weights"])]
@@ -317,7 +318,31 @@ def describe(workers: Workers, case: Case) -> dict[str, Any]:
             del case.source["file"]
         case.described = described
         return described
+    if refusals:
+        raise CaseError(refusals[0])
     raise WorkerError("no worker could build the model:\n" + "\n".join(dict.fromkeys(errors)))
+
+
+def _workers_in_turn(workers: Workers) -> list[tuple[str, Target]]:
+    """Name and target of the reference, then of the targets that Keras runs."""
+    targets = [(str(target), target) for target in workers.targets if target.is_keras]
+    return [(REFERENCE, workers.reference), *targets]
+
+
+def _check_training(workers: Workers, case: Case, training: dict[str, Any]) -> None:
+    """Ask the first worker that there is whether Keras knows the optimizer and the loss."""
+    imports = {k: v for k, v in case.source.items() if k in ("modules", "objects", "function")}
+    arguments = {"source": imports, **{key: training[key] for key in ("optimizer", "loss")}}
+    function = "multibackend_lstm.runtimes.execution:check_training"
+    request = {"do": "call", "function": function, "arguments": arguments}
+    for name, target in _workers_in_turn(workers):
+        try:
+            workers.worker(name, target).request(request, {}, "called")
+            return
+        except WorkerError as error:
+            if error.refusal is not None:
+                raise CaseError(error.refusal) from error
+            # It does not run, as its own finding will say.
 
 
 def _compare(target: Target, worker: Worker | str, truth: Truth) -> TargetResult:

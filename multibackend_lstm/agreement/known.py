@@ -1,20 +1,15 @@
 """Disagreements that are known upstream: a finding that one explains is named after it."""
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
+from multibackend_lstm.runtimes.upstream import affects, upstream_problems
 
 
-@cache
-def known_disagreements() -> tuple[dict[str, Any], ...]:
-    """The entries of `known_disagreements.toml`."""
-    text = (files(__package__) / "known_disagreements.toml").read_text(encoding="utf-8")
-    return tuple(tomllib.loads(text)["known"])
+def known_disagreements() -> list[dict[str, Any]]:
+    """The entries of `runtimes/upstream.toml` that say how a finding of theirs is recognised."""
+    return [problem for problem in upstream_problems() if "groups" in problem]
 
 
 def explanation(
@@ -40,12 +35,10 @@ def explanation(
     """
     backend = target.partition("@")[0]
     for entry in known_disagreements():
-        version = versions.get(entry["package"])
         blamed = layers.values() if layer is None else [layers[layer]]
         if (
             backend in entry["backends"]
-            and version is not None
-            and SpecifierSet(entry["versions"]).contains(version, prereleases=True)
+            and affects(entry, versions.get(entry["package"]))
             and group in entry["groups"]
             and ("error" in entry) == failed
             and re.search(entry.get("error", ""), message)

@@ -37,7 +37,7 @@ class Finding:
         path: the first tensor of the group that is off, in the order of computation.
         layer: the class of the layer that it belongs to, if there is one.
         message: all of it in a sentence.
-        known: the entry of known_disagreements.toml that explains it, if there is one.
+        known: the entry of runtimes/upstream.toml that explains it, if there is one.
     """
 
     target: str

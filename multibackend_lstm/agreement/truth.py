@@ -2,14 +2,16 @@
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from multibackend_lstm.agreement.case import Case, CaseError
+from multibackend_lstm.agreement.case import Case
 from multibackend_lstm.files import replacing
+from multibackend_lstm.runtimes.errors import CaseError
+from multibackend_lstm.runtimes.loading import read_arrays
 from multibackend_lstm.runtimes.messages import READING
 from multibackend_lstm.runtimes.workers import Worker, WorkerError
 
@@ -89,7 +91,8 @@ class Truth:
         }
         for name, array in case.arrays.items():
             np.save(self._folder / f"{name}.npy", array, allow_pickle=False)
-        np.save(self._folder / "header.npy", np.array(json.dumps(header)), allow_pickle=False)
+        text = np.frombuffer(json.dumps(header).encode(), "uint8")  # an archive of numbers alone
+        np.save(self._folder / "header.npy", text, allow_pickle=False)
         with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for file in sorted(self._folder.glob("*.npy")):
                 archive.write(file, file.name)
@@ -104,31 +107,27 @@ class Truth:
         Raises:
             CaseError: if the file is none of these, or its weights do not fit the model.
         """
+        arrays = read_arrays(path)
         try:
-            with READING, np.load(path, allow_pickle=False) as arrays:
-                header = json.loads(str(arrays["header"]))
-                if header["version"] != _VERSION:
-                    raise CaseError(
-                        f"{path} is of version {header['version']}, and this package reads "
-                        f"{_VERSION}: compute the truth anew."
-                    )
-                truth = cls(folder, f"{header['reference']}, of {path.name}", header["float64"])
-                truth.failed = header["failed"]
-                for tensor in header["tensors"]:
-                    name = f"tensor{len(truth.headers)}"
-                    np.save(folder / f"{name}.npy", arrays[name], allow_pickle=False)
-                    key = (tensor["kind"], tensor["path"])
-                    truth.headers[key] = {**tensor, "file": f"{name}.npy"}
-                weights, inputs, labels = (
-                    [arrays[f"{name}{i}"] for i in range(_count(arrays.files, name))]
-                    for name in ("weight", "input", "label")
-                )
-        except (ValueError, OSError, EOFError, TypeError, KeyError, zipfile.BadZipFile) as error:
-            if isinstance(error, CaseError):
-                raise
+            header = json.loads(arrays["header"].tobytes())
+            version = header["version"]
+        except (KeyError, ValueError, TypeError) as error:
+            raise CaseError(f"{path} holds no truth, as `save_truth` writes it.") from error
+        if version != _VERSION:
             raise CaseError(
-                f"{path} holds no truth, as `save_truth` writes it: {str(error).partition('. ')[0]}"
-            ) from error
+                f"{path} is of version {version}, and this package reads {_VERSION}: compute the "
+                "truth anew."
+            )
+        truth = cls(folder, f"{header['reference']}, of {path.name}", header["float64"])
+        truth.failed = header["failed"]
+        for index, tensor in enumerate(header["tensors"]):
+            np.save(folder / f"tensor{index}.npy", arrays[f"tensor{index}"], allow_pickle=False)
+            key = (tensor["kind"], tensor["path"])
+            truth.headers[key] = {**tensor, "file": f"tensor{index}.npy"}
+        weights, inputs, labels = (
+            [arrays[f"{name}{i}"] for i in range(_count(arrays, name))]
+            for name in ("weight", "input", "label")
+        )
         if case.weights is not None:
             shapes, given = ([w.shape for w in ws] for ws in (case.weights, weights))
             if shapes != given:
@@ -141,5 +140,5 @@ class Truth:
         return truth, header["settings"]
 
 
-def _count(names: list[str], start: str) -> int:
+def _count(names: Iterable[str], start: str) -> int:
     return sum(name.removeprefix(start).isdigit() for name in names if name.startswith(start))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from multibackend_lstm.cli.shared import ending_cleanly
-from multibackend_lstm.environment import check_variable, install_command
+from multibackend_lstm.cli.shared import CouldNotRun
+from multibackend_lstm.environment import NotInstalledError, check_variable, install_command
 from multibackend_lstm.files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -180,36 +180,32 @@ def agree(
     from rich.console import Console
 
     check_variable()
-    with ending_cleanly():
-        if html is not None:
-            _check_html(html)
-        from multibackend_lstm.agreement import WorkerError, check
+    if html is not None:
+        _check_html(html)
+    from multibackend_lstm.agreement import WorkerError, check
 
-        console = Console(stderr=True)
-        try:
-            with console.status("starting") as status:
-                report = check(
-                    model,
-                    inputs and _inputs(inputs),
-                    labels and _labels(labels),
-                    targets=targets.split(",") if targets is not None else None,
-                    optimizer=_identifier(optimizer, "--optimizer"),
-                    loss=_identifier(loss, "--loss"),
-                    progress=status.update,
-                    **options,
-                )
-        except ValueError as error:  # CaseError is one
-            raise click.UsageError(str(error)) from error
-        except WorkerError as error:
-            click.echo(f"Error: {error}", err=True)
-            raise SystemExit(3) from error
-        if as_json:
-            click.echo(report.dumps())
-        else:
-            _print(report)
-        if html is not None:
-            with replacing(html) as temporary:
-                temporary.write_text(report.to_html(), encoding="utf-8")
+    console = Console(stderr=True)
+    try:
+        with console.status("starting") as status:
+            report = check(
+                model,
+                inputs and _inputs(inputs),
+                labels and _labels(labels),
+                targets=targets.split(",") if targets is not None else None,
+                optimizer=_identifier(optimizer, "--optimizer"),
+                loss=_identifier(loss, "--loss"),
+                progress=status.update,
+                **options,
+            )
+    except WorkerError as error:
+        raise CouldNotRun(str(error)) from error
+    if as_json:
+        click.echo(report.dumps())
+    else:
+        _print(report)
+    if html is not None:
+        with replacing(html) as temporary:
+            temporary.write_text(report.to_html(), encoding="utf-8")
     raise SystemExit(exit_status(report))
 
 
@@ -231,27 +227,19 @@ def _check_html(path: Path) -> None:
 
         check_writable(path.parent)
     except ModuleNotFoundError as error:
-        raise click.UsageError(
+        raise NotInstalledError(
             f"--html needs {error.name}, which is not installed: {install_command('plot')}"
         ) from error
-    except OSError as error:
-        raise click.UsageError(f"--html: {error}") from error
 
 
 def _arrays(path: Path, option: str) -> dict[str, np.ndarray]:
     """The arrays of a file, in the order of their names' numbers if they are `arr_0`, ..."""
-    import zipfile
-
-    import numpy as np
+    from multibackend_lstm.runtimes.loading import ModelFileError, read_arrays
 
     try:
-        with np.load(path, allow_pickle=False) as packed:
-            arrays = {name: packed[name] for name in packed.files}
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise click.UsageError(
-            f"{option} must be an .npz file of numbers, as numpy.savez writes it. {path} cannot "
-            f"be read so: {str(error).partition('. ')[0]}"
-        ) from error
+        arrays = read_arrays(path)
+    except ModelFileError as error:
+        raise click.UsageError(f"{option} must be an .npz file of numbers. {error}") from error
     if not arrays:
         raise click.UsageError(f"{option} must hold at least one array. {path} holds none.")
     if _numbered(arrays):

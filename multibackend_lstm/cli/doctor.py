@@ -17,11 +17,15 @@ def doctor(as_json: bool) -> None:
     """Print versions, backends, devices, precision and known problems.
 
     Also the backend that Keras takes here. Each installed backend is started in a process of its
-    own. Ends with status 1 if one of them does not start, or if KERAS_BACKEND is wrong.
+    own.
+
+    Ends with status 0 if all of them start, 2 if KERAS_BACKEND is wrong, and 3 if one of them does
+    not start, KERAS_BACKEND names one that is not installed, or none is.
     """
     from rich.console import Console
 
     from multibackend_lstm import environment
+    from multibackend_lstm.runtimes.upstream import known_problems
 
     console = Console(stderr=as_json)
     backends: dict[str, Any] = {}
@@ -31,30 +35,28 @@ def doctor(as_json: bool) -> None:
                 backends[name] = environment.probe(name)
             else:
                 backends[name] = {"error": environment.missing_backend_message(name)}
+    wrong: environment.BackendError | None = None
+    try:  # the backend that the next `import keras` runs on, or why it fails
+        chosen = {"backend": environment.choose_backend(known=environment.keras_backends())}
+    except environment.BackendError as error:
+        wrong, chosen = error, {"error": str(error)}
     document = {
         "versions": environment.versions(),
-        "chosen_backend": _chosen_backend(),
+        "chosen_backend": chosen,
         "backends": backends,
-        "known_problems": environment.known_problems(),
+        "known_problems": known_problems(),
     }
     if as_json:
         click.echo(json.dumps(document, indent=1))
     else:
         _print(console, document)
     installed = environment.installed_backends()
-    reports = [document["chosen_backend"], *(backends[name] for name in installed)]
-    if not installed or any("error" in report for report in reports):
-        raise SystemExit(1)
-
-
-def _chosen_backend() -> dict[str, str]:
-    """The backend that the next `import keras` runs on, or why it fails."""
-    from multibackend_lstm import environment
-
-    try:
-        return {"backend": environment.choose_backend(known=environment.keras_backends())}
-    except environment.BackendError as error:
-        return {"error": str(error)}
+    if isinstance(wrong, environment.BackendError) and not isinstance(
+        wrong, environment.NotInstalledError
+    ):
+        raise SystemExit(2)
+    if wrong or not installed or any("error" in backends[name] for name in installed):
+        raise SystemExit(3)
 
 
 def _print(console: Console, document: dict[str, Any]) -> None:

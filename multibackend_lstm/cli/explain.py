@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.cli.shared import backend_option
-from multibackend_lstm.environment import BackendError
+from multibackend_lstm.cli.shared import CouldNotRun, backend_option
 
 if TYPE_CHECKING:
     import keras
@@ -35,21 +34,19 @@ def explain(
     """Say which path serves each recurrent layer of MODEL, and why no faster one does.
 
     Loads the `.keras` file in safe mode, calls it once on zeros, and reports what ran.
+
+    Ends with status 0 if that is done, 2 for wrong use or a file that is damaged or unsafe, and 3
+    if the backend is not installed or the model does not run on it.
     """
-    try:
-        chosen = environment.choose_backend(backend)
-        environment.set_backend(chosen)
-    except BackendError as error:
-        raise click.ClickException(str(error)) from error
-    import keras
+    chosen = environment.choose_backend(backend)
+    environment.set_backend(chosen)
+    from multibackend_lstm.runtimes.loading import cause, load_keras_model
 
-    import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
-
+    loaded = load_keras_model(model)
     try:
-        loaded = keras.saving.load_model(model, compile=False, safe_mode=True)
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        raise click.ClickException(f"{model} cannot be loaded: {error}") from error
-    _call(loaded, training, batch, time)
+        _call(loaded, training, batch, time)
+    except Exception as error:  # whatever a foreign model brings up
+        raise CouldNotRun(f"{model} does not run on {chosen}: {cause(error)}") from error
     rows = _rows(loaded)
     if as_json:
         click.echo(json.dumps({"model": str(model), "backend": chosen, "layers": rows}, indent=1))
@@ -67,7 +64,9 @@ def _call(model: keras.Model, training: bool, batch: int, time: int) -> None:
         shape = (tensor.shape[0] or batch, *(size or time for size in tensor.shape[1:]))
         return keras.ops.zeros(shape, dtype=tensor.dtype)
 
-    model(keras.tree.map_structure(zeros, model.input), training=training)
+    # A Sequential model that was loaded has no `input`.
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    model(keras.tree.map_structure(zeros, inputs), training=training)
 
 
 def _rows(model: keras.Model) -> list[dict[str, Any]]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from multibackend_lstm.cli.shared import ending_cleanly
-from multibackend_lstm.environment import BACKENDS, check_variable
+from multibackend_lstm.environment import BACKENDS, check_variable, choose_backend
 from multibackend_lstm.export.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -75,20 +74,25 @@ def export(
     written. --no-check leaves that out.
 
     Ends with status 0 if the artefact was written (and agrees), 1 if it cannot be exported or
-    differs, and 2 for wrong use.
+    differs, 2 for wrong use or a file that is damaged or unsafe, and 3 if the backend is not
+    installed.
     """
     check_variable()
+    if backend is not None:
+        choose_backend(backend)
     from rich.console import Console
 
     from multibackend_lstm.porting import ExportError
     from multibackend_lstm.porting import check_export as check_artefact
     from multibackend_lstm.porting import export as export_model
+    from multibackend_lstm.runtimes.loading import check_model_file
 
     console = Console(stderr=True)
     options: dict[str, Any] = {"backend": backend, "batch": batch, "time": time}
     options["timeout"] = timeout
     try:
-        with ending_cleanly(), console.status("starting") as status:
+        check_model_file(model)
+        with console.status("starting") as status:
             options["progress"] = status.update
             if check_only:
                 report = check_artefact(model, out, format, **options)

@@ -11,7 +11,6 @@ import click
 
 from multibackend_lstm import environment
 from multibackend_lstm.cli.shared import backend_option
-from multibackend_lstm.environment import BackendError
 from multibackend_lstm.files import check_writable
 
 if TYPE_CHECKING:
@@ -85,35 +84,30 @@ def migrate(
 
     Ends with status 0 if the whole model is migrated (and agrees, with --verify), 1 if a function
     is left, a weight is NaN or infinite, or predictions differ, 2 for wrong use or a file that is
-    damaged or unsafe, and 3 if --verify could not run the old file. With --verify nothing
+    damaged or unsafe, and 3 if --verify could not run the old file, or the backend is not
+    installed. With --verify nothing
     is written that was not compared, or that predicts otherwise.
     """
     if (python or trust) and not verify:
         raise click.UsageError("--python and --trust are about --verify, which is not given.")
-    try:
-        environment.set_backend(environment.choose_backend(backend))
-        if out is not None:
-            check_writable(out.parent)
-    except (BackendError, OSError) as error:
-        raise click.UsageError(str(error)) from error
+    environment.set_backend(environment.choose_backend(backend))
+    if out is not None:
+        check_writable(out.parent)
     import keras
 
     from multibackend_lstm.migration.migration import check_out, replace_lambdas
     from multibackend_lstm.migration.verification import VerificationError
     from multibackend_lstm.migration.verification import verify as compare
 
-    try:
-        if out is not None:
-            check_out(old, out)
-        migration = replace_lambdas(
-            old,
-            # A model that turns out to predict otherwise is not written.
-            None if verify else out,
-            upgrade=upgrade,
-            replacements={name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
-        )
-    except ValueError as error:  # ModelFileError is one
-        raise click.UsageError(str(error)) from error
+    if out is not None:
+        check_out(old, out)
+    migration = replace_lambdas(
+        old,
+        # A model that turns out to predict otherwise is not written.
+        None if verify else out,
+        upgrade=upgrade,
+        replacements={name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
+    )
     reports: dict[int, Report] = {}
     failure = None
     if verify and migration.model is not None:

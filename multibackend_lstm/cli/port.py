@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.cli.shared import backend_option
-from multibackend_lstm.environment import BackendError
+from multibackend_lstm.cli.shared import AnswerIsNo, backend_option
 from multibackend_lstm.files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -74,21 +73,24 @@ def port(
     is installed, every layer is compared with a torch.nn module on random input, forward and in
     its gradients, before anything is written.
 
-    Ends with status 0 if all is ported, 1 if that comparison fails (nothing is written then), and
-    2 for wrong use, and weights that do not fit.
+    Ends with status 0 if all is ported, 1 if weights do not fit or that comparison fails (nothing
+    is written then), 2 for wrong use or a file that is damaged or unsafe, and 3 if the backend, or
+    what reads the file, is not installed.
     """
     to_keras = model is not None
     _check_paths(source, model, out, like, mapping)
-    try:
-        chosen = environment.choose_backend(backend)
-        if find_spec("torch") is not None:
-            import torch  # noqa: F401  (before TensorFlow, which some builds of both need)
-        environment.set_backend(chosen)
-        check_writable(out.parent)
-    except (BackendError, OSError) as error:
-        raise click.UsageError(str(error)) from error
+    chosen = environment.choose_backend(backend)
+    if find_spec("torch") is not None:
+        import torch  # noqa: F401  (before TensorFlow, which some builds of both need)
+    environment.set_backend(chosen)
+    check_writable(out.parent)
 
-    from multibackend_lstm.porting import PortingError
+    from multibackend_lstm.torch_weights.errors import (
+        MappingError,
+        MissingPackageError,
+        PortingError,
+        WeightFileError,
+    )
 
     options = {"mapping": _mapping(mapping), "flatten_order": flatten_order}
     try:
@@ -98,8 +100,10 @@ def port(
                 rows, check = _to_keras(source, model, out, options)
             else:
                 rows, check = _to_torch(source, like, out, options)
+    except (MappingError, MissingPackageError, WeightFileError):
+        raise
     except PortingError as error:
-        raise click.UsageError(str(error)) from error
+        raise AnswerIsNo(str(error)) from error
     notes = [str(w.message) for w in caught if str(w.message).startswith("porting: ")]
     if check is None:
         notes.append(
@@ -170,25 +174,13 @@ def _mapping(path: Path | None) -> dict[str, Any] | None:
     return mapping
 
 
-def _load(path: Path) -> keras.Model:
-    import keras
-
-    import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
-    from multibackend_lstm.migration.model_files import open_model_file
-
-    try:
-        open_model_file(path)  # refuses what unpacks without end or names paths outside of itself
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever a damaged or hostile file brings up
-        raise click.UsageError(f"{path} cannot be loaded: {error}") from error
-
-
 def _to_keras(
     source: Path, model: Path, out: Path, options: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], Report | None]:
+    from multibackend_lstm.runtimes.loading import load_keras_model
     from multibackend_lstm.torch_weights.conversion import from_torch, plan
 
-    loaded = _load(model)
+    loaded = load_keras_model(model)
     from_torch(source, loaded, **options)
     graph, state, pairs = plan(source, loaded, **options)
     check = _check(graph, state, pairs, loaded)
@@ -201,10 +193,11 @@ def _to_keras(
 def _to_torch(
     source: Path, like: Path | None, out: Path, options: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], Report | None]:
+    from multibackend_lstm.runtimes.loading import load_keras_model
     from multibackend_lstm.torch_weights.conversion import plan, to_torch
     from multibackend_lstm.torch_weights.state_dict import write_state_dict
 
-    loaded = _load(source)
+    loaded = load_keras_model(source)
     new = to_torch(loaded, like, **options)
     graph, state, pairs = plan(new, loaded, **options)
     check = _check(graph, state, pairs, loaded)

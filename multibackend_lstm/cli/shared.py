@@ -1,13 +1,15 @@
-"""What several commands share."""
+"""What several commands share: options, and the one rule from errors to exit statuses."""
 
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from multibackend_lstm.environment import BACKENDS, BackendError
+from multibackend_lstm.environment import BACKENDS, BackendError, CouldNotRunError
+from multibackend_lstm.files import WriteError
 
 DEFAULT_BACKEND = (
     "Default: KERAS_BACKEND, else what Keras is configured to (TensorFlow), else JAX, else torch."
@@ -20,22 +22,28 @@ backend_option = click.option(
 )
 
 
-class Commands(click.Group):
-    """A group whose commands answer a wrong or missing backend in one line, as wrong use."""
+class AnswerIsNo(click.ClickException):
+    """What was asked for cannot be had of this model: status 1."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """As `click.Group.invoke`."""
-        try:
-            return super().invoke(ctx)
-        except BackendError as error:
-            raise click.UsageError(str(error)) from error
+    exit_code = 1
+
+
+class CouldNotRun(click.ClickException):
+    """Something needed is not installed, does not start or does not run: status 3."""
+
+    exit_code = 3
 
 
 @contextmanager
-def ending_cleanly() -> Iterator[None]:
-    """End through Python on SIGTERM as on Ctrl-C, so that workers end and no file is left.
+def exit_statuses() -> Iterator[None]:
+    """End a command by the rule of docs/command_line.md, with one line on what went wrong.
 
-    Both give the status that a shell gives them; click's own for Ctrl-C, 1, says "disagrees".
+    0 done and right, 1 the answer is no, 2 wrong use (arguments and files), 3 something needed
+    could not run. A ValueError that this package raises says that an argument or a file is at
+    fault; one from elsewhere, and any other exception, is a defect: its traceback is wanted.
+
+    SIGTERM ends through Python as Ctrl-C does, so that workers end and no file is left. Both give
+    the status that a shell gives them; click's own for Ctrl-C, 1, says that the answer is no.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -46,5 +54,26 @@ def ending_cleanly() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except CouldNotRunError as error:
+        raise CouldNotRun(str(error)) from error
+    except (ValueError, FileNotFoundError, WriteError, BackendError) as error:
+        if isinstance(error, ValueError) and not _is_ours(error):
+            raise
+        raise click.UsageError(str(error)) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether code of this package raised an exception, not code that it called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("multibackend_lstm.")
+
+
+class Commands(click.Group):
+    """A group whose commands all end by the one rule of `exit_statuses`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As `click.Group.invoke`."""
+        with exit_statuses():
+            return super().invoke(ctx)

@@ -18,12 +18,14 @@ from multibackend_lstm.agreement.case import draw_inputs
 from multibackend_lstm.agreement.checking import check_predictions
 from multibackend_lstm.environment import (
     BACKENDS,
+    NotInstalledError,
     choose_backend,
     installed_backends,
     missing_backend_message,
 )
 from multibackend_lstm.export.formats import FORMATS, Format, missing, missing_message
 from multibackend_lstm.files import check_writable
+from multibackend_lstm.runtimes.loading import ModelFileError
 from multibackend_lstm.runtimes.targets import Target
 from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
 
@@ -138,6 +140,10 @@ class ExportReport:
             return start + "exported, not checked"
         reports = [check.report for check in attempt.checks]
         return start + max(reports, key=lambda report: (not report.agrees, report.score)).summary()
+
+
+class MissingPackageError(ValueError, NotInstalledError):
+    """What produces a format, or runs it, is not installed; the message names the extra."""
 
 
 class ExportError(Exception):
@@ -288,7 +294,7 @@ def _known_backend(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}. Received {name!r}.")
     if name not in installed_backends():
-        raise ValueError(missing_backend_message(name))
+        raise MissingPackageError(missing_backend_message(name))
     return name
 
 
@@ -306,10 +312,10 @@ def _candidates(format: str, kind: Format, backend: str | None) -> list[str]:
         chosen = [name for name in kind.backends if name in installed_backends()]
     if not chosen:
         messages = "; or ".join(missing_backend_message(name) for name in kind.backends)
-        raise ValueError(f"{format} is exported from {able}: {messages}")
+        raise MissingPackageError(f"{format} is exported from {able}: {messages}")
     lacking = {name: missing(kind.backends[name]) for name in chosen}
     if all(lacking.values()):
-        raise ValueError(
+        raise MissingPackageError(
             f"{format} from {chosen[0]}: {missing_message(lacking[chosen[0]][0], kind.extra)}"
         )
     return [name for name in chosen if not lacking[name]]
@@ -317,7 +323,9 @@ def _candidates(format: str, kind: Format, backend: str | None) -> list[str]:
 
 def _check_runtime(kind: Format) -> None:
     for module in missing((kind.runtime,)):
-        raise ValueError(f"the check of {kind.title}: {missing_message(module, kind.extra)}")
+        raise MissingPackageError(
+            f"the check of {kind.title}: {missing_message(module, kind.extra)}"
+        )
 
 
 def _check_suffix(path: Path, format: str) -> None:
@@ -400,9 +408,11 @@ def _attempt(
         finally:
             worker.close()
     except WorkerError as error:
+        if error.refusal is not None:
+            raise ModelFileError(error.refusal) from error
         return Attempt(backend, f"{backend}: {error}"), []
     if "refused" in answer:
-        raise ValueError(f"{file}: {answer['refused']}")
+        return Attempt(backend, f"{file}: {answer['refused']}"), []
     specs = answer.get("inputs", [])
     inputs = tuple({key: spec[key] for key in ("name", "shape", "dtype")} for spec in specs)
     attempt = Attempt(backend, answer["error"], inputs)

@@ -13,7 +13,9 @@ from keras import ops
 import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
 from multibackend_lstm.export.exporters import EXPORTERS, Spec, settle
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.errors import InputError
 from multibackend_lstm.runtimes.execution import describe
+from multibackend_lstm.runtimes.loading import load_keras_model
 from multibackend_lstm.runtimes.runtime import Answer, Runtime, first_line
 
 
@@ -68,6 +70,8 @@ def _export(
             EXPORTERS[format, keras.backend.backend()](loaded, specs, artefact)
     except ModelError as error:
         exported["refused"] = str(error)
+    except InputError:
+        raise  # the file is at fault on every backend
     except Exception as error:  # a converter's exceptions are its answer
         traceback.print_exc()
         exported["error"] = f"{_whose(error)}: {first_line(error)}"
@@ -76,10 +80,7 @@ def _export(
 
 def _load(path: str) -> keras.Model:
     """The model, if it is one that can be exported."""
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever a foreign file brings up
-        raise ModelError(f"the model cannot be loaded: {first_line(error)}") from error
+    model = load_keras_model(path)
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise ModelError("the model must be functional or Sequential, with known inputs.")
     for weight in model.weights:

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from multibackend_lstm.migration.model_files import ModelFileError
+from multibackend_lstm.runtimes.loading import ModelFileError
 
 #: Operations that Keras 2 stores where a model calls a TensorFlow function outside of a layer.
 TF_OPERATIONS = (

@@ -13,8 +13,9 @@ from packaging.version import InvalidVersion, Version
 from multibackend_lstm.files import replacing
 from multibackend_lstm.migration import stored_weights
 from multibackend_lstm.migration.configs import translate
-from multibackend_lstm.migration.model_files import ModelFileError, open_model_file
+from multibackend_lstm.migration.model_files import open_model_file
 from multibackend_lstm.migration.resolution import Resolver, Step, instantiate
+from multibackend_lstm.runtimes.loading import ModelFileError
 from multibackend_lstm.upgrading import Upgrade, upgrade_config
 
 # What reading a configuration raises where a value is of another kind than Keras writes.

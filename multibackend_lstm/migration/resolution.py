@@ -12,7 +12,8 @@ import keras
 from multibackend_lstm.migration import lambdas, stored_weights
 from multibackend_lstm.migration.configs import MODELS, STORED_FUNCTIONS
 from multibackend_lstm.migration.lambdas import Evidence, Shape, Verdict
-from multibackend_lstm.migration.model_files import ModelFile, ModelFileError
+from multibackend_lstm.migration.model_files import ModelFile
+from multibackend_lstm.runtimes.loading import ModelFileError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import h5py
 import keras
 import numpy as np
 
-from multibackend_lstm.migration.model_files import ModelFile, ModelFileError
+from multibackend_lstm.migration.model_files import ModelFile
+from multibackend_lstm.runtimes.loading import ModelFileError
 
 _TOP_LEVEL = "top_level_model_weights"
 # Seeds of dropout and the like, which have no meaning on another backend.

@@ -5,7 +5,6 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import keras
@@ -13,7 +12,9 @@ import numpy as np
 from keras import ops, tree
 
 from multibackend_lstm import backends
-from multibackend_lstm.runtimes.imports import imported
+from multibackend_lstm.runtimes.errors import CaseError
+from multibackend_lstm.runtimes.imports import imported, imported_module
+from multibackend_lstm.runtimes.loading import cause, load_keras_model
 from multibackend_lstm.runtimes.noise_floor import perturbed
 
 #: Kinds of what the untouched model predicts.
@@ -45,6 +46,34 @@ def as_tensor(kind: str, path: str, x: Any) -> Tensor:
     return Tensor(kind, path, values, dtype)
 
 
+def check_training(source: dict[str, Any], optimizer: Any, loss: Any) -> None:
+    """Refuse an optimizer or a loss that Keras does not know, before anything is computed.
+
+    Args:
+        source: as for `load`; what it imports may register the two.
+        optimizer: name or config.
+        loss: name or config.
+
+    Raises:
+        CaseError: if there is none.
+    """
+    places = [*source.get("objects", {}).values(), source.get("function", "")]
+    for module in [*source.get("modules", []), *(place.partition(":")[0] for place in places)]:
+        if module:
+            imported_module(module)
+    for kind, get, given in (
+        ("optimizer", keras.optimizers.get, optimizer),
+        ("loss", keras.losses.get, loss),
+    ):
+        try:
+            get(given)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise CaseError(
+                f"`{kind}` must be the name or config of a Keras {kind}. Received {given!r}, of "
+                f"which Keras says: {cause(error)}"
+            ) from error
+
+
 def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
     """The model of a case, and the inputs its function gave or None.
 
@@ -54,7 +83,7 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
         dtype: policy to give every layer; None leaves them as they are.
     """
     for module in source.get("modules", []):
-        import_module(module)
+        imported_module(module)
     # So that layers which get their names from a counter have the same ones everywhere.
     keras.utils.clear_session(free_memory=False)
     # For layers that a user's layer builds within itself, which no config names. (The session's
@@ -67,7 +96,7 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
         if isinstance(model, tuple):
             model, inputs = model
     elif "file" in source:
-        model = keras.saving.load_model(source["file"], compile=False, safe_mode=True)
+        model = load_keras_model(source["file"])
         if dtype is not None:
             config = keras.saving.serialize_keras_object(model)
             return load({"config": config}, dtype)
@@ -77,7 +106,7 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
             config, custom_objects=objects, safe_mode=True
         )
     if not isinstance(model, keras.Model):
-        raise TypeError(f"a keras.Model is needed. Received {type(model).__name__}.")
+        raise CaseError(f"a keras.Model is needed. Received {type(model).__name__}.")
     return model, inputs
 
 

@@ -23,6 +23,7 @@ import traceback
 from importlib import import_module
 from typing import Any, BinaryIO
 
+from multibackend_lstm.runtimes.errors import InputError
 from multibackend_lstm.runtimes.messages import receive, send
 from multibackend_lstm.runtimes.runtime import Answer, Runtime
 
@@ -45,6 +46,8 @@ def main(name: str, options: str) -> None:
         header, arrays = requests.get()
         try:
             runtime.requests[header.pop("do")](answer, arrays, **header)
+        except InputError as error:
+            answer({"error": described(error), "refusal": str(error)})
         except Exception as error:  # the answer is the report; the worker serves on
             answer({"error": described(error)})
         if number % 10 == 0:

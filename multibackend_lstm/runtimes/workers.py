@@ -31,8 +31,16 @@ REFERENCE = "reference"
 Message = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
-class WorkerError(Exception):
-    """A worker could not do what it was asked; the message says what happened."""
+class WorkerError(environment.CouldNotRunError):
+    """A worker could not do what it was asked; the message says what happened.
+
+    Attributes:
+        refusal: what is at fault wherever it runs, in words for a user; None for the worker's own.
+    """
+
+    def __init__(self, message: str, refusal: str | None = None) -> None:
+        super().__init__(message)
+        self.refusal = refusal
 
 
 class Worker:
@@ -182,7 +190,7 @@ class Worker:
             self.close()
             raise WorkerError(f"the process {text}.{lines}")
         if "error" in message[0]:
-            raise WorkerError(message[0]["error"])
+            raise WorkerError(message[0]["error"], message[0].get("refusal"))
         return message
 
     def _last_lines(self) -> str:

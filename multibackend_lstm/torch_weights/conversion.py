@@ -10,7 +10,7 @@ import numpy as np
 
 from multibackend_lstm.layers.validation import check_choice
 from multibackend_lstm.torch_weights.axes import FLATTEN_ORDERS, FlattenOrder
-from multibackend_lstm.torch_weights.errors import PortingError
+from multibackend_lstm.torch_weights.errors import MappingError, PortingError
 from multibackend_lstm.torch_weights.graph import Graph, read_graph
 from multibackend_lstm.torch_weights.matching import Mapped, Pair, match, named_parts
 from multibackend_lstm.torch_weights.state_dict import StateDict, read_state_dict
@@ -107,7 +107,7 @@ def to_torch(
     """
     if module_or_state_dict is None:
         if mapping is not None:
-            raise PortingError(
+            raise MappingError(
                 "porting: `mapping` says which names in PyTorch to take: give a module or a state "
                 "dict that has them."
             )

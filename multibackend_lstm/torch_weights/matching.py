@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from multibackend_lstm.torch_weights.errors import PortingError
+from multibackend_lstm.torch_weights.errors import MappingError, PortingError
 from multibackend_lstm.torch_weights.graph import WeightedLayer
 from multibackend_lstm.torch_weights.modules import SUPPORTED_MODULES
 from multibackend_lstm.torch_weights.state_dict import StateDict
@@ -149,20 +149,20 @@ class _Matching:
             parts = [part for part in self.parts if part.prefix == prefix]
             if not parts:
                 prefixes = ", ".join(repr(p) for p in dict.fromkeys(p.prefix for p in self.parts))
-                raise PortingError(
+                raise MappingError(
                     f"porting: `mapping` names {prefix!r}, and there are no tensors "
                     f"'{prefix}.*'. There are: {prefixes}."
                 )
             names = [given] if isinstance(given, str) else list(given)
             if len(names) != len(parts):
-                raise PortingError(
+                raise MappingError(
                     f"porting: `mapping` gives {len(names)} Keras layer(s) for {prefix!r}, which "
                     f"has {len(parts)}: a recurrent module of several layers needs a list."
                 )
             for name, part in zip(names, parts, strict=True):
                 position = self._position(name)
                 if position in self.found:
-                    raise PortingError(f"porting: `mapping` names the Keras layer {name!r} twice.")
+                    raise MappingError(f"porting: `mapping` names the Keras layer {name!r} twice.")
                 if not self._fits(part, self.layers[position]):
                     raise self._error(f"{part.title} does not fit {name!r}, as `mapping` has it")
                 self.found[position] = part

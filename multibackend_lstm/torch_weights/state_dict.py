@@ -3,6 +3,7 @@
 Nothing here unpickles: `.pt` files are read by `torch.load(weights_only=True)`.
 """
 
+import io
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -14,7 +15,21 @@ import keras
 import numpy as np
 
 from multibackend_lstm.environment import install_command
-from multibackend_lstm.torch_weights.errors import PortingError
+from multibackend_lstm.runtimes.loading import (
+    ModelFileError,
+    cause,
+    check_expansion,
+    check_file,
+    check_safetensors_header,
+    check_torch_file,
+    read_arrays,
+    refusing,
+)
+from multibackend_lstm.torch_weights.errors import (
+    MissingPackageError,
+    PortingError,
+    WeightFileError,
+)
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 
@@ -40,7 +55,9 @@ def read_state_dict(source: Any) -> StateDict:
     """The tensors of a `torch.nn.Module`, a state dict or a file.
 
     Raises:
-        PortingError: if it is none of these, or a file that cannot be read.
+        PortingError: if it is none of these.
+        WeightFileError: (a `PortingError` and a `ModelFileError`) for a file that is not there, is
+            damaged or unsafe.
     """
     if isinstance(source, (str, Path)):
         return _read_file(Path(source))
@@ -89,8 +106,6 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 
 def _read_file(path: Path) -> StateDict:
-    if not path.is_file():
-        raise PortingError(f"porting: there is no file {path}.")
     readers = {
         ".safetensors": _read_safetensors,
         ".npz": _read_npz,
@@ -101,15 +116,21 @@ def _read_file(path: Path) -> StateDict:
         raise PortingError(
             f"porting: weights are read from {', '.join(SUFFIXES)} files. Received {path}."
         )
-    return readers[path.suffix](path)
+    try:
+        check_file(path)
+        return readers[path.suffix](path)
+    except (FileNotFoundError, ModelFileError) as error:
+        raise WeightFileError(f"porting: {error}") from error
 
 
 def _read_safetensors(path: Path) -> StateDict:
     safetensors = _safetensors()
-    try:
-        entries = safetensors.deserialize(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise PortingError(f"porting: {path} is no whole safetensors file: {error}.") from error
+    with refusing(path, "is no whole safetensors file"):
+        check_safetensors_header(path)
+        try:
+            entries = safetensors.deserialize(path.read_bytes())
+        except safetensors.SafetensorError as error:
+            raise ModelFileError(f"{error}. Copy or download it again.") from error
     dtypes = {
         "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
         "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
@@ -131,13 +152,7 @@ def _read_safetensors(path: Path) -> StateDict:
 
 
 def _read_npz(path: Path) -> StateDict:
-    try:
-        with np.load(path, allow_pickle=False) as packed:
-            tensors = {name: packed[name] for name in packed.files}
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise PortingError(
-            f"porting: {path} is no .npz file of numbers, as numpy.savez writes it: {error}"
-        ) from error
+    tensors = read_arrays(path)
     return StateDict(tensors, originals=tensors)
 
 
@@ -145,20 +160,31 @@ def _read_pt(path: Path) -> StateDict:
     try:
         import torch
     except ModuleNotFoundError as error:
-        raise PortingError(
+        raise MissingPackageError(
             f"porting: reading {path} needs torch: {install_command('torch')}. Or save "
             "the weights as safetensors where torch is installed: "
             "safetensors.torch.save_file(module.state_dict(), 'weights.safetensors')."
         ) from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch.load and the unpickler in it may raise
-        raise PortingError(
-            f"porting: {path} is refused, since it is no file of tensors alone (torch.load with "
-            f"weights_only=True: {str(error).splitlines()[0]}). In the program that made it, save "
-            "`module.state_dict()`, not the module."
-        ) from error
+    with refusing(path, "cannot be loaded"):
+        check_torch_file(path)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch.load and the unpickler in it may raise
+            raise ModelFileError(
+                "it is no file of tensors alone (torch.load with weights_only=True: "
+                f"{cause(error)}). In the program that made it, save `module.state_dict()`, not "
+                "the module."
+            ) from error
+        check_expansion(_size(loaded, torch), path.stat().st_size, "what it holds")
     return read_state_dict(loaded)
+
+
+def _size(loaded: Any, torch: Any) -> int:
+    """Bytes of all tensors by their shapes, of which strides may repeat few that are stored."""
+    if isinstance(loaded, torch.Tensor):
+        return int(loaded.numel() * loaded.element_size())
+    values = loaded.values() if isinstance(loaded, Mapping) else ()
+    return sum(_size(value, torch) for value in values)
 
 
 def write_state_dict(state: Mapping[str, Any], path: Path) -> None:
@@ -166,25 +192,29 @@ def write_state_dict(state: Mapping[str, Any], path: Path) -> None:
 
     Raises:
         PortingError: for another suffix, or if what writes the format is not installed.
+        OSError: if the file cannot be written.
     """
     if path.suffix in (".pt", ".pth"):
         try:
             import torch
         except ModuleNotFoundError as error:
-            raise PortingError(
+            raise MissingPackageError(
                 f"porting: writing {path} needs torch: {install_command('torch')}. "
                 "A .safetensors file needs none."
             ) from error
-        torch.save({name: torch.as_tensor(value) for name, value in state.items()}, path)
+        # Through memory, since of a full disk torch and safetensors have errors of their own kind.
+        buffer = io.BytesIO()
+        torch.save({name: torch.as_tensor(value) for name, value in state.items()}, buffer)
+        path.write_bytes(buffer.getbuffer())
         return
     arrays = {name: _array(name, value) for name, value in state.items()}
     if path.suffix == ".npz":
         _write_npz(path, arrays)
     elif path.suffix == ".safetensors":
         _safetensors()
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+        path.write_bytes(save({name: np.ascontiguousarray(x) for name, x in arrays.items()}))
     else:
         raise PortingError(
             f"porting: weights are written to {', '.join(SUFFIXES)} files. Received {path}."
@@ -195,7 +225,7 @@ def _safetensors() -> Any:
     try:
         import safetensors
     except ModuleNotFoundError as error:
-        raise PortingError(
+        raise MissingPackageError(
             f"porting: .safetensors files need safetensors: {install_command('safetensors')}"
         ) from error
     return safetensors

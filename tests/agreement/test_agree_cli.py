@@ -195,7 +195,7 @@ def test_html_needs_the_extra(monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = in_process("module:function", "--html", "page.html")
-    assert result.exit_code == 2
+    assert result.exit_code == 3
     assert "jinja2, which is not installed: pip install 'multibackend-lstm[plot]'" in " ".join(
         result.output.split()
     )

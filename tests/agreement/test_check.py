@@ -225,7 +225,7 @@ def test_a_target_that_fails_is_a_finding(workers, layer, words):
         (layers.Dense(2), {}, "needs `inputs`"),
         (keras.Sequential([layers.Dense(2)]), {}, "not built"),
         ("agreement.cases:not_a_model", {}, "Received int"),
-        ("agreement.cases:nothing", {}, "AttributeError"),
+        ("agreement.cases:nothing", {}, "names 'nothing', which 'agreement.cases' has not"),
         (cases.small, {}, "Received function"),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_hanging_worker_is_stopped_in_time_and_started_anew():
 
 def test_an_error_leaves_the_worker_usable(workers):
     worker = workers.worker(TARGET, Target.parse(TARGET))
-    with pytest.raises(WorkerError, match=r"AttributeError.*nothing_like_it"):
+    with pytest.raises(WorkerError, match=r"CaseError.*nothing_like_it"):
         call(worker, "nothing_like_it")
     call(worker, "sleep", seconds=0)
 

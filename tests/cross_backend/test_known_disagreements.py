@@ -1,4 +1,4 @@
-"""Each entry of known_disagreements.toml still shows, and a finding of it is named after it."""
+"""Each entry of upstream.toml that `agree` knows still shows, and its finding is named after it."""
 
 import keras
 import pytest

@@ -1,5 +1,6 @@
 """The command line, run as people run it."""
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,8 @@ from multibackend_lstm.agreement.checking import check_predictions
 from multibackend_lstm.cli import main
 from multibackend_lstm.demo import standardise
 from multibackend_lstm.environment import BACKENDS, BackendError
-from multibackend_lstm.files import check_writable, replacing
+from multibackend_lstm.files import WriteError, check_writable, replacing
+from multibackend_lstm.runtimes.upstream import known_problems, upstream_problems
 
 BACKEND = keras.backend.backend()
 if BACKEND not in BACKENDS:
@@ -112,7 +114,7 @@ def test_demo_takes_one_backend_or_all():
 def test_demo_refuses_a_folder_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("mine")
     process = run("demo", "--out", tmp_path / "file" / "demo")
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "cannot write to the folder" in process.stderr
     assert "Traceback" not in process.stderr
     assert (tmp_path / "file").read_text() == "mine"
@@ -120,7 +122,7 @@ def test_demo_refuses_a_folder_it_cannot_write(tmp_path):
 
 def test_demo_names_an_unknown_backend():
     process = run("demo", KERAS_BACKEND="theano")
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "KERAS_BACKEND must be one of jax, torch, tensorflow" in process.stderr
 
 
@@ -147,7 +149,7 @@ def test_doctor_prints_tables_and_fails_if_a_backend_does_not_start(monkeypatch)
         environment, "probe", lambda name: reports.get(name, {"error": "torch does not start: x"})
     )
     result = CliRunner().invoke(main, ["doctor"])
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     for words in ("cpu:0", "torch does not start: x", "keras#", "multibackend_lstm"):
         assert words in result.output
 
@@ -189,19 +191,30 @@ def test_explain_refuses_what_is_no_model(tmp_path):
     path = tmp_path / "model.keras"
     path.write_text("not a model")
     result = CliRunner().invoke(main, ["explain", str(path), "--backend", BACKEND])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "cannot be loaded" in result.output
 
 
 def test_known_problems_are_those_of_the_installed_version(monkeypatch):
     monkeypatch.setattr(environment, "version_of", lambda package: "3.15.1")
-    at_3_15 = {problem["id"] for problem in environment.known_problems()}
+    at_3_15 = {problem["id"] for problem in known_problems()}
     monkeypatch.setattr(environment, "version_of", lambda package: "3.16.0")
-    at_3_16 = {problem["id"] for problem in environment.known_problems()}
+    at_3_16 = {problem["id"] for problem in known_problems()}
     monkeypatch.setattr(environment, "version_of", lambda package: None)
-    assert environment.known_problems() == []
+    assert known_problems() == []
     assert at_3_15 - at_3_16  # mended
     assert at_3_16 - at_3_15 == {"recurrent-layers-drop-mask"}
+
+
+def test_every_known_problem_is_whole():
+    needed = {"id", "title", "upstream", "package", "versions", "backends", "remedy", "reference"}
+    recognised = {"groups", "layers", "config", "together_with", "error"}
+    for problem in upstream_problems():
+        assert needed <= problem.keys() <= needed | recognised
+        assert ("groups" in problem) == ("layers" in problem) == bool(problem.keys() & recognised)
+        assert set(problem["backends"]) <= set(BACKENDS)
+    ids = [problem["id"] for problem in upstream_problems()]
+    assert len(ids) == len(set(ids))
 
 
 def test_backend_is_chosen_by_option_then_variable_then_default(monkeypatch, tmp_path):
@@ -265,6 +278,23 @@ def test_nothing_half_written_stands_under_a_final_name(tmp_path):
         assert temporary.suffix == ".json"
         temporary.write_text("new")
     assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+
+    def full():
+        with replacing(path) as temporary:
+            temporary.write_text("hal")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(
+        WriteError, match=r"^cannot write .*results\.json: No space left on device$"
+    ):
+        full()
+    assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 

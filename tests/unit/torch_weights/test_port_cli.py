@@ -102,23 +102,33 @@ def test_nothing_is_written_where_the_comparison_fails(files, monkeypatch):
     assert not (folder / "o.keras").exists()
 
 
-def test_wrong_use_has_status_2(files):
+def test_weights_that_do_not_fit_have_status_1(files):
     folder, state = files
-    weights, model = folder / "weights.safetensors", folder / "model.keras"
     wrong = folder / "wrong.npz"
     write_state_dict({**state, "fc.weight": normal(2, 2)}, wrong)
+    result = port(wrong, folder / "model.keras", "--out", folder / "o.keras")
+    assert result.exit_code == 1, result.output
+    assert "no Keras layer fits fc" in result.output
+    assert not (folder / "o.keras").exists()
+
+
+def test_wrong_use_has_status_2(files):
+    folder, _ = files
+    weights, model = folder / "weights.safetensors", folder / "model.keras"
     mapping = folder / "mapping.json"
     mapping.write_text('{"conv": 3}')
+    unknown = folder / "unknown.json"
+    unknown.write_text('{"nothing": "conv2d"}')
     broken = folder / "broken.keras"
     broken.write_bytes(model.read_bytes()[:100])
     for arguments, message in [
-        ((wrong, model, "--out", folder / "o.keras"), "no Keras layer fits fc"),
         ((weights, model, "--out", model), "--out must not be an input file"),
         ((weights, model, "--out", folder / "o.npz"), "--out must end in .keras"),
         ((model, "--out", folder / "o.keras"), "--out must end in .safetensors"),
         ((weights, "--out", folder / "o.npz"), "a .keras file is needed"),
         ((model, weights, "--out", folder / "o.keras"), "SOURCE must end in .safetensors"),
         ((weights, model, "--out", folder / "o.keras", "--mapping", mapping), "--mapping must be"),
+        ((weights, model, "--out", folder / "o.keras", "--mapping", unknown), "names 'nothing'"),
         ((model, "--out", folder / "o.npz", "--mapping", mapping), "add --like"),
         ((weights, broken, "--out", folder / "o.keras"), "broken.keras cannot be loaded"),
     ]:

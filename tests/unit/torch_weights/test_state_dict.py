@@ -1,5 +1,6 @@
 """State dicts of NumPy arrays and files; nothing here needs PyTorch."""
 
+import pathlib
 import sys
 import zipfile
 
@@ -238,6 +239,17 @@ def test_files_that_are_no_weights(tmp_path):
         np.lib.format.write_array(file, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(PortingError, match=r"is no \.npz file of numbers"):
         from_torch(pickled, layer)
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="writes to /dev/full")
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
+def test_a_full_disk_is_an_os_error(tmp_path, suffix):
+    if suffix == ".pt":
+        pytest.importorskip("torch")
+    path = tmp_path / f"weights{suffix}"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_state_dict({"weight": normal(300, 300)}, path)
 
 
 def test_a_pt_file_runs_no_code(tmp_path):

@@ -1,0 +1,266 @@
+"""One rule from faults to exit statuses, whatever the command: docs/command_line.md."""
+
+import errno
+import json
+import os
+import pathlib
+import re
+import sys
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from multibackend_lstm import environment
+from multibackend_lstm.cli import main
+from multibackend_lstm.environment import BACKENDS
+from multibackend_lstm.torch_weights.state_dict import write_state_dict
+from unit.bad_files import cases, make
+from unit.tools import BACKEND, normal
+
+if BACKEND not in BACKENDS:
+    pytest.skip("the command line runs on the training backends", allow_module_level=True)
+OTHER = next(name for name in BACKENDS if name != BACKEND)
+HERE = ["--targets", f"{BACKEND}@cpu", "--steps", 0, "--twins", 2]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A folder with a model, weights that fit it, and arrays."""
+    folder = tmp_path_factory.mktemp("good")
+    keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2)]).save(folder / "model.keras")
+    weights = {"fc.weight": normal(2, 3), "fc.bias": normal(2)}
+    write_state_dict(weights, folder / "weights.npz")
+    write_state_dict({"fc.weight": normal(5, 3), "fc.bias": normal(5)}, folder / "other.npz")
+    np.savez(folder / "x.npz", normal(2, 4, 3))
+    scaled = keras.Sequential([keras.Input((4, 3)), keras.layers.Lambda(lambda x: 2 * x)])
+    scaled.save(folder / "lambda.keras")
+    (folder / "functions.py").write_text(
+        "import keras\n"
+        "def build():\n"
+        "    return keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2)])\n"
+        "def number():\n"
+        "    return 3\n"
+        "def needs():\n"
+        "    import surely_absent\n"
+    )
+    return folder
+
+
+def run(*arguments, **variables):
+    """The status and the output of a command, which must end without a traceback."""
+    result = CliRunner().invoke(
+        main, list(map(str, arguments)), env={"KERAS_BACKEND": BACKEND, **variables}
+    )
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def uses(good, out):
+    """For each way to give a command a file: the suffixes it may have, and the command."""
+    model, weights = good / "model.keras", good / "weights.npz"
+    state_dicts = (".npz", ".pt", ".safetensors")
+    return {
+        "agree": ((".keras", ".h5"), lambda f: ["agree", f, *HERE]),
+        "agree --inputs": ((".npz",), lambda f: ["agree", model, "--inputs", f, *HERE]),
+        "agree --labels": ((".npz",), lambda f: ["agree", model, "--labels", f, *HERE]),
+        "explain": ((".keras", ".h5"), lambda f: ["explain", f]),
+        "export": (
+            (".keras",),
+            lambda f: ["export", f, "--format", "torch", "--out", out / "model.pt2"],
+        ),
+        "migrate": (
+            (".keras", ".h5"),
+            lambda f: ["migrate", f, "--out", out / "new.keras"],
+        ),
+        "port weights": (
+            state_dicts,
+            lambda f: ["port", f, model, "--out", out / "new.keras"],
+        ),
+        "port model": ((".keras",), lambda f: ["port", weights, f, "--out", out / "new.keras"]),
+        "port back": ((".keras",), lambda f: ["port", f, "--out", out / "new.npz"]),
+        "port --like": (
+            state_dicts,
+            lambda f: ["port", model, "--like", f, "--out", out / "new.npz"],
+        ),
+    }
+
+
+USES = uses(*map(pathlib.Path, ("good", "out")))
+
+
+@pytest.mark.parametrize(
+    ("use", "kind", "suffix"),
+    [(use, *case) for use, (suffixes, _) in USES.items() for case in cases(*suffixes)],
+)
+def test_a_bad_file_is_wrong_use_in_every_command(good, tmp_path, use, kind, suffix):
+    if kind == "unreadable" and os.geteuid() == 0:
+        pytest.skip("the superuser reads every file")
+    if suffix == ".pt":
+        pytest.importorskip("torch")
+    bad, out = tmp_path / f"bad{suffix}", tmp_path / "out"
+    words = make(kind, bad)
+    _, command = uses(good, out)[use]
+    status, output = run(*command(bad))
+    assert status == 2, output
+    squeezed = "".join(output.split())  # paths are wrapped anywhere
+    assert "".join(str(bad).split()) in squeezed
+    assert any(
+        re.search(word, output) or word.replace(" ", "") in squeezed for word in words.split("|")
+    ), output
+    assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_missing_file_is_wrong_use_in_every_command(good, tmp_path, use):
+    suffixes, _ = USES[use]
+    _, command = uses(good, tmp_path / "out")[use]
+    status, output = run(*command(tmp_path / f"none{suffixes[0]}"))
+    assert status == 2, output
+
+
+ON_A_BACKEND = {
+    "demo": lambda good, out: ["demo", "--out", out],
+    "explain": lambda good, out: ["explain", good / "model.keras"],
+    "export": lambda good, out: [
+        "export", good / "model.keras", "--format", "torch", "--out", out / "m.pt2"
+    ],
+    "migrate": lambda good, out: ["migrate", good / "model.keras"],
+    "port": lambda good, out: ["port", good / "model.keras", "--out", out / "w.npz"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_A_BACKEND)
+def test_a_backend_that_is_not_installed_could_not_run(good, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(environment, "installed_backends", lambda: [BACKEND])
+    command = ON_A_BACKEND[name](good, tmp_path)
+    status, output = run(*command, "--backend", OTHER)
+    assert status == 3, output
+    assert f"multibackend-lstm[{OTHER}]" in output
+
+
+def test_doctor_and_agree_of_a_backend_that_is_not_installed(good, monkeypatch):
+    monkeypatch.setattr(environment, "installed_backends", lambda: [BACKEND])
+    monkeypatch.setattr(environment, "probe", lambda name: {"devices": [], "precision": {}})
+    assert run("doctor")[0] == 0
+    assert run("doctor", KERAS_BACKEND=OTHER)[0] == 3
+    monkeypatch.setattr(environment, "installed_backends", list)
+    assert run("doctor")[0] == 3
+
+
+@pytest.mark.parametrize("name", [*ON_A_BACKEND, "agree", "doctor"])
+def test_a_wrong_name_of_a_backend_is_wrong_use(good, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(environment, "probe", lambda name: {"devices": [], "precision": {}})
+    commands = {**ON_A_BACKEND, "agree": lambda good, out: ["agree", good / "model.keras"]}
+    commands["doctor"] = lambda good, out: ["doctor"]
+    command = commands[name](good, tmp_path)
+    status, output = run(*command, KERAS_BACKEND="theano")
+    assert status == 2, output
+    assert "KERAS_BACKEND must be one of" in output
+
+
+@pytest.mark.parametrize(
+    "name", ["agree", "demo", "doctor", "explain", "export", "migrate", "port"]
+)
+def test_an_unknown_option_is_wrong_use_and_help_states_the_statuses(name):
+    assert run(name, "--nothing")[0] == 2
+    status, output = run(name, "--help")
+    assert status == 0
+    assert "Ends with status 0" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["surely_absent:build"], "there is no module 'surely_absent'"),
+        (["functions:bild"], "names 'bild', which 'functions' has not. Did you mean 'build'?"),
+        (["functions:number"], "a keras.Model is needed. Received int"),
+        (["functions:build", "--optimizer", "adamant"], "`optimizer` must be the name"),
+        (["functions:build", "--loss", "mse2"], "`loss` must be the name"),
+        (["functions:build", "--import", "surely_absent"], "there is no module 'surely_absent'"),
+        (["lambda.keras"], "cannot be loaded: .*safe_mode"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_of_agree(good, monkeypatch, arguments, words):
+    monkeypatch.chdir(good)
+    status, output = run("agree", *arguments, *HERE)
+    assert status == 2, output
+    assert re.search(words, output), output
+
+
+def test_what_does_not_run_in_agree(good, monkeypatch):
+    monkeypatch.chdir(good)
+    status, output = run("agree", "functions:needs", *HERE)
+    assert status == 3, output
+    assert "surely_absent" in output
+    status, output = run("agree", "model.keras", *HERE, "--interpreter", f"{BACKEND}=/nowhere")
+    assert status == 3, output
+
+
+def test_answers(good, tmp_path):
+    model = good / "model.keras"
+    status, output = run("explain", model)
+    assert status == 0, output
+    assert run("migrate", model)[0] == 0
+    assert run("port", good / "weights.npz", model, "--out", tmp_path / "new.keras")[0] == 0
+    assert run("migrate", good / "lambda.keras")[0] == 1
+    assert run("port", good / "other.npz", model, "--out", tmp_path / "no.keras")[0] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["new.keras"]
+
+
+def test_an_old_file_that_does_not_run(good, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\nraise RuntimeError('no keras')\n")
+    python.chmod(0o755)
+    status, output = run("migrate", good / "model.keras", "--verify", "--python", python)
+    assert status == 3, output
+
+
+WRITING = {
+    "demo": lambda good, out: ["demo", "--out", out],
+    "migrate": lambda good, out: ["migrate", good / "model.keras", "--out", out / "new.keras"],
+    "port": lambda good, out: [
+        "port", good / "weights.npz", good / "model.keras", "--out", out / "new.keras"
+    ],
+    "port back": lambda good, out: ["port", good / "model.keras", "--out", out / "new.npz"],
+    "agree": lambda good, out: ["agree", good / "model.keras", "--html", out / "page.html"],
+    "export": lambda good, out: [
+        "export", good / "model.keras", "--format", "torch", "--out", out / "model.pt2"
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_place_that_cannot_be_written_is_wrong_use(good, tmp_path, name):
+    if name == "agree":
+        pytest.importorskip("jinja2")
+    (tmp_path / "file").write_text("mine")
+    status, output = run(*WRITING[name](good, tmp_path / "file" / "folder"))
+    assert status == 2, output
+    assert "cannot write to the folder" in output
+
+
+@pytest.mark.parametrize("name", ["migrate", "port", "port back"])
+def test_a_disk_that_is_full(good, tmp_path, name, monkeypatch):
+    replace = os.replace
+
+    def full(source, target):
+        if str(tmp_path) in str(target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    status, output = run(*WRITING[name](good, tmp_path))
+    assert status == 2, output
+    assert "No space left on device" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_error_from_elsewhere_is_no_wrong_use(good, monkeypatch):
+    """A defect must not look like the user's mistake."""
+    monkeypatch.setattr(environment, "choose_backend", lambda *_: json.loads("["))
+    with pytest.raises(ValueError, match="Expecting value"):
+        run("explain", good / "model.keras")
