@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from multibackend_lstm import backends
+from multibackend_lstm.runtimes import backend_runtime
 
 #: Kinds of what the untouched model predicts.
 OUTPUTS = ("output", "output of a second batch")
@@ -288,7 +288,7 @@ class Execution:
         self._noisy = noisy
         self._capture = Capture(model)
         self._loss: Any = keras.losses.get(self._training.get("loss"))
-        self._infer = backends.active().inference(model, self._call)
+        self._infer = backend_runtime.active().inference(model, self._call)
         self._optimizer: Any = None
         self.round(0.0, 0)
         self._step: Any = None
@@ -368,7 +368,8 @@ class Execution:
             self._optimizer.build(self.model.trainable_variables)
             self._fresh = [np.array(v) for v in self._optimizer.variables]
             self._settings = _settings_of(self._optimizer) if self._noisy else []
-            self._step = backends.active().training_step(self.model, self._optimizer, self._loss_of)
+            runtime = backend_runtime.active()
+            self._step = runtime.training_step(self.model, self._optimizer, self._loss_of)
         for variable, value in zip(self._optimizer.variables, self._fresh, strict=True):
             variable.assign(value)
         for setting in self._settings:

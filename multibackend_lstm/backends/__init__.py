@@ -7,9 +7,6 @@
 | `nonempty` | a batch, with a sample more if it has none and that cannot be convolved |
 | `matmul`, `tanh` | what `keras.ops` computes in float32 on some backend though it gets float64 |
 | `float64_refusal` | why the float64 policy cannot be kept |
-| `devices`, `precision` | what `multibackend-lstm doctor` shows |
-| `use_device`, `strict_precision` | where, and how exactly, to compute |
-| `inference`, `training_step` | a model's outputs and gradients, as agreement compares them |
 | `concrete` | the values of a tensor, where they are known now |
 | `scan` | a loop over time |
 | `supports_jit` | whether Keras may compile a model with such a layer by itself |

@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import rnn
 from keras import KerasTensor, ops
 
-from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
+from multibackend_lstm.backends import Options, Weights, numpy, recurrence
 from multibackend_lstm.backends.numpy import matmul as matmul
 from multibackend_lstm.backends.numpy import nonempty as nonempty
 
@@ -79,89 +79,6 @@ def float64_refusal(statistics: bool = False) -> str | None:
         "JAX's 64-bit types are turned off, `jax.config.update('jax_enable_x64', True)` at the "
         "start turns them on"
     )
-
-
-def devices() -> list[str]:
-    """Names of the devices the backend sees."""
-    return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
-
-
-def precision() -> dict[str, str]:
-    """Settings that decide how exactly float32 is computed."""
-    return {
-        "float32 matmul": str(jax.config.jax_default_matmul_precision or "default"),
-        "64-bit types": str(jax.config.jax_enable_x64),
-    }
-
-
-def use_device(kind: str) -> str:
-    """As in `backends/numpy.py`."""
-    try:
-        device = jax.devices(kind)[0]
-    except RuntimeError as error:
-        raise Refused(f"jax sees no {kind}: {error}") from None
-    jax.config.update("jax_default_device", device)
-    return f"{device.platform}:{device.id} {device.device_kind}"
-
-
-def strict_precision() -> dict[str, str]:
-    """As in `backends/numpy.py`."""
-    jax.config.update("jax_default_matmul_precision", "highest")
-    return {"jax_default_matmul_precision": "highest"}
-
-
-def inference(model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """As in `backends/numpy.py`: a jitted function of the model's variables."""
-    variables = model.variables
-
-    @jax.jit
-    def run(values: Any, inputs: Any) -> Any:
-        with keras.StatelessScope(zip(variables, values, strict=True)):
-            return call(inputs)
-
-    return lambda inputs: run([v.value for v in variables], inputs)
-
-
-def training_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Callable[[Any, Any], Any]
-) -> Callable[[Any, Any], Any]:
-    """As in `backends/numpy.py`."""
-    groups = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-
-    def value_of(trainable: Any, floating: Any, others: Any, inputs: Any, labels: Any) -> Any:
-        pairs = [*zip(groups[0], trainable, strict=True), *zip(groups[1], others, strict=True)]
-        with keras.StatelessScope(pairs, collect_losses=True) as scope:
-            value = loss(_put(inputs, floating), labels)
-        changed = [scope.get_current_value(v) for v in groups[1]]
-        pairs_changed = zip(others, changed, strict=True)
-        return value, [old if new is None else new for old, new in pairs_changed]
-
-    @jax.jit
-    def step(trainable: Any, others: Any, state: Any, inputs: Any, labels: Any) -> Any:
-        floating = [x for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
-        gradients_of = jax.value_and_grad(value_of, argnums=(0, 1), has_aux=True)
-        (value, others), (gradients, input_gradients) = gradients_of(
-            trainable, floating, others, inputs, labels
-        )
-        if trainable:
-            trainable, state = optimizer.stateless_apply(state, gradients, trainable)
-        return (trainable, others, state), (value, input_gradients, gradients)
-
-    def run(inputs: Any, labels: Any) -> Any:
-        values = ([v.value for v in group] for group in groups)
-        new_values, results = step(*values, inputs, labels)
-        for group, new in zip(groups, new_values, strict=True):
-            for variable, value in zip(group, new, strict=True):
-                variable.assign(value)
-        return results
-
-    return run
-
-
-def _put(inputs: Any, floating: Any) -> Any:
-    """The inputs, those of a floating dtype taken from another list."""
-    rest = iter(floating)
-    return [next(rest) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
 
 
 def concrete(x: Any) -> np.ndarray | None:

@@ -65,66 +65,6 @@ def float64_refusal(statistics: bool = False) -> str | None:
     return "Keras computes float64 in float32 there"
 
 
-def devices() -> list[str]:
-    """Names of the devices the backend sees."""
-    return ["CPU"]
-
-
-def precision() -> dict[str, str]:
-    """Settings that decide how exactly float32 is computed."""
-    return {}
-
-
-def use_device(kind: str) -> str:
-    """Compute on a device of a kind from now on.
-
-    Args:
-        kind: `"cpu"` or `"gpu"`.
-
-    Returns:
-        The device's name.
-
-    Raises:
-        Refused: if there is none.
-    """
-    if kind != "cpu":
-        raise Refused(f"{keras.backend.backend()} computes on the CPU alone")
-    return "CPU"
-
-
-def strict_precision() -> dict[str, str]:
-    """Turn everything off that computes float32 in less than float32; the switches so set."""
-    return {}
-
-
-def inference(model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`call`, which calls the model and returns tensors, run as the backend's `predict` is.
-
-    States of the model are left as they are where that is a compiled function of them.
-    """
-    return call
-
-
-def training_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Callable[[Any, Any], Any]
-) -> Callable[[Any, Any], Any]:
-    """A step of training that also returns gradients.
-
-    Args:
-        model: whose variables each step changes.
-        optimizer: built on the model's trainable variables.
-        loss: a scalar from lists of tensors, `loss(inputs, labels)`.
-
-    Returns:
-        `step(inputs, labels) -> (loss, input gradients, weight gradients)`. Only inputs of a
-        floating dtype have gradients; a gradient that does not depend on the loss is 0.
-
-    Raises:
-        Refused: if the backend has no gradients.
-    """
-    raise Refused(f"{keras.backend.backend()} has no gradients")
-
-
 def concrete(x: Any) -> np.ndarray | None:
     """The values of a tensor, or None where they are not known yet (inside a trace)."""
     return ops.convert_to_numpy(x)

@@ -1,15 +1,13 @@
 """The TensorFlow backend."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
+from multibackend_lstm.backends import Options, Weights, numpy, recurrence
 from multibackend_lstm.backends.numpy import convolve as convolve
 from multibackend_lstm.backends.numpy import matmul as matmul
 from multibackend_lstm.backends.numpy import tanh as tanh
@@ -65,65 +63,6 @@ def nonempty(x: Any) -> Any:
 def float64_refusal(statistics: bool = False) -> str | None:
     """As in `backends/numpy.py`."""
     return None
-
-
-def devices() -> list[str]:
-    """Names of the devices the backend sees."""
-    return [
-        device.name.removeprefix("/physical_device:")
-        for device in tf.config.list_physical_devices()
-    ]
-
-
-def precision() -> dict[str, str]:
-    """Settings that decide how exactly float32 is computed."""
-    return {
-        "TF32 on GPU": str(tf.config.experimental.tensor_float_32_execution_enabled()),
-        "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
-    }
-
-
-def use_device(kind: str) -> str:
-    """As in `backends/numpy.py`; TensorFlow itself chooses a GPU wherever it sees one."""
-    found = [device.name for device in tf.config.list_logical_devices(kind.upper())]
-    if not found:
-        raise Refused(f"tensorflow sees no {kind}")
-    return found[0].removeprefix("/device:")
-
-
-def strict_precision() -> dict[str, str]:
-    """As in `backends/numpy.py`."""
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    return {"tensor_float_32_execution": "False"}
-
-
-def inference(model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """As in `backends/numpy.py`, but not compiled: tracing costs more than it saves here."""
-    return call
-
-
-def training_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Callable[[Any, Any], Any]
-) -> Callable[[Any, Any], Any]:
-    """As in `backends/numpy.py`."""
-    variables = model.trainable_variables
-
-    @tf.function
-    def run(inputs: Any, labels: Any) -> Any:
-        floating = [x for x in inputs if x.dtype.is_floating]
-        with tf.GradientTape() as tape:
-            tape.watch(floating)
-            value = loss(inputs, labels)
-        found = tape.gradient(
-            value, [*floating, *(v.value for v in variables)], unconnected_gradients="zero"
-        )
-        found = [tf.convert_to_tensor(gradient) for gradient in found]
-        gradients = found[len(floating) :]
-        if variables:
-            optimizer.apply(gradients, variables)
-        return value, found[: len(floating)], gradients
-
-    return run
 
 
 def concrete(x: Any) -> np.ndarray | None:

@@ -1,6 +1,5 @@
 """The PyTorch backend."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -8,27 +7,21 @@ import numpy as np
 import torch
 from keras import KerasTensor, ops
 
-from multibackend_lstm.backends import Options, Refused, Weights, numpy
+from multibackend_lstm.backends import Options, Weights, numpy
 from multibackend_lstm.backends.numpy import concatenate_steps, nonempty, scan, supports_jit, tanh
 
 __all__ = [
     "concatenate_steps",
     "concrete",
     "convolve",
-    "devices",
     "float64_refusal",
     "gru",
-    "inference",
     "lstm",
     "matmul",
     "nonempty",
-    "precision",
     "scan",
-    "strict_precision",
     "supports_jit",
     "tanh",
-    "training_step",
-    "use_device",
     "valid_steps_first",
 ]
 
@@ -72,80 +65,6 @@ def float64_refusal(statistics: bool = False) -> str | None:
     if ops.zeros(()).device.type == "mps":
         return "Apple's GPUs have no float64"
     return "Keras normalises in float32 there" if statistics else None
-
-
-def devices() -> list[str]:
-    """Names of the devices the backend sees."""
-    names = ["CPU"]
-    names += [
-        f"cuda:{index} {torch.cuda.get_device_name(index)}"
-        for index in range(torch.cuda.device_count())
-    ]
-    if torch.backends.mps.is_available():
-        names.append("mps")
-    return names
-
-
-def precision() -> dict[str, str]:
-    """Settings that decide how exactly float32 is computed."""
-    return {
-        "float32 matmul": torch.get_float32_matmul_precision(),
-        "TF32 in CUDA matmul": str(torch.backends.cuda.matmul.allow_tf32),
-        "TF32 in cuDNN": str(torch.backends.cudnn.allow_tf32),
-    }
-
-
-def use_device(kind: str) -> str:
-    """As in `backends/numpy.py`; Keras itself chooses a GPU wherever torch sees one."""
-    device = torch.zeros(0).to(ops.zeros(()).device).device
-    if (device.type == "cpu") != (kind == "cpu"):
-        raise Refused(f"torch sees no {kind}: Keras computes on {device.type}")
-    return "CPU" if kind == "cpu" else f"{device} {devices()[1]}"
-
-
-def strict_precision() -> dict[str, str]:
-    """As in `backends/numpy.py`."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    matmul = torch.backends.cuda.matmul
-    matmul.allow_bf16_reduced_precision_reduction = False
-    matmul.allow_fp16_reduced_precision_reduction = False
-    return {
-        "float32_matmul_precision": "highest",
-        "cudnn.allow_tf32": "False",
-        "cuda.matmul.allow_bf16_reduced_precision_reduction": "False",
-        "cuda.matmul.allow_fp16_reduced_precision_reduction": "False",
-    }
-
-
-def inference(model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """As in `backends/numpy.py`."""
-    return torch.no_grad()(call)
-
-
-def training_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Callable[[Any, Any], Any]
-) -> Callable[[Any, Any], Any]:
-    """As in `backends/numpy.py`."""
-    variables = model.trainable_variables
-
-    def run(inputs: Any, labels: Any) -> Any:
-        inputs = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
-        floating = [x for x in inputs if x.requires_grad]
-        value = loss(inputs, labels)
-        found = torch.autograd.grad(
-            value,
-            [*floating, *(v.value for v in variables)],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        gradients = found[len(floating) :]
-        if variables:
-            with torch.no_grad():
-                optimizer.apply(gradients, variables)
-        return value.detach(), list(found[: len(floating)]), list(gradients)
-
-    return run
 
 
 def concrete(x: Any) -> np.ndarray | None:

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from multibackend_lstm import backends
+from multibackend_lstm.backends import Refused
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes import backend_runtime
 from multibackend_lstm.torch_weights.graph import Graph
 from multibackend_lstm.torch_weights.port_check import PortCheck
 from multibackend_lstm.torch_weights.state_dict import StateDict
@@ -49,8 +50,8 @@ def of_keras(
     optimizer = keras.optimizers.SGD(0.0)
     optimizer.build(model.trainable_variables)
     try:
-        step = backends.active().training_step(model, optimizer, loss)
-    except backends.Refused as reason:
+        step = backend_runtime.active().training_step(model, optimizer, loss)
+    except Refused as reason:
         check.notes = list(dict.fromkeys([*check.notes, f"Gradients are not compared: {reason}."]))
         return Values(outputs, [], {})
     with _uncompiled(model):

@@ -1,0 +1,1 @@
+"""Whatever can compute a model, one class each, with what a comparison asks of it."""
