@@ -121,7 +121,8 @@ class RecurrentBase:
 
         Args:
             sequences_shape: `(batch, time, ...)`, None for what is unknown: report on a call with
-                such an input instead, without making it.
+                such an input instead, without making it (on TensorFlow one made eagerly, or in a
+                graph, as this is asked).
             training: whether that call would be in training.
 
         Raises:
