@@ -2,7 +2,7 @@
 
     python benchmarks/convolution.py [--backend torch ...] [--repeats 15]
 
-On each backend that has a formulation of its own (`backends/<name>.py: convolve`), a model of
+On each backend that has a formulation of its own (`convolve` in `backends/<name>.py`), a model of
 TimeDistributedConv and Dense(1) is trained and called with it and with the plain Keras layer, in
 turn. Writes results/convolution.json.
 """
@@ -32,7 +32,7 @@ def measure(repeats: int) -> list[dict]:
     from multibackend_lstm import TimeDistributedConv, backends
 
     active = backends.active()
-    formulations = {"ours": active.convolve, "keras": backends.numpy.convolve}
+    formulations = {"ours": active.convolve, "keras": backends.Backend().convolve}
     rows = []
     for shape, filters, kernel_size in CASES:
         rng = np.random.default_rng(0)

@@ -223,7 +223,7 @@ def probe(backend: str) -> dict[str, Any]:
     Returns:
         `{"devices": [...], "precision": {...}}` or `{"error": message}`.
     """
-    process = run_module(backend, "multibackend_lstm.backends.probe", [])
+    process = run_module(backend, "multibackend_lstm.runtimes.probe", [])
     if process.returncode != 0:
         last_line = (process.stderr.strip().splitlines() or ["no message"])[-1]
         return {"error": f"{backend} does not start: {last_line}"}

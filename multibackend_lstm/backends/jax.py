@@ -1,6 +1,7 @@
 """The JAX backend."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,220 +12,56 @@ from jax import lax
 from jax.experimental import rnn
 from keras import KerasTensor, ops
 
-from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
-from multibackend_lstm.backends.numpy import matmul as matmul
-from multibackend_lstm.backends.numpy import nonempty as nonempty
+from multibackend_lstm.backends import recurrence
+from multibackend_lstm.backends.base import Backend, Options, Weights
+
+CUDNN = "cuDNN"
 
 
-def concatenate_steps(call_steps: Callable[[int, int], Any], time: int, size: int) -> Any:
-    """As in `backends/numpy.py`; JAX knows `time` except in an export with symbolic sizes."""
-    if not isinstance(time, int):
-        raise ValueError(
-            f"`steps_per_call={size}` needs to know the number of time steps, and this export "
-            f"leaves it open (time={time}). Give the time axis of the exported input a size, or "
-            "set `steps_per_call` to None before exporting."
-        )
-    return numpy.concatenate_steps(call_steps, time, size)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lstm(backend: Backend, *arguments: Any) -> Any:
+    return recurrence.lstm(backend, *arguments)[:3]
 
 
-def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
-    """As in `backends/numpy.py`; three axes as one 2D convolution.
-
-    XLA's 3D convolution is slow on CPUs. The kernel's slices along the first axis go to the
-    features: the inputs of all slices side by side, convolved over the other two axes.
-    """
-    if not isinstance(layer, keras.layers.Conv3D) or layer.groups > 1:
-        return numpy.convolve(layer, x)
-    size, stride, rate = (
-        setting[0] for setting in (layer.kernel_size, layer.strides, layer.dilation_rate)
-    )
-    x = ops.cast(x, layer.compute_dtype)
-    batch, depth, height, width, features = ops.shape(x)
-    span = (size - 1) * rate + 1
-    if layer.padding == "same":
-        missing = max((-(-depth // stride) - 1) * stride + span - depth, 0)
-        x = ops.pad(x, ((0, 0), (missing // 2, missing - missing // 2), *[(0, 0)] * 3))
-        depth += missing
-    positions = (depth - span) // stride + 1
-    slices = [
-        x[:, start : start + (positions - 1) * stride + 1 : stride]
-        for start in range(0, span, rate)
-    ]
-    x = ops.reshape(
-        ops.concatenate(slices, axis=-1), (batch * positions, height, width, size * features)
-    )
-    kernel = ops.transpose(ops.convert_to_tensor(layer.kernel), (1, 2, 0, 3, 4))
-    x = ops.conv(
-        x,
-        ops.reshape(kernel, (*layer.kernel_size[1:], size * features, layer.filters)),
-        strides=layer.strides[1:],
-        padding=layer.padding,
-        data_format="channels_last",
-        dilation_rate=layer.dilation_rate[1:],
-    )
-    x = ops.reshape(x, (batch, positions, *ops.shape(x)[1:]))
-    return ops.add(x, layer.bias) if layer.use_bias else x
-
-
-def tanh(x: Any) -> Any:
-    """As in `backends/numpy.py`; that of Keras computes float64 in float32 (Keras 3.15)."""
-    return jnp.tanh(x)
-
-
-def float64_refusal(statistics: bool = False) -> str | None:
-    """As in `backends/numpy.py`."""
-    if jax.config.jax_enable_x64:
-        return "Keras normalises in float32 there" if statistics else None
-    return (
-        "JAX's 64-bit types are turned off, `jax.config.update('jax_enable_x64', True)` at the "
-        "start turns them on"
-    )
-
-
-def devices() -> list[str]:
-    """Names of the devices the backend sees."""
-    return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
-
-
-def precision() -> dict[str, str]:
-    """Settings that decide how exactly float32 is computed."""
-    return {
-        "float32 matmul": str(jax.config.jax_default_matmul_precision or "default"),
-        "64-bit types": str(jax.config.jax_enable_x64),
-    }
-
-
-def use_device(kind: str) -> str:
-    """As in `backends/numpy.py`."""
-    try:
-        device = jax.devices(kind)[0]
-    except RuntimeError as error:
-        raise Refused(f"jax sees no {kind}: {error}") from None
-    jax.config.update("jax_default_device", device)
-    return f"{device.platform}:{device.id} {device.device_kind}"
-
-
-def strict_precision() -> dict[str, str]:
-    """As in `backends/numpy.py`."""
-    jax.config.update("jax_default_matmul_precision", "highest")
-    return {"jax_default_matmul_precision": "highest"}
-
-
-def inference(model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """As in `backends/numpy.py`: a jitted function of the model's variables."""
-    variables = model.variables
-
-    @jax.jit
-    def run(values: Any, inputs: Any) -> Any:
-        with keras.StatelessScope(zip(variables, values, strict=True)):
-            return call(inputs)
-
-    return lambda inputs: run([v.value for v in variables], inputs)
-
-
-def training_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Callable[[Any, Any], Any]
-) -> Callable[[Any, Any], Any]:
-    """As in `backends/numpy.py`."""
-    groups = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-
-    def value_of(trainable: Any, floating: Any, others: Any, inputs: Any, labels: Any) -> Any:
-        pairs = [*zip(groups[0], trainable, strict=True), *zip(groups[1], others, strict=True)]
-        with keras.StatelessScope(pairs, collect_losses=True) as scope:
-            value = loss(_put(inputs, floating), labels)
-        changed = [scope.get_current_value(v) for v in groups[1]]
-        pairs_changed = zip(others, changed, strict=True)
-        return value, [old if new is None else new for old, new in pairs_changed]
-
-    @jax.jit
-    def step(trainable: Any, others: Any, state: Any, inputs: Any, labels: Any) -> Any:
-        floating = [x for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
-        gradients_of = jax.value_and_grad(value_of, argnums=(0, 1), has_aux=True)
-        (value, others), (gradients, input_gradients) = gradients_of(
-            trainable, floating, others, inputs, labels
-        )
-        if trainable:
-            trainable, state = optimizer.stateless_apply(state, gradients, trainable)
-        return (trainable, others, state), (value, input_gradients, gradients)
-
-    def run(inputs: Any, labels: Any) -> Any:
-        values = ([v.value for v in group] for group in groups)
-        new_values, results = step(*values, inputs, labels)
-        for group, new in zip(groups, new_values, strict=True):
-            for variable, value in zip(group, new, strict=True):
-                variable.assign(value)
-        return results
-
-    return run
-
-
-def _put(inputs: Any, floating: Any) -> Any:
-    """The inputs, those of a floating dtype taken from another list."""
-    rest = iter(floating)
-    return [next(rest) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs]
-
-
-def concrete(x: Any) -> np.ndarray | None:
-    """As in `backends/numpy.py`."""
-    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
-
-
-def scan(step: Any, states: Any, xs: Any, reverse: bool = False) -> Any:
-    """As in `backends/numpy.py`."""
-    return lax.scan(step, states, xs, reverse=reverse)
-
-
-@jax.custom_vjp
-def _lstm(*arguments: Any) -> Any:
-    return recurrence.lstm(scan, *arguments)[:3]
-
-
-def _lstm_forward(*arguments: Any) -> Any:
-    hs, h, c, cs = recurrence.lstm(scan, *arguments)
+def _lstm_forward(backend: Backend, *arguments: Any) -> Any:
+    hs, h, c, cs = recurrence.lstm(backend, *arguments)
     return (hs, h, c), (arguments, hs, cs)
 
 
-def _lstm_backward(saved: Any, gradients: Any) -> Any:
+def _lstm_backward(backend: Backend, saved: Any, gradients: Any) -> Any:
     arguments, hs, cs = saved
-    return (*recurrence.lstm_gradient(scan, arguments, hs, cs, gradients), None)  # for `valid`
+    found = recurrence.lstm_gradient(backend, arguments, hs, cs, gradients)
+    return (*found, None)  # for `valid`
 
 
 _lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
-@jax.custom_vjp
-def _gru(*arguments: Any) -> Any:
-    return recurrence.gru(scan, *arguments)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gru(backend: Backend, *arguments: Any) -> Any:
+    return recurrence.gru(backend, *arguments)
 
 
-def _gru_forward(*arguments: Any) -> Any:
-    hs, h = recurrence.gru(scan, *arguments)
+def _gru_forward(backend: Backend, *arguments: Any) -> Any:
+    hs, h = recurrence.gru(backend, *arguments)
     return (hs, h), (arguments, hs)
 
 
-def _gru_backward(saved: Any, gradients: Any) -> Any:
+def _gru_backward(backend: Backend, saved: Any, gradients: Any) -> Any:
     arguments, hs = saved
-    return (*recurrence.gru_gradient(scan, arguments, hs, gradients), None)  # for `valid`
+    found = recurrence.gru_gradient(backend, arguments, hs, gradients)
+    return (*found, None)  # for `valid`
 
 
 _gru.defvjp(_gru_forward, _gru_backward)
 
 # Outside of a jitted function JAX would compile the loop anew at every call.
-_jitted_lstm, _jitted_gru = jax.jit(_lstm), jax.jit(_gru)
+_jitted_lstm = jax.jit(_lstm, static_argnums=0)
+_jitted_gru = jax.jit(_gru, static_argnums=0)
 
 
 def _on_gpu() -> bool:
     return jax.default_backend() == "gpu"
-
-
-def valid_steps_first() -> bool:
-    """Whether `lstm` and `gru` need each sample's valid steps first: cuDNN does."""
-    return _on_gpu()
-
-
-def supports_jit(time: int | None) -> bool:
-    """Whether `compile(jit_compile="auto")` may compile a recurrent layer: JAX always does."""
-    return True
 
 
 def _time_first(x: Any) -> Any:
@@ -238,8 +75,8 @@ def _mask_steps(valid: Any) -> Any:
 
 def _cudnn_lstm(
     inputs: Any, states: list[Any], valid: Any, weights: Weights
-) -> tuple[Any, Any, list[Any], str]:
-    """As `lstm`, by cuDNN."""
+) -> tuple[Any, Any, list[Any]]:
+    """As the backend's `lstm`, by cuDNN."""
     kernel, recurrent_kernel, bias = weights
     (batch, time, features), units = inputs.shape, recurrent_kernel.shape[0]
     bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
@@ -262,30 +99,139 @@ def _cudnn_lstm(
         jnp.where(has_step, new[0].astype(old.dtype), old)
         for new, old in zip(results, states, strict=True)
     )
-    return sequence, h, [h, c], "cuDNN"
+    return sequence, h, [h, c]
 
 
-def lstm(
-    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
-) -> tuple[Any, Any, list[Any], str]:
-    """See `backends/__init__.py`: cuDNN on a GPU, else `lax.scan` with its own backward pass."""
-    if _on_gpu() and options.cudnn and inputs.dtype == "float32" and inputs.shape[0]:
-        return _cudnn_lstm(inputs, states, valid, weights)
-    kernel, recurrent_kernel, bias = weights
-    bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
-    hs, h, c = _jitted_lstm(
-        _time_first(inputs), *states, kernel, recurrent_kernel, bias, _mask_steps(valid)
-    )
-    return _time_first(hs), h, [h, c], "lax.scan"
+class JAXBackend(Backend):
+    """XLA's loop with a backward pass of its own, or cuDNN."""
 
+    def concatenate_steps(self, call_steps: Callable[[int, int], Any], time: int, size: int) -> Any:
+        """See `Backend`; JAX knows `time` except in an export with symbolic sizes."""
+        if not isinstance(time, int):
+            raise ValueError(
+                f"`steps_per_call={size}` needs to know the number of time steps, and this export "
+                f"leaves it open (time={time}). Give the time axis of the exported input a size, "
+                "or set `steps_per_call` to None before exporting."
+            )
+        return super().concatenate_steps(call_steps, time, size)
 
-def gru(
-    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
-) -> tuple[Any, Any, list[Any], str]:
-    """See `backends/__init__.py`: `lax.scan` with a backward pass of its own."""
-    kernel, recurrent_kernel, bias = weights
-    biases = jnp.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias
-    hs, h = _jitted_gru(
-        _time_first(inputs), *states, kernel, recurrent_kernel, *biases, _mask_steps(valid)
-    )
-    return _time_first(hs), h, [h], "lax.scan"
+    def convolve(self, layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
+        """See `Backend`; three axes as one 2D convolution.
+
+        XLA's 3D convolution is slow on CPUs. The kernel's slices along the first axis go to the
+        features: the inputs of all slices side by side, convolved over the other two axes.
+        """
+        if not isinstance(layer, keras.layers.Conv3D) or layer.groups > 1:
+            return super().convolve(layer, x)
+        size, stride, rate = (
+            setting[0] for setting in (layer.kernel_size, layer.strides, layer.dilation_rate)
+        )
+        x = ops.cast(x, layer.compute_dtype)
+        batch, depth, height, width, features = ops.shape(x)
+        span = (size - 1) * rate + 1
+        if layer.padding == "same":
+            missing = max((-(-depth // stride) - 1) * stride + span - depth, 0)
+            x = ops.pad(x, ((0, 0), (missing // 2, missing - missing // 2), *[(0, 0)] * 3))
+            depth += missing
+        positions = (depth - span) // stride + 1
+        slices = [
+            x[:, start : start + (positions - 1) * stride + 1 : stride]
+            for start in range(0, span, rate)
+        ]
+        x = ops.reshape(
+            ops.concatenate(slices, axis=-1), (batch * positions, height, width, size * features)
+        )
+        kernel = ops.transpose(ops.convert_to_tensor(layer.kernel), (1, 2, 0, 3, 4))
+        x = ops.conv(
+            x,
+            ops.reshape(kernel, (*layer.kernel_size[1:], size * features, layer.filters)),
+            strides=layer.strides[1:],
+            padding=layer.padding,
+            data_format="channels_last",
+            dilation_rate=layer.dilation_rate[1:],
+        )
+        x = ops.reshape(x, (batch, positions, *ops.shape(x)[1:]))
+        return ops.add(x, layer.bias) if layer.use_bias else x
+
+    def tanh(self, x: Any) -> Any:
+        """See `Backend`; that of Keras computes float64 in float32 (Keras 3.15)."""
+        return jnp.tanh(x)
+
+    def float64_refusal(self, statistics: bool = False) -> str | None:
+        """See `Backend`."""
+        if jax.config.jax_enable_x64:
+            return "Keras normalises in float32 there" if statistics else None
+        return (
+            "JAX's 64-bit types are turned off, `jax.config.update('jax_enable_x64', True)` at the "
+            "start turns them on"
+        )
+
+    def concrete(self, x: Any) -> np.ndarray | None:
+        """See `Backend`."""
+        return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+
+    def scan(self, step: Any, states: Any, xs: Any, reverse: bool = False) -> Any:
+        """See `Backend`."""
+        return lax.scan(step, states, xs, reverse=reverse)
+
+    def supports_jit(self, time: int | None) -> bool:
+        """See `Backend`: JAX always does."""
+        return True
+
+    def kernel_refusal(self, kernel: str) -> str | None:
+        """See `Backend`."""
+        return None
+
+    def kernel_path(self, kernel: str, shape: Sequence[int | None], dtype: str, cudnn: bool) -> str:
+        """See `Backend`; JAX has cuDNN's LSTM, in float32, and no GRU of it."""
+        if kernel == "lstm" and _on_gpu() and cudnn and dtype == "float32" and shape[0]:
+            return CUDNN
+        return "lax.scan"
+
+    def valid_steps_first(self, path: str) -> bool:
+        """See `Backend`: cuDNN does."""
+        return path == CUDNN
+
+    def lstm(
+        self,
+        inputs: Any,
+        states: list[Any],
+        valid: Any,
+        weights: Weights,
+        *,
+        path: str,
+        options: Options,
+    ) -> tuple[Any, Any, list[Any]]:
+        """See `Backend`: cuDNN on a GPU, else `lax.scan` with its own backward pass."""
+        if path == CUDNN:
+            return _cudnn_lstm(inputs, states, valid, weights)
+        kernel, recurrent_kernel, bias = weights
+        bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
+        hs, h, c = _jitted_lstm(
+            self, _time_first(inputs), *states, kernel, recurrent_kernel, bias, _mask_steps(valid)
+        )
+        return _time_first(hs), h, [h, c]
+
+    def gru(
+        self,
+        inputs: Any,
+        states: list[Any],
+        valid: Any,
+        weights: Weights,
+        *,
+        path: str,
+        options: Options,
+    ) -> tuple[Any, Any, list[Any]]:
+        """See `Backend`: `lax.scan` with a backward pass of its own."""
+        kernel, recurrent_kernel, bias = weights
+        biases = jnp.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias
+        hs, h = _jitted_gru(
+            self,
+            _time_first(inputs),
+            *states,
+            kernel,
+            recurrent_kernel,
+            *biases,
+            _mask_steps(valid),
+        )
+        return _time_first(hs), h, [h]

@@ -11,8 +11,7 @@ a processor's cache: for 500 steps of 64 units that halves the time of a trainin
 Everything here has time first, `(time, batch, ...)`. `valid` is a boolean `(time, batch, 1)`
 tensor or None: where it is False the step leaves the states as they are. States, gates and
 sums have the dtype of the given states; matrix products that of the kernels.
-A backend's file supplies the loop, `scan`, and tells its automatic differentiation which
-function is the gradient of which.
+A backend's file tells its automatic differentiation which function is the gradient of which.
 """
 
 from collections.abc import Callable
@@ -20,10 +19,7 @@ from typing import Any
 
 from keras import ops
 
-from multibackend_lstm import backends
-
-# scan(step, states, xs, reverse=False) -> (states, ys), where step(states, x) -> (states, y)
-Scan = Callable[..., Any]
+from multibackend_lstm.backends.base import Backend
 
 # Bytes of the gates of one chunk, about the size of a second-level cache.
 CHUNK_BYTES = 3_500_000
@@ -43,9 +39,9 @@ def chunk_size(x: Any, width: int) -> Any:
 
 
 def in_chunks(
-    scan: Scan, call: Callable[..., Any], states: Any, xs: list[Any], size: Any, reverse: bool
+    backend: Backend, call: Callable[..., Any], states: Any, xs: list[Any], size: Any, reverse: bool
 ) -> Any:
-    """As `scan`, but `call(states, x)` takes and returns `size` steps, or a last few."""
+    """As `Backend.scan`, but `call(states, x)` takes and returns `size` steps, or a last few."""
     time = xs[0].shape[0]
     if not isinstance(time, int) or not isinstance(size, int) or size >= time:
         return call(states, xs)
@@ -57,7 +53,7 @@ def in_chunks(
     def fold(x: Any) -> Any:
         return ops.reshape(x[whole], (time // size, size, *ops.shape(x)[1:]))
 
-    states, ys = scan(call, states, [fold(x) for x in xs], reverse=reverse)
+    states, ys = backend.scan(call, states, [fold(x) for x in xs], reverse=reverse)
     ys = [ops.reshape(y, (time - rest, *ops.shape(y)[2:])) for y in ys]
     if rest:
         states, last_ys = call(states, [x[last] for x in xs])
@@ -66,7 +62,7 @@ def in_chunks(
     return states, ys
 
 
-def _gates_of(kinds: str, units: int, dtype: Any) -> Callable[[Any], Any]:
+def _gates_of(backend: Backend, kinds: str, units: int, dtype: Any) -> Callable[[Any], Any]:
     """A function of `(..., gates * units)`: sigmoid or tanh of each gate, as in `"sst"`.
 
     One tanh over the whole width, since sigmoid(x) = tanh(x / 2) / 2 + 1/2: twice as fast on
@@ -78,19 +74,21 @@ def _gates_of(kinds: str, units: int, dtype: Any) -> Callable[[Any], Any]:
         return ops.convert_to_tensor(values, dtype)
 
     scale, shift = per_unit(0.5, 1.0), per_unit(0.5, 0.0)
-    return lambda x: backends.active().tanh(x * scale) * scale + shift
+    return lambda x: backend.tanh(x * scale) * scale + shift
 
 
-def _matmul(x: Any, kernel: Any, dtype: Any) -> Any:
+def _matmul(backend: Backend, x: Any, kernel: Any, dtype: Any) -> Any:
     """Matrix product in the kernel's dtype, returned in `dtype`."""
-    return ops.cast(backends.active().matmul(ops.cast(x, kernel.dtype), kernel), dtype)
+    return ops.cast(backend.matmul(ops.cast(x, kernel.dtype), kernel), dtype)
 
 
-def _outer(x: Any, gradient: Any, kernel: Any) -> Any:
+def _outer(backend: Backend, x: Any, gradient: Any, kernel: Any) -> Any:
     """Sum of the outer products over steps and samples: one matrix product."""
     flat_x = ops.reshape(x, (-1, x.shape[-1]))
     flat_gradient = ops.reshape(gradient, (-1, gradient.shape[-1]))
-    return _matmul(ops.transpose(flat_x), ops.cast(flat_gradient, kernel.dtype), gradient.dtype)
+    return _matmul(
+        backend, ops.transpose(flat_x), ops.cast(flat_gradient, kernel.dtype), gradient.dtype
+    )
 
 
 def _previous(first: Any, all_steps: Any) -> Any:
@@ -112,12 +110,19 @@ def _cast_like(values: Any, likes: Any) -> tuple[Any, ...]:
 
 
 def lstm(
-    scan: Scan, x: Any, h: Any, c: Any, kernel: Any, recurrent_kernel: Any, bias: Any, valid: Any
+    backend: Backend,
+    x: Any,
+    h: Any,
+    c: Any,
+    kernel: Any,
+    recurrent_kernel: Any,
+    bias: Any,
+    valid: Any,
 ) -> tuple[Any, Any, Any, Any]:
     """LSTM over all steps.
 
     Args:
-        scan: the backend's loop.
+        backend: what computes the loop, matrix products and tanh.
         x: `(time, batch, features)` inputs.
         h: `(batch, units)` initial hidden state.
         c: `(batch, units)` initial cell state.
@@ -131,34 +136,36 @@ def lstm(
         cell states after each step.
     """
     units, dtype = h.shape[-1], h.dtype
-    gates_of = _gates_of("ssts", units, dtype)
+    gates_of = _gates_of(backend, "ssts", units, dtype)
 
     def step(states: Any, x: Any) -> Any:
         h, c = states
         z, *valid_t = x
-        gates = gates_of(z + _matmul(h, recurrent_kernel, dtype))
+        gates = gates_of(z + _matmul(backend, h, recurrent_kernel, dtype))
         i, f, g, o = ops.split(gates, 4, axis=-1)
         new_c = f * c + i * g
-        new_h = _select(valid_t, o * backends.active().tanh(new_c), h)
+        new_h = _select(valid_t, o * backend.tanh(new_c), h)
         new_c = _select(valid_t, new_c, c)
         return [new_h, new_c], [new_h, new_c]
 
     def chunk(states: Any, xs: Any) -> Any:
         x, *valid = xs
-        return scan(step, states, [_matmul(x, kernel, dtype) + ops.cast(bias, dtype), *valid])
+        return backend.scan(
+            step, states, [_matmul(backend, x, kernel, dtype) + ops.cast(bias, dtype), *valid]
+        )
 
     size = chunk_size(x, 4 * units)
-    (h, c), (hs, cs) = in_chunks(scan, chunk, [h, c], _with(valid, x), size, reverse=False)
+    (h, c), (hs, cs) = in_chunks(backend, chunk, [h, c], _with(valid, x), size, reverse=False)
     return hs, h, c, cs
 
 
 def lstm_gradient(
-    scan: Scan, arguments: tuple[Any, ...], hs: Any, cs: Any, gradients: tuple[Any, Any, Any]
+    backend: Backend, arguments: tuple[Any, ...], hs: Any, cs: Any, gradients: tuple[Any, Any, Any]
 ) -> tuple[Any, ...]:
     """Gradients of `lstm`.
 
     Args:
-        scan: the backend's loop.
+        backend: what computes the loop, matrix products and tanh.
         arguments: `(x, h, c, kernel, recurrent_kernel, bias, valid)` as given to `lstm`.
         hs: as `lstm` returned it.
         cs: as `lstm` returned it.
@@ -169,7 +176,7 @@ def lstm_gradient(
     """
     x, h, c, kernel, recurrent_kernel, bias, valid = arguments
     units, dtype = h.shape[-1], h.dtype
-    gates_of = _gates_of("ssts", units, dtype)
+    gates_of = _gates_of(backend, "ssts", units, dtype)
     transposed, recurrent_transposed = ops.transpose(kernel), ops.transpose(recurrent_kernel)
 
     def step(states: Any, x: Any) -> Any:
@@ -178,16 +185,16 @@ def lstm_gradient(
         dh = dh + dh_t
         dc = dc + dh * dc_factor
         dz = factors * ops.concatenate([dc, dc, dc, dh], axis=-1)
-        new_dh = _matmul(dz, recurrent_transposed, dtype)
+        new_dh = _matmul(backend, dz, recurrent_transposed, dtype)
         return [new_dh + dh * hold[0] if hold else new_dh, dc * forget], [dz]
 
     def chunk(states: Any, xs: Any) -> Any:
         dh, dc, dkernel, drecurrent, dbias = states
         dhs, x, previous_h, previous_c, cs, *valid = xs
-        z = _matmul(x, kernel, dtype) + ops.cast(bias, dtype)
-        gates = gates_of(z + _matmul(previous_h, recurrent_kernel, dtype))
+        z = _matmul(backend, x, kernel, dtype) + ops.cast(bias, dtype)
+        gates = gates_of(z + _matmul(backend, previous_h, recurrent_kernel, dtype))
         i, f, g, o = ops.split(gates, 4, axis=-1)
-        tanh_c = backends.active().tanh(cs)
+        tanh_c = backend.tanh(cs)
         factors = ops.concatenate(
             [g * i * (1 - i), previous_c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)],
             axis=-1,
@@ -198,22 +205,24 @@ def lstm_gradient(
         factors, dc_factor = _select(valid, factors, zero), _select(valid, dc_factor, zero)
         f = _select(valid, f, ops.ones((), dtype))
         hold = [ops.cast(ops.logical_not(v), dtype) for v in valid]
-        (dh, dc), (dz,) = scan(step, [dh, dc], [dhs, factors, dc_factor, f, *hold], reverse=True)
-        dkernel = dkernel + _outer(x, dz, kernel)
-        drecurrent = drecurrent + _outer(previous_h, dz, recurrent_kernel)
+        (dh, dc), (dz,) = backend.scan(
+            step, [dh, dc], [dhs, factors, dc_factor, f, *hold], reverse=True
+        )
+        dkernel = dkernel + _outer(backend, x, dz, kernel)
+        drecurrent = drecurrent + _outer(backend, previous_h, dz, recurrent_kernel)
         dbias = dbias + ops.sum(dz, axis=(0, 1))
-        return [dh, dc, dkernel, drecurrent, dbias], [_matmul(dz, transposed, x.dtype)]
+        return [dh, dc, dkernel, drecurrent, dbias], [_matmul(backend, dz, transposed, x.dtype)]
 
     dhs, dh, dc = gradients
     sums = [ops.zeros(ops.shape(w), dtype) for w in (kernel, recurrent_kernel, bias)]
     size = chunk_size(x, 4 * units)
     xs = _with(valid, dhs, x, _previous(h, hs), _previous(c, cs), cs)
-    results, (dx,) = in_chunks(scan, chunk, [dh, dc, *sums], xs, size, reverse=True)
+    results, (dx,) = in_chunks(backend, chunk, [dh, dc, *sums], xs, size, reverse=True)
     return (dx, *_cast_like(results, arguments[1:6]))
 
 
 def gru(
-    scan: Scan,
+    backend: Backend,
     x: Any,
     h: Any,
     kernel: Any,
@@ -225,7 +234,7 @@ def gru(
     """GRU (`reset_after=True`) over all steps.
 
     Args:
-        scan: the backend's loop.
+        backend: what computes the loop, matrix products and tanh.
         x: `(time, batch, features)` inputs.
         h: `(batch, units)` initial state.
         kernel: `(features, 3 * units)`; gates z, r, h.
@@ -238,34 +247,36 @@ def gru(
         `(hs, h)`: states after each step `(time, batch, units)` and the final state.
     """
     units, dtype = h.shape[-1], h.dtype
-    gates_of = _gates_of("ss", units, dtype)
+    gates_of = _gates_of(backend, "ss", units, dtype)
 
     def step(states: Any, x: Any) -> Any:
         (h,) = states
         x, *valid_t = x
-        recurrent = _matmul(h, recurrent_kernel, dtype) + ops.cast(recurrent_bias, dtype)
+        recurrent = _matmul(backend, h, recurrent_kernel, dtype) + ops.cast(recurrent_bias, dtype)
         gates = gates_of(x[:, : 2 * units] + recurrent[:, : 2 * units])
         z, r = ops.split(gates, 2, axis=-1)
-        candidate = backends.active().tanh(x[:, 2 * units :] + r * recurrent[:, 2 * units :])
+        candidate = backend.tanh(x[:, 2 * units :] + r * recurrent[:, 2 * units :])
         new_h = _select(valid_t, z * h + (1 - z) * candidate, h)
         return [new_h], [new_h]
 
     def chunk(states: Any, xs: Any) -> Any:
         x, *valid = xs
-        return scan(step, states, [_matmul(x, kernel, dtype) + ops.cast(bias, dtype), *valid])
+        return backend.scan(
+            step, states, [_matmul(backend, x, kernel, dtype) + ops.cast(bias, dtype), *valid]
+        )
 
     size = chunk_size(x, 3 * units)
-    (h,), (hs,) = in_chunks(scan, chunk, [h], _with(valid, x), size, reverse=False)
+    (h,), (hs,) = in_chunks(backend, chunk, [h], _with(valid, x), size, reverse=False)
     return hs, h
 
 
 def gru_gradient(
-    scan: Scan, arguments: tuple[Any, ...], hs: Any, gradients: tuple[Any, Any]
+    backend: Backend, arguments: tuple[Any, ...], hs: Any, gradients: tuple[Any, Any]
 ) -> tuple[Any, ...]:
     """Gradients of `gru`.
 
     Args:
-        scan: the backend's loop.
+        backend: what computes the loop, matrix products and tanh.
         arguments: `(x, h, kernel, recurrent_kernel, bias, recurrent_bias, valid)` as given to
             `gru`.
         hs: as `gru` returned it.
@@ -276,7 +287,7 @@ def gru_gradient(
     """
     x, h, kernel, recurrent_kernel, bias, recurrent_bias, valid = arguments
     units, dtype = h.shape[-1], h.dtype
-    gates_of = _gates_of("ss", units, dtype)
+    gates_of = _gates_of(backend, "ss", units, dtype)
     transposed, recurrent_transposed = ops.transpose(kernel), ops.transpose(recurrent_kernel)
 
     def step(states: Any, x: Any) -> Any:
@@ -284,17 +295,19 @@ def gru_gradient(
         dh_t, factors, z = x
         dh = dh + dh_t
         drecurrent = factors * ops.concatenate([dh, dh, dh], axis=-1)
-        return [dh * z + _matmul(drecurrent, recurrent_transposed, dtype)], [dh]
+        return [dh * z + _matmul(backend, drecurrent, recurrent_transposed, dtype)], [dh]
 
     def chunk(states: Any, xs: Any) -> Any:
         dh, dkernel, drecurrent_kernel, dbias, drecurrent_bias = states
         dhs, x, previous_h, *valid = xs
-        projected = _matmul(x, kernel, dtype) + ops.cast(bias, dtype)
-        recurrent = _matmul(previous_h, recurrent_kernel, dtype) + ops.cast(recurrent_bias, dtype)
+        projected = _matmul(backend, x, kernel, dtype) + ops.cast(bias, dtype)
+        recurrent = _matmul(backend, previous_h, recurrent_kernel, dtype) + ops.cast(
+            recurrent_bias, dtype
+        )
         gates = gates_of(projected[..., : 2 * units] + recurrent[..., : 2 * units])
         z, r = ops.split(gates, 2, axis=-1)
         recurrent_h = recurrent[..., 2 * units :]
-        candidate = backends.active().tanh(projected[..., 2 * units :] + r * recurrent_h)
+        candidate = backend.tanh(projected[..., 2 * units :] + r * recurrent_h)
         for_candidate = (1 - z) * (1 - candidate * candidate)
         for_gates = [
             (previous_h - candidate) * z * (1 - z),
@@ -307,21 +320,21 @@ def gru_gradient(
         zero = ops.zeros((), dtype)
         factors, input_factors = _select(valid, factors, zero), _select(valid, input_factors, zero)
         z = _select(valid, z, ops.ones((), dtype))
-        (dh,), (dhs,) = scan(step, [dh], [dhs, factors, z], reverse=True)
+        (dh,), (dhs,) = backend.scan(step, [dh], [dhs, factors, z], reverse=True)
         dhs = ops.concatenate([dhs, dhs, dhs], axis=-1)
         dx, drecurrent = dhs * input_factors, dhs * factors
         sums = [
-            dkernel + _outer(x, dx, kernel),
-            drecurrent_kernel + _outer(previous_h, drecurrent, recurrent_kernel),
+            dkernel + _outer(backend, x, dx, kernel),
+            drecurrent_kernel + _outer(backend, previous_h, drecurrent, recurrent_kernel),
             dbias + ops.sum(dx, axis=(0, 1)),
             drecurrent_bias + ops.sum(drecurrent, axis=(0, 1)),
         ]
-        return [dh, *sums], [_matmul(dx, transposed, x.dtype)]
+        return [dh, *sums], [_matmul(backend, dx, transposed, x.dtype)]
 
     dhs, dh = gradients
     weights = (kernel, recurrent_kernel, bias, recurrent_bias)
     sums = [ops.zeros(ops.shape(w), dtype) for w in weights]
     size = chunk_size(x, 3 * units)
     xs = _with(valid, dhs, x, _previous(h, hs))
-    results, (dx,) = in_chunks(scan, chunk, [dh, *sums], xs, size, reverse=True)
+    results, (dx,) = in_chunks(backend, chunk, [dh, *sums], xs, size, reverse=True)
     return (dx, *_cast_like(results, arguments[1:6]))

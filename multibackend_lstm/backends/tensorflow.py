@@ -1,190 +1,66 @@
 """The TensorFlow backend."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from multibackend_lstm.backends import Options, Refused, Weights, numpy, recurrence
-from multibackend_lstm.backends.numpy import convolve as convolve
-from multibackend_lstm.backends.numpy import matmul as matmul
-from multibackend_lstm.backends.numpy import tanh as tanh
+from multibackend_lstm.backends import recurrence
+from multibackend_lstm.backends.base import Backend, Options, Step, Weights
 
-# Whether what is traced goes to another runtime, see `use_portable_loops`.
-_portable = False
-
-
-def concatenate_steps(call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
-    """As in `backends/numpy.py`; where a graph does not know `time`, in a `tf.while_loop`."""
-    if isinstance(time, int):
-        return numpy.concatenate_steps(call_steps, time, size)
-
-    def swap_batch_and_time(x: tf.Tensor) -> tf.Tensor:
-        return tf.transpose(x, (1, 0, *range(2, x.shape.rank)))
-
-    # The first call gives the structure and dtypes that the loop has to know beforehand.
-    # A TensorArray concatenates along its first axis, so its parts have time first.
-    first = call_steps(0, tf.minimum(size, time))
-    parts = [swap_batch_and_time(x) for x in tree.flatten(first)]
-    calls = tf.maximum((time + size - 1) // size, 1)
-    arrays = [
-        tf.TensorArray(
-            part.dtype, calls, infer_shape=False, element_shape=(None, *part.shape[1:])
-        ).write(0, part)
-        for part in parts
-    ]
-
-    def body(call: tf.Tensor, arrays: list[tf.TensorArray]) -> Any:
-        start = call * size
-        outputs = tree.flatten(call_steps(start, tf.minimum(start + size, time)))
-        return call + 1, [
-            array.write(call, swap_batch_and_time(x))
-            for array, x in zip(arrays, outputs, strict=True)
-        ]
-
-    _, arrays = tf.while_loop(lambda call, _: call < calls, body, (1, arrays))
-    return tree.pack_sequence_as(first, [swap_batch_and_time(array.concat()) for array in arrays])
+CUDNN = "cuDNN"
+LOOP = "tf.while_loop"
+COMPILED_LOOP = "tf.while_loop, XLA"
 
 
-def nonempty(x: Any) -> Any:
-    """As in `backends/numpy.py`.
-
-    A convolution of an empty batch keeps the number of features it came with, and pooling ends
-    the process in its gradient (TensorFlow 2.21, outside XLA).
-    """
-    if x.shape[0] or _portable:
-        return x
-    missing = tf.maximum(1 - tf.shape(x)[0], 0)  # known only when the graph runs
-    return tf.pad(x, [(0, missing), *[(0, 0)] * (x.shape.rank - 1)])
+def _on_gpu() -> bool:
+    return bool(tf.config.list_logical_devices("GPU"))
 
 
-def float64_refusal(statistics: bool = False) -> str | None:
-    """As in `backends/numpy.py`."""
-    return None
+def _mask_steps(valid: Any) -> Any:
+    """Boolean `(time, batch, 1)`, or None."""
+    return None if valid is None else tf.expand_dims(tf.transpose(valid), -1)
 
 
-def devices() -> list[str]:
-    """Names of the devices the backend sees."""
-    return [
-        device.name.removeprefix("/physical_device:")
-        for device in tf.config.list_physical_devices()
-    ]
+def _time_first(x: Any) -> Any:
+    return tf.transpose(x, (1, 0, 2))
 
 
-def precision() -> dict[str, str]:
-    """Settings that decide how exactly float32 is computed."""
-    return {
-        "TF32 on GPU": str(tf.config.experimental.tensor_float_32_execution_enabled()),
-        "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
-    }
-
-
-def use_device(kind: str) -> str:
-    """As in `backends/numpy.py`; TensorFlow itself chooses a GPU wherever it sees one."""
-    found = [device.name for device in tf.config.list_logical_devices(kind.upper())]
-    if not found:
-        raise Refused(f"tensorflow sees no {kind}")
-    return found[0].removeprefix("/device:")
-
-
-def strict_precision() -> dict[str, str]:
-    """As in `backends/numpy.py`."""
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    return {"tensor_float_32_execution": "False"}
-
-
-def inference(model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """As in `backends/numpy.py`, but not compiled: tracing costs more than it saves here."""
-    return call
-
-
-def training_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Callable[[Any, Any], Any]
-) -> Callable[[Any, Any], Any]:
-    """As in `backends/numpy.py`."""
-    variables = model.trainable_variables
-
-    @tf.function
-    def run(inputs: Any, labels: Any) -> Any:
-        floating = [x for x in inputs if x.dtype.is_floating]
-        with tf.GradientTape() as tape:
-            tape.watch(floating)
-            value = loss(inputs, labels)
-        found = tape.gradient(
-            value, [*floating, *(v.value for v in variables)], unconnected_gradients="zero"
-        )
-        found = [tf.convert_to_tensor(gradient) for gradient in found]
-        gradients = found[len(floating) :]
-        if variables:
-            optimizer.apply(gradients, variables)
-        return value, found[: len(floating)], gradients
-
-    return run
-
-
-def concrete(x: Any) -> np.ndarray | None:
-    """As in `backends/numpy.py`."""
-    return None if tf.is_symbolic_tensor(x) else np.asarray(x)
-
-
-def scan(
-    step: Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]],
-    states: list[Any],
-    xs: list[Any],
-    reverse: bool = False,
-) -> tuple[list[Any], list[Any]]:
-    """As in `backends/numpy.py`; where a graph does not know the number of steps, it may be 0."""
-    xs = [tf.convert_to_tensor(x) for x in xs]
-    states = [tf.convert_to_tensor(state) for state in states]
-    static_time = xs[0].shape[0]
-    time = tf.shape(xs[0])[0] if static_time is None else static_time
-    inputs = [tf.TensorArray(x.dtype, time, element_shape=x.shape[1:]).unstack(x) for x in xs]
-    # An array without elements can only be stacked if it knows their shape to the last axis, so
-    # there is one element of zeros more where no step may be taken.
-    spare = 1 if static_time is None else 0
-    shapes = [tf.shape(x)[1:] for x in xs]
-    first = [tf.zeros(shape, x.dtype) for shape, x in zip(shapes, xs, strict=True)]
-    outputs = [
-        tf.TensorArray(y.dtype, time + spare, element_shape=y.shape) for y in step(states, first)[1]
-    ]
-    if spare:
-        outputs = [
-            array.write(time, tf.zeros_like(y))
-            for array, y in zip(outputs, step(states, first)[1], strict=True)
-        ]
-
-    def body(count: Any, states: list[Any], outputs: list[Any]) -> Any:
-        index = time - 1 - count if reverse else count
-        states, ys = step(states, [array.read(index) for array in inputs])
-        written = [array.write(index, y) for array, y in zip(outputs, ys, strict=True)]
-        return count + 1, states, written
-
-    _, states, outputs = tf.while_loop(
-        lambda count, *_: count < time,
-        body,
-        (tf.constant(0), states, outputs),
-        shape_invariants=(
-            tf.TensorShape([]),
-            [tf.TensorShape([None, *state.shape[1:]]) for state in states],
-            [tf.TensorShape(None) for _ in outputs],
-        ),
-        maximum_iterations=time,
+def _cudnn(
+    mode: str, inputs: Any, states: list[Any], valid: Any, weights: list[Any], biases: list[Any]
+) -> tuple[Any, Any, list[Any]]:
+    """As the backend's `lstm` and `gru`, from one matrix and bias a gate in cuDNN's order."""
+    parts = [tf.reshape(tf.transpose(weight), [-1]) for weight in weights]
+    batch, time = tf.shape(inputs)[0], tf.shape(inputs)[1]
+    lengths = tf.fill([batch], time)
+    if valid is not None:
+        lengths = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
+    h, c = (tf.cast(state, inputs.dtype)[:, None] for state in (*states, states[0])[:2])
+    # cuDNN refuses a sample without a step: that one takes a step, and its states are put back.
+    sequence, *results, _, _ = tf.raw_ops.CudnnRNNV3(
+        input=inputs,
+        input_h=h,
+        input_c=c if mode == "lstm" else tf.zeros([], inputs.dtype),
+        params=tf.concat([*parts, *biases], axis=0),
+        sequence_lengths=tf.maximum(lengths, 1),
+        rnn_mode=mode,
+        is_training=True,
+        time_major=False,
     )
-    ys = [array.stack() for array in outputs]
-    return states, [y[:time] for y in ys] if spare else ys
+    new_states = [
+        tf.where(lengths[:, None] > 0, tf.cast(new[:, 0], old.dtype), old)
+        for new, old in zip(results, states, strict=False)
+    ]
+    return sequence, new_states[0], new_states
 
 
 def _scan_without_lists(
-    step: Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]],
-    states: list[Any],
-    xs: list[Any],
-    reverse: bool = False,
+    step: Step, states: list[Any], xs: list[Any], reverse: bool
 ) -> tuple[list[Any], list[Any]]:
-    """As `scan`, for one step at least, with outputs joined by `tf.concat`.
+    """As the backend's `scan`, for one step at least, with outputs joined by `tf.concat`.
 
     Each step copies the outputs of those before it.
     """
@@ -211,145 +87,217 @@ def _scan_without_lists(
     return list(states), [tf.reverse(y, [0]) if reverse else y for y in ys]
 
 
-def _on_gpu() -> bool:
-    return bool(tf.config.list_logical_devices("GPU"))
+class TensorFlowBackend(Backend):
+    """TensorFlow's loop with a backward pass of its own, or cuDNN."""
 
+    def __init__(self) -> None:
+        self._portable = False
 
-def valid_steps_first() -> bool:
-    """Whether `lstm` and `gru` need each sample's valid steps first: cuDNN does."""
-    return _on_gpu()
+    @contextmanager
+    def portable_graphs(self) -> Iterator[None]:
+        """See `Backend`.
 
+        ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
+        nor functions that XLA compiles; branches they do not optimise.
+        """
+        before, self._portable = self._portable, True
+        try:
+            yield
+        finally:
+            self._portable = before
 
-def supports_jit(time: int | None) -> bool:
-    """Whether `compile(jit_compile="auto")` may compile a recurrent layer with XLA.
+    def concatenate_steps(self, call_steps: Callable[[Any, Any], Any], time: Any, size: int) -> Any:
+        """See `Backend`; where a graph does not know `time`, in a `tf.while_loop`."""
+        if isinstance(time, int):
+            return super().concatenate_steps(call_steps, time, size)
 
-    It makes the loop up to twice as fast on a processor. But cuDNN cannot be in it, and every
-    new number of steps would be compiled anew.
-    """
-    return time is not None and not _on_gpu()
+        def swap_batch_and_time(x: tf.Tensor) -> tf.Tensor:
+            return tf.transpose(x, (1, 0, *range(2, x.shape.rank)))
 
+        # The first call gives the structure and dtypes that the loop has to know beforehand.
+        # A TensorArray concatenates along its first axis, so its parts have time first.
+        first = call_steps(0, tf.minimum(size, time))
+        parts = [swap_batch_and_time(x) for x in tree.flatten(first)]
+        calls = tf.maximum((time + size - 1) // size, 1)
+        arrays = [
+            tf.TensorArray(
+                part.dtype, calls, infer_shape=False, element_shape=(None, *part.shape[1:])
+            ).write(0, part)
+            for part in parts
+        ]
 
-def use_portable_loops() -> None:
-    """From now on in this process, trace loops that other runtimes can express, and no branches.
+        def body(call: tf.Tensor, arrays: list[tf.TensorArray]) -> Any:
+            start = call * size
+            outputs = tree.flatten(call_steps(start, tf.minimum(start + size, time)))
+            return call + 1, [
+                array.write(call, swap_batch_and_time(x))
+                for array, x in zip(arrays, outputs, strict=True)
+            ]
 
-    ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
-    nor functions that XLA compiles; branches they do not optimise.
-    """
-    global scan, supports_jit, _portable
-    scan, supports_jit, _portable = _scan_without_lists, _never_jit, True
+        _, arrays = tf.while_loop(lambda call, _: call < calls, body, (1, arrays))
+        return tree.pack_sequence_as(
+            first, [swap_batch_and_time(array.concat()) for array in arrays]
+        )
 
+    def nonempty(self, x: Any) -> Any:
+        """See `Backend`.
 
-def _never_jit(time: int | None) -> bool:
-    return False
+        A convolution of an empty batch keeps the number of features it came with, and pooling ends
+        the process in its gradient (TensorFlow 2.21, outside XLA).
+        """
+        if x.shape[0] or self._portable:
+            return x
+        missing = tf.maximum(1 - tf.shape(x)[0], 0)  # known only when the graph runs
+        return tf.pad(x, [(0, missing), *[(0, 0)] * (x.shape.rank - 1)])
 
+    def float64_refusal(self, statistics: bool = False) -> str | None:
+        """See `Backend`."""
+        return None
 
-def _mask_steps(valid: Any) -> Any:
-    """Boolean `(time, batch, 1)`, or None."""
-    return None if valid is None else tf.expand_dims(tf.transpose(valid), -1)
+    def concrete(self, x: Any) -> np.ndarray | None:
+        """See `Backend`."""
+        return None if tf.is_symbolic_tensor(x) else np.asarray(x)
 
+    def scan(
+        self, step: Step, states: list[Any], xs: list[Any], reverse: bool = False
+    ) -> tuple[list[Any], list[Any]]:
+        """See `Backend`; where a graph does not know the number of steps, it may be 0."""
+        if self._portable:
+            return _scan_without_lists(step, states, xs, reverse)
+        xs = [tf.convert_to_tensor(x) for x in xs]
+        states = [tf.convert_to_tensor(state) for state in states]
+        static_time = xs[0].shape[0]
+        time = tf.shape(xs[0])[0] if static_time is None else static_time
+        inputs = [tf.TensorArray(x.dtype, time, element_shape=x.shape[1:]).unstack(x) for x in xs]
+        # An array without elements can only be stacked if it knows their shape to the last axis, so
+        # there is one element of zeros more where no step may be taken.
+        spare = 1 if static_time is None else 0
+        shapes = [tf.shape(x)[1:] for x in xs]
+        first = [tf.zeros(shape, x.dtype) for shape, x in zip(shapes, xs, strict=True)]
+        outputs = [
+            tf.TensorArray(y.dtype, time + spare, element_shape=y.shape)
+            for y in step(states, first)[1]
+        ]
+        if spare:
+            outputs = [
+                array.write(time, tf.zeros_like(y))
+                for array, y in zip(outputs, step(states, first)[1], strict=True)
+            ]
 
-def _time_first(x: Any) -> Any:
-    return tf.transpose(x, (1, 0, 2))
+        def body(count: Any, states: list[Any], outputs: list[Any]) -> Any:
+            index = time - 1 - count if reverse else count
+            states, ys = step(states, [array.read(index) for array in inputs])
+            written = [array.write(index, y) for array, y in zip(outputs, ys, strict=True)]
+            return count + 1, states, written
 
+        _, states, outputs = tf.while_loop(
+            lambda count, *_: count < time,
+            body,
+            (tf.constant(0), states, outputs),
+            shape_invariants=(
+                tf.TensorShape([]),
+                [tf.TensorShape([None, *state.shape[1:]]) for state in states],
+                [tf.TensorShape(None) for _ in outputs],
+            ),
+            maximum_iterations=time,
+        )
+        ys = [array.stack() for array in outputs]
+        return states, [y[:time] for y in ys] if spare else ys
 
-def _compiled(run: Callable[..., Any], inputs: Any) -> tuple[Callable[..., Any], str]:
-    """The function for XLA where that pays, and the path's name.
+    def supports_jit(self, time: int | None) -> bool:
+        """See `Backend`; XLA makes the loop up to twice as fast on a processor.
 
-    In a graph with a known number of steps it does; elsewhere every length would be compiled
-    anew.
-    """
-    if tf.executing_eagerly() or not supports_jit(inputs.shape[1]):
-        return run, "tf.while_loop"
-    return tf.function(run, jit_compile=True, autograph=False), "tf.while_loop, XLA"
+        But cuDNN cannot be in it, and every new number of steps would be compiled anew.
+        """
+        return time is not None and not _on_gpu() and not self._portable
 
+    def kernel_refusal(self, kernel: str) -> str | None:
+        """See `Backend`."""
+        return None
 
-def _cudnn(
-    mode: str, inputs: Any, states: list[Any], valid: Any, weights: list[Any], biases: list[Any]
-) -> tuple[Any, Any, list[Any], str]:
-    """As `lstm` and `gru`, by cuDNN, from one matrix and bias a gate, in cuDNN's order."""
-    parts = [tf.reshape(tf.transpose(weight), [-1]) for weight in weights]
-    batch, time = tf.shape(inputs)[0], tf.shape(inputs)[1]
-    lengths = tf.fill([batch], time)
-    if valid is not None:
-        lengths = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1)
-    h, c = (tf.cast(state, inputs.dtype)[:, None] for state in (*states, states[0])[:2])
-    # cuDNN refuses a sample without a step: that one takes a step, and its states are put back.
-    sequence, *results, _, _ = tf.raw_ops.CudnnRNNV3(
-        input=inputs,
-        input_h=h,
-        input_c=c if mode == "lstm" else tf.zeros([], inputs.dtype),
-        params=tf.concat([*parts, *biases], axis=0),
-        sequence_lengths=tf.maximum(lengths, 1),
-        rnn_mode=mode,
-        is_training=True,
-        time_major=False,
-    )
-    new_states = [
-        tf.where(lengths[:, None] > 0, tf.cast(new[:, 0], old.dtype), old)
-        for new, old in zip(results, states, strict=False)
-    ]
-    return sequence, new_states[0], new_states, "cuDNN"
+    def kernel_path(self, kernel: str, shape: Sequence[int | None], dtype: str, cudnn: bool) -> str:
+        """See `Backend`; XLA compiles the loop where a graph knows the number of steps."""
+        if cudnn and _on_gpu() and dtype in ("float16", "float32", "float64") and shape[0] != 0:
+            return CUDNN
+        if tf.executing_eagerly() or not self.supports_jit(shape[1]):
+            return LOOP
+        return COMPILED_LOOP
 
+    def valid_steps_first(self, path: str) -> bool:
+        """See `Backend`: cuDNN does."""
+        return path == CUDNN
 
-def _cudnn_fits(inputs: Any, options: Options) -> bool:
-    supported = inputs.dtype in (tf.float16, tf.float32, tf.float64)
-    return _on_gpu() and options.cudnn and supported and inputs.shape[0] != 0
+    def lstm(
+        self,
+        inputs: Any,
+        states: list[Any],
+        valid: Any,
+        weights: Weights,
+        *,
+        path: str,
+        options: Options,
+    ) -> tuple[Any, Any, list[Any]]:
+        """See `Backend`: cuDNN on a GPU, else a loop with its own backward pass."""
+        kernel, recurrent_kernel, bias = weights
+        bias = tf.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
+        if path == CUDNN:
+            matrices = [*tf.split(kernel, 4, axis=1), *tf.split(recurrent_kernel, 4, axis=1)]
+            return _cudnn("lstm", inputs, states, valid, matrices, [bias, tf.zeros_like(bias)])
+        valid = _mask_steps(valid)
 
+        @tf.custom_gradient
+        def run(x: Any, h: Any, c: Any, kernel: Any, recurrent_kernel: Any, bias: Any) -> Any:
+            arguments = (x, h, c, kernel, recurrent_kernel, bias, valid)
+            hs, h, c, cs = recurrence.lstm(self, x, h, c, kernel, recurrent_kernel, bias, valid)
 
-def lstm(
-    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
-) -> tuple[Any, Any, list[Any], str]:
-    """See `backends/__init__.py`: cuDNN on a GPU, else a loop with its own backward pass."""
-    kernel, recurrent_kernel, bias = weights
-    bias = tf.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
-    if _cudnn_fits(inputs, options):
-        matrices = [*tf.split(kernel, 4, axis=1), *tf.split(recurrent_kernel, 4, axis=1)]
-        return _cudnn("lstm", inputs, states, valid, matrices, [bias, tf.zeros_like(bias)])
-    valid = _mask_steps(valid)
+            def gradient(*gradients: Any) -> Any:
+                return recurrence.lstm_gradient(self, arguments, hs, cs, gradients)
 
-    @tf.custom_gradient
-    def run(x: Any, h: Any, c: Any, kernel: Any, recurrent_kernel: Any, bias: Any) -> Any:
-        arguments = (x, h, c, kernel, recurrent_kernel, bias, valid)
-        hs, h, c, cs = recurrence.lstm(scan, x, h, c, kernel, recurrent_kernel, bias, valid)
+            return (hs, h, c), gradient
 
-        def gradient(*gradients: Any) -> Any:
-            return recurrence.lstm_gradient(scan, arguments, hs, cs, gradients)
+        if path == COMPILED_LOOP:
+            run = tf.function(run, jit_compile=True, autograph=False)
+        hs, h, c = run(_time_first(inputs), *states, kernel, recurrent_kernel, bias)
+        return _time_first(hs), h, [h, c]
 
-        return (hs, h, c), gradient
+    def gru(
+        self,
+        inputs: Any,
+        states: list[Any],
+        valid: Any,
+        weights: Weights,
+        *,
+        path: str,
+        options: Options,
+    ) -> tuple[Any, Any, list[Any]]:
+        """See `Backend`: cuDNN on a GPU, else a loop with its own backward pass."""
+        kernel, recurrent_kernel, bias = weights
+        biases = tf.unstack(tf.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias)
+        if path == CUDNN:
 
-    run, path = _compiled(run, inputs)
-    hs, h, c = run(_time_first(inputs), *states, kernel, recurrent_kernel, bias)
-    return _time_first(hs), h, [h, c], path
+            def reordered(x: Any) -> list[Any]:
+                """Gates z, r, h as cuDNN's r, z, h."""
+                z, r, candidate = tf.split(x, 3, axis=-1)
+                return [r, z, candidate]
 
+            matrices = [*reordered(kernel), *reordered(recurrent_kernel)]
+            both = [*reordered(biases[0]), *reordered(biases[1])]
+            return _cudnn("gru", inputs, states, valid, matrices, both)
+        valid = _mask_steps(valid)
 
-def gru(
-    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
-) -> tuple[Any, Any, list[Any], str]:
-    """See `backends/__init__.py`: cuDNN on a GPU, else a loop with its own backward pass."""
-    kernel, recurrent_kernel, bias = weights
-    biases = tf.unstack(tf.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias)
-    if _cudnn_fits(inputs, options):
+        @tf.custom_gradient
+        def run(
+            x: Any, h: Any, kernel: Any, recurrent_kernel: Any, b: Any, recurrent_b: Any
+        ) -> Any:
+            arguments = (x, h, kernel, recurrent_kernel, b, recurrent_b, valid)
+            hs, h = recurrence.gru(self, x, h, kernel, recurrent_kernel, b, recurrent_b, valid)
 
-        def reordered(x: Any) -> list[Any]:
-            """Gates z, r, h as cuDNN's r, z, h."""
-            z, r, candidate = tf.split(x, 3, axis=-1)
-            return [r, z, candidate]
+            def gradient(*gradients: Any) -> Any:
+                return recurrence.gru_gradient(self, arguments, hs, gradients)
 
-        matrices = [*reordered(kernel), *reordered(recurrent_kernel)]
-        both = [*reordered(biases[0]), *reordered(biases[1])]
-        return _cudnn("gru", inputs, states, valid, matrices, both)
-    valid = _mask_steps(valid)
+            return (hs, h), gradient
 
-    @tf.custom_gradient
-    def run(x: Any, h: Any, kernel: Any, recurrent_kernel: Any, b: Any, recurrent_b: Any) -> Any:
-        arguments = (x, h, kernel, recurrent_kernel, b, recurrent_b, valid)
-        hs, h = recurrence.gru(scan, x, h, kernel, recurrent_kernel, b, recurrent_b, valid)
-
-        def gradient(*gradients: Any) -> Any:
-            return recurrence.gru_gradient(scan, arguments, hs, gradients)
-
-        return (hs, h), gradient
-
-    run, path = _compiled(run, inputs)
-    hs, h = run(_time_first(inputs), *states, kernel, recurrent_kernel, *biases)
-    return _time_first(hs), h, [h], path
+        if path == COMPILED_LOOP:
+            run = tf.function(run, jit_compile=True, autograph=False)
+        hs, h = run(_time_first(inputs), *states, kernel, recurrent_kernel, *biases)
+        return _time_first(hs), h, [h]

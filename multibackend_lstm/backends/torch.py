@@ -1,6 +1,6 @@
 """The PyTorch backend."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,157 +8,11 @@ import numpy as np
 import torch
 from keras import KerasTensor, ops
 
-from multibackend_lstm.backends import Options, Refused, Weights, numpy
-from multibackend_lstm.backends.numpy import concatenate_steps, nonempty, scan, supports_jit, tanh
-
-__all__ = [
-    "concatenate_steps",
-    "concrete",
-    "convolve",
-    "devices",
-    "float64_refusal",
-    "gru",
-    "inference",
-    "lstm",
-    "matmul",
-    "nonempty",
-    "precision",
-    "scan",
-    "strict_precision",
-    "supports_jit",
-    "tanh",
-    "training_step",
-    "use_device",
-    "valid_steps_first",
-]
+from multibackend_lstm.backends.base import Backend, Options, Weights
 
 # In a gate's sigmoid this is exactly 1, or with a minus sign 0, in every floating dtype, and it
 # is finite in float16.
 _SATURATED = 1e4
-
-
-def convolve(layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
-    """As in `backends/numpy.py`; one axis as a 2D convolution of height 1.
-
-    PyTorch has a channels-last memory format for 2D convolutions and none for 1D, where the data
-    is copied to channels-first and back.
-    """
-    if not isinstance(layer, keras.layers.Conv1D) or layer.padding == "causal":
-        return numpy.convolve(layer, x)
-    x = ops.cast(x, layer.compute_dtype)
-    x = ops.conv(
-        # The transposed view of channels-last data is what PyTorch calls channels-last.
-        ops.transpose(ops.expand_dims(x, 1), (0, 3, 1, 2)),
-        ops.expand_dims(layer.kernel, 0),
-        strides=(1, *layer.strides),
-        padding=layer.padding,
-        data_format="channels_first",
-        dilation_rate=(1, *layer.dilation_rate),
-    )
-    x = ops.squeeze(ops.transpose(x, (0, 2, 3, 1)), 1)
-    return ops.add(x, layer.bias) if layer.use_bias else x
-
-
-def matmul(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """As in `backends/numpy.py`; that of Keras computes float64 in float32 (Keras 3.15)."""
-    product: torch.Tensor = (
-        torch.matmul(x, kernel) if x.dtype == torch.float64 else ops.matmul(x, kernel)
-    )
-    return product
-
-
-def float64_refusal(statistics: bool = False) -> str | None:
-    """As in `backends/numpy.py`."""
-    if ops.zeros(()).device.type == "mps":
-        return "Apple's GPUs have no float64"
-    return "Keras normalises in float32 there" if statistics else None
-
-
-def devices() -> list[str]:
-    """Names of the devices the backend sees."""
-    names = ["CPU"]
-    names += [
-        f"cuda:{index} {torch.cuda.get_device_name(index)}"
-        for index in range(torch.cuda.device_count())
-    ]
-    if torch.backends.mps.is_available():
-        names.append("mps")
-    return names
-
-
-def precision() -> dict[str, str]:
-    """Settings that decide how exactly float32 is computed."""
-    return {
-        "float32 matmul": torch.get_float32_matmul_precision(),
-        "TF32 in CUDA matmul": str(torch.backends.cuda.matmul.allow_tf32),
-        "TF32 in cuDNN": str(torch.backends.cudnn.allow_tf32),
-    }
-
-
-def use_device(kind: str) -> str:
-    """As in `backends/numpy.py`; Keras itself chooses a GPU wherever torch sees one."""
-    device = torch.zeros(0).to(ops.zeros(()).device).device
-    if (device.type == "cpu") != (kind == "cpu"):
-        raise Refused(f"torch sees no {kind}: Keras computes on {device.type}")
-    return "CPU" if kind == "cpu" else f"{device} {devices()[1]}"
-
-
-def strict_precision() -> dict[str, str]:
-    """As in `backends/numpy.py`."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    matmul = torch.backends.cuda.matmul
-    matmul.allow_bf16_reduced_precision_reduction = False
-    matmul.allow_fp16_reduced_precision_reduction = False
-    return {
-        "float32_matmul_precision": "highest",
-        "cudnn.allow_tf32": "False",
-        "cuda.matmul.allow_bf16_reduced_precision_reduction": "False",
-        "cuda.matmul.allow_fp16_reduced_precision_reduction": "False",
-    }
-
-
-def inference(model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """As in `backends/numpy.py`."""
-    return torch.no_grad()(call)
-
-
-def training_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Callable[[Any, Any], Any]
-) -> Callable[[Any, Any], Any]:
-    """As in `backends/numpy.py`."""
-    variables = model.trainable_variables
-
-    def run(inputs: Any, labels: Any) -> Any:
-        inputs = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
-        floating = [x for x in inputs if x.requires_grad]
-        value = loss(inputs, labels)
-        found = torch.autograd.grad(
-            value,
-            [*floating, *(v.value for v in variables)],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        gradients = found[len(floating) :]
-        if variables:
-            with torch.no_grad():
-                optimizer.apply(gradients, variables)
-        return value.detach(), list(found[: len(floating)]), list(gradients)
-
-    return run
-
-
-def concrete(x: Any) -> np.ndarray | None:
-    """As in `backends/numpy.py`."""
-    if torch.compiler.is_compiling() or x.device.type == "meta":
-        return None
-    values: np.ndarray = x.detach().cpu().numpy()
-    return values
-
-
-def valid_steps_first() -> bool:
-    """Whether `lstm` and `gru` need each sample's valid steps first: ATen kernels know no masks."""
-    return True
 
 
 def _with_indicator(
@@ -280,44 +134,115 @@ def _gradients(ctx: Any, gradients: list[Any]) -> tuple[Any, ...]:
 torch.library.register_autograd("multibackend_lstm::rnn", _gradients, setup_context=_save)
 
 
-def lstm(
-    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
-) -> tuple[Any, Any, list[Any], str]:
-    """See `backends/__init__.py`: the ATen kernel that `torch.nn.LSTM` calls."""
-    kernel, recurrent_kernel, bias = weights
-    dtype = inputs.dtype
-    if valid is not None and options.states:
-        # A closed input gate and an open forget gate keep the cell state through the padding.
-        inputs, kernel = _with_indicator(inputs, kernel, valid, [-_SATURATED, _SATURATED, 0.0, 0.0])
-    biases = [] if bias is None else [bias, torch.zeros_like(bias)]
-    inputs, (h, c), parameters = _for_kernel(
-        inputs, states, [kernel.t(), recurrent_kernel.t(), *biases]
-    )
-    sequence, last, c = _aten("lstm", inputs, [h, c], parameters)
-    last, c = last[0], c[0]
-    if valid is not None:
-        last = _at_length(sequence, valid.sum(1), h[0])
-    return sequence.to(dtype), last.to(dtype), [last, c], "torch.lstm"
+class TorchBackend(Backend):
+    """The kernels of ATen, and what Keras's operations on torch do slower or less exactly."""
 
+    def convolve(self, layer: keras.layers.Layer, x: KerasTensor) -> KerasTensor:
+        """See `Backend`; one axis as a 2D convolution of height 1.
 
-def gru(
-    inputs: Any, states: list[Any], valid: Any, weights: Weights, *, options: Options
-) -> tuple[Any, Any, list[Any], str]:
-    """See `backends/__init__.py`: the ATen kernel that `torch.nn.GRU` calls."""
-    kernel, recurrent_kernel, bias = weights
-    dtype = inputs.dtype
+        PyTorch has a channels-last memory format for 2D convolutions and none for 1D, where the
+        data is copied to channels-first and back.
+        """
+        if not isinstance(layer, keras.layers.Conv1D) or layer.padding == "causal":
+            return super().convolve(layer, x)
+        x = ops.cast(x, layer.compute_dtype)
+        x = ops.conv(
+            # The transposed view of channels-last data is what PyTorch calls channels-last.
+            ops.transpose(ops.expand_dims(x, 1), (0, 3, 1, 2)),
+            ops.expand_dims(layer.kernel, 0),
+            strides=(1, *layer.strides),
+            padding=layer.padding,
+            data_format="channels_first",
+            dilation_rate=(1, *layer.dilation_rate),
+        )
+        x = ops.squeeze(ops.transpose(x, (0, 2, 3, 1)), 1)
+        return ops.add(x, layer.bias) if layer.use_bias else x
 
-    def reordered(x: torch.Tensor) -> torch.Tensor:
-        """Gates z, r, h as PyTorch's r, z, n."""
-        z, r, n = x.chunk(3, dim=-1)
-        return torch.cat([r, z, n], dim=-1)
+    def matmul(self, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        """See `Backend`; that of Keras computes float64 in float32 (Keras 3.15)."""
+        product: torch.Tensor = (
+            torch.matmul(x, kernel) if x.dtype == torch.float64 else ops.matmul(x, kernel)
+        )
+        return product
 
-    if valid is not None:
-        # An open update gate keeps the state through the padding.
-        inputs, kernel = _with_indicator(inputs, kernel, valid, [_SATURATED, 0.0, 0.0])
-    biases = [] if bias is None else list(reordered(bias))
-    inputs, (h,), parameters = _for_kernel(
-        inputs, states, [reordered(kernel).t(), reordered(recurrent_kernel).t(), *biases]
-    )
-    sequence, last = _aten("gru", inputs, [h], parameters)
-    return sequence.to(dtype), last[0].to(dtype), [last[0]], "torch.gru"
+    def float64_refusal(self, statistics: bool = False) -> str | None:
+        """See `Backend`."""
+        if ops.zeros(()).device.type == "mps":
+            return "Apple's GPUs have no float64"
+        return "Keras normalises in float32 there" if statistics else None
+
+    def concrete(self, x: Any) -> np.ndarray | None:
+        """See `Backend`."""
+        if torch.compiler.is_compiling() or x.device.type == "meta":
+            return None
+        values: np.ndarray = x.detach().cpu().numpy()
+        return values
+
+    def kernel_refusal(self, kernel: str) -> str | None:
+        """See `Backend`."""
+        return None
+
+    def kernel_path(self, kernel: str, shape: Sequence[int | None], dtype: str, cudnn: bool) -> str:
+        """See `Backend`; `torch.lstm` and `torch.gru` choose cuDNN by themselves."""
+        return f"torch.{kernel}"
+
+    def valid_steps_first(self, path: str) -> bool:
+        """See `Backend`: ATen's kernels know no masks."""
+        return True
+
+    def lstm(
+        self,
+        inputs: Any,
+        states: list[Any],
+        valid: Any,
+        weights: Weights,
+        *,
+        path: str,
+        options: Options,
+    ) -> tuple[Any, Any, list[Any]]:
+        """See `Backend`: the ATen kernel that `torch.nn.LSTM` calls."""
+        kernel, recurrent_kernel, bias = weights
+        dtype = inputs.dtype
+        if valid is not None and options.states:
+            # A closed input gate and an open forget gate keep the cell state through the padding.
+            inputs, kernel = _with_indicator(
+                inputs, kernel, valid, [-_SATURATED, _SATURATED, 0.0, 0.0]
+            )
+        biases = [] if bias is None else [bias, torch.zeros_like(bias)]
+        inputs, (h, c), parameters = _for_kernel(
+            inputs, states, [kernel.t(), recurrent_kernel.t(), *biases]
+        )
+        sequence, last, c = _aten("lstm", inputs, [h, c], parameters)
+        last, c = last[0], c[0]
+        if valid is not None:
+            last = _at_length(sequence, valid.sum(1), h[0])
+        return sequence.to(dtype), last.to(dtype), [last, c]
+
+    def gru(
+        self,
+        inputs: Any,
+        states: list[Any],
+        valid: Any,
+        weights: Weights,
+        *,
+        path: str,
+        options: Options,
+    ) -> tuple[Any, Any, list[Any]]:
+        """See `Backend`: the ATen kernel that `torch.nn.GRU` calls."""
+        kernel, recurrent_kernel, bias = weights
+        dtype = inputs.dtype
+
+        def reordered(x: torch.Tensor) -> torch.Tensor:
+            """Gates z, r, h as PyTorch's r, z, n."""
+            z, r, n = x.chunk(3, dim=-1)
+            return torch.cat([r, z, n], dim=-1)
+
+        if valid is not None:
+            # An open update gate keeps the state through the padding.
+            inputs, kernel = _with_indicator(inputs, kernel, valid, [_SATURATED, 0.0, 0.0])
+        biases = [] if bias is None else list(reordered(bias))
+        inputs, (h,), parameters = _for_kernel(
+            inputs, states, [reordered(kernel).t(), reordered(recurrent_kernel).t(), *biases]
+        )
+        sequence, last = _aten("gru", inputs, [h], parameters)
+        return sequence.to(dtype), last[0].to(dtype), [last[0]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from multibackend_lstm.environment import BACKENDS, check_variable, choose_backend
+from multibackend_lstm.environment import BACKENDS, CouldNotRunError, check_variable, choose_backend
 from multibackend_lstm.export.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def export(
                 )
     except ExportError as error:
         report = error.report
+    except CouldNotRunError:
+        raise
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error).replace("overwrite=True", "--overwrite")) from error
     if as_json:

@@ -1,15 +1,17 @@
 """The exporters: from a model on the running backend to an artefact."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops, tree
 
+from multibackend_lstm import backends
 from multibackend_lstm.agreement.case import draw_inputs
+from multibackend_lstm.layers import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
 from multibackend_lstm.layers.recurrent import Recurrent
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.runtimes.execution import describe
@@ -54,21 +56,10 @@ def settle(model: keras.Model, specs: list[Spec]) -> None:
     A ConvLSTM that runs as an LSTM makes its matrices from the convolutions' kernels, which
     OpenVINO cannot have in a graph.
     """
-    known: dict[Any, np.ndarray] = {}
-    layers = [layer for layer in sublayers(model) if hasattr(layer, "_matrix")]
-    for layer in layers:
-        layer._matrix = _recording(layer._matrix, known)
+    for layer in sublayers(model):
+        if isinstance(layer, (ConvLSTM1D, ConvLSTM2D, ConvLSTM3D)):
+            layer.keep_matrices()
     flat_call(model)(*_traced_inputs(specs))
-
-
-def _recording(matrix: Callable[..., Any], known: dict[Any, np.ndarray]) -> Callable[..., Any]:
-    def constant(kernel: Any, shape: Any, **options: Any) -> Any:
-        key = (id(kernel), *map(int, shape))
-        if key not in known:
-            known[key] = ops.convert_to_numpy(matrix(kernel, shape, **options))
-        return ops.convert_to_tensor(known[key])
-
-    return constant
 
 
 def _signature(model: keras.Model, specs: list[Spec]) -> list[Any]:
@@ -85,33 +76,39 @@ def _saved_model(model: keras.Model, specs: list[Spec], path: str) -> None:
     )
 
 
-def _make_portable(model: keras.Model) -> None:
-    """Recurrences as loops that ONNX and LiteRT have."""
-    from multibackend_lstm.backends import tensorflow
-
-    tensorflow.use_portable_loops()
-    for layer in sublayers(model):
-        if isinstance(layer, Recurrent):
-            layer.implementation = "ops"
+@contextmanager
+def _portable_graphs(model: keras.Model) -> Iterator[None]:
+    """Recurrences are traced as loops that ONNX and LiteRT have."""
+    layers = [layer for layer in sublayers(model) if isinstance(layer, Recurrent)]
+    before = [layer.implementation for layer in layers]
+    with backends.active().portable_graphs():
+        try:
+            for layer in layers:
+                layer.implementation = "ops"
+            yield
+        finally:
+            for layer, implementation in zip(layers, before, strict=True):
+                layer.implementation = implementation
 
 
 def _onnx_from_tensorflow(model: keras.Model, specs: list[Spec], path: str) -> None:
-    _make_portable(model)
-    model.export(path, format="onnx", input_signature=_signature(model, specs), verbose=False)
+    signature = _signature(model, specs)
+    with _portable_graphs(model):
+        model.export(path, format="onnx", input_signature=signature, verbose=False)
 
 
 def _litert(model: keras.Model, specs: list[Spec], path: str) -> None:
     import tensorflow as tf
 
-    _make_portable(model)
-    model.export(
-        path,
-        format="litert",
-        input_signature=_signature(model, specs),
-        verbose=False,
-        # Without those of TensorFlow, which LiteRT's own package cannot run.
-        target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
-    )
+    with _portable_graphs(model):
+        model.export(
+            path,
+            format="litert",
+            input_signature=_signature(model, specs),
+            verbose=False,
+            # Without those of TensorFlow, which LiteRT's own package cannot run.
+            target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
+        )
 
 
 def _flat_module(model: keras.Model) -> Any:

@@ -7,7 +7,6 @@ import keras
 from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
-from multibackend_lstm.backends.numpy import scan as eager_scan
 from multibackend_lstm.layers.dtypes import to_compute_dtype
 from multibackend_lstm.layers.folding import call_nonempty, expand
 from multibackend_lstm.layers.recurrent import hold_outputs, run_kernel, without_masked
@@ -35,6 +34,9 @@ class _AsLSTM(RecurrentBase):
     Keras 3.15 gets masks wrong on JAX; `implementation_report()` says so.
     """
 
+    # Matrices by the axes after time, where they are kept.
+    _kept: dict[Any, Any] | None = None
+
     def build(self, sequences_shape: Shape, initial_state_shape: Any = None) -> None:
         """Create the weights of the Keras layer."""
         super().build(sequences_shape)
@@ -60,16 +62,12 @@ class _AsLSTM(RecurrentBase):
             mask = reduce_mask(mask)
             sequences = without_masked(sequences, mask)
         self._check_batch(sequences.shape[0])
+        decided = self._decide(sequences.shape, bool(training), initial_state is not None)
+        self._report = decided
         if 0 in sequences.shape[:2]:
-            self._note("ops", "no steps or no samples", None)
             return self._without_steps(sequences, initial_state)
-        refused = self._refusal(sequences.shape, bool(training), initial_state)
-        if refused is None:
-            try:
-                return self._call_lstm(sequences, mask)
-            except backends.Refused as reason:
-                refused = str(reason)
-        self._note("ops", f"the cell of keras.layers.{type(self).__name__} in a loop", refused)
+        if decided.implementation == "native":
+            return self._call_lstm(sequences, mask, decided.path)
         return super().call(  # type: ignore[misc]
             sequences, initial_state=initial_state, mask=mask, training=training
         )
@@ -99,7 +97,8 @@ class _AsLSTM(RecurrentBase):
 
         # Copies, since torch overwrites the variables of the state.
         states = [ops.copy(state) for state in initial_state]
-        scan = eager_scan if self.unroll else backends.active().scan
+        backend = backends.active()
+        scan = backend.unrolled_scan if self.unroll else backend.scan
         states, (outputs,) = scan(step, states, [ops.swapaxes(x, 0, 1) for x in steps])
         outputs, last = ops.swapaxes(outputs, 0, 1), states[0]
         if mask is not None:
@@ -121,15 +120,27 @@ class _AsLSTM(RecurrentBase):
             return output
         return (output, *(ops.cast(state, dtype) for state in states))
 
-    def _note(self, implementation: str, path: str, refused: str | None) -> None:
-        self._report = ImplementationReport(
-            self.name, keras.backend.backend(), implementation, path, refused
-        )
+    def _decide(
+        self, sequences_shape: Shape, training: bool, with_state: bool = False
+    ) -> ImplementationReport:
+        """See `RecurrentBase`; a mask decides nothing."""
+        batch, time, *axes = sequences_shape
+        if 0 in (batch, time):
+            return self._reported("ops", "no steps or no samples")
+        backend = backends.active()
+        refused = self._refusal(sequences_shape, training, with_state)
+        refused = refused or backend.kernel_refusal("lstm")
+        if refused is None:
+            shape = (batch, time, math.prod(axes))  # type: ignore[arg-type]
+            path = backend.kernel_path("lstm", shape, self.compute_dtype, cudnn=True)
+            return self._reported("native", path)
+        path = f"the cell of keras.layers.{type(self).__name__} in a loop"
+        return self._reported("ops", path, refused)
 
-    def _refusal(self, shape: Shape, training: bool, initial_state: Any = None) -> str | None:
+    def _refusal(self, shape: Shape, training: bool, with_state: bool = False) -> str | None:
         """Why the layer cannot run as one LSTM, `None` if it can."""
         cell = self.cell
-        if initial_state is not None or self.stateful:
+        if with_state or self.stateful:
             return "an initial state, or stateful=True"
         if cell.data_format != "channels_last" or self.unroll:
             return "data_format='channels_first' or unroll=True"
@@ -148,7 +159,7 @@ class _AsLSTM(RecurrentBase):
         """`(*positions, filters)` for the sequences' shape."""
         return self.cell.compute_output_shape((None, *shape[2:]))[0][1:]
 
-    def _call_lstm(self, sequences: KerasTensor, valid: Any) -> Any:
+    def _call_lstm(self, sequences: KerasTensor, valid: Any, path: str) -> Any:
         cell, positions = self.cell, self._state_shape(sequences.shape)
         batch, time = ops.shape(sequences)[:2]
         inputs = ops.reshape(sequences, (batch, time, math.prod(sequences.shape[2:])))
@@ -159,26 +170,15 @@ class _AsLSTM(RecurrentBase):
         if bias is not None:
             bias = ops.tile(self._cast(bias)[None], (math.prod(positions[:-1]), 1))
             bias = self._gates_first(bias, 1)[0]
-        weights = backends.Weights(
-            self._matrix(
-                cell.kernel,
-                sequences.shape[2:],
-                strides=cell.strides,
-                padding=cell.padding,
-                dilation_rate=cell.dilation_rate,
-            ),
-            self._matrix(cell.recurrent_kernel, positions, padding="same"),
-            bias,
-        )
+        weights = backends.Weights(*self._matrices(tuple(map(int, sequences.shape[2:]))), bias)
         state = ops.zeros((batch, math.prod(positions)), state_dtype(self.compute_dtype))
-        options = backends.Options(sequence=self.return_sequences, states=self.return_state)
-        sequence, last, states, path = run_kernel(
-            "lstm", inputs, [state, state], valid, weights, options
+        options = backends.Options(self.return_sequences, self.return_state)
+        sequence, last, states = run_kernel(
+            "lstm", path, inputs, [state, state], valid, weights, options
         )
         if valid is not None:
             sequence = sequence if self.return_sequences else None
             sequence, last = hold_outputs(sequence, last, valid, self.zero_output_for_mask)
-        self._note("native", path, None)
         output = (
             ops.reshape(sequence, (batch, time, *positions))
             if self.return_sequences
@@ -192,6 +192,33 @@ class _AsLSTM(RecurrentBase):
 
     def _cast(self, weight: Any) -> Any:
         return ops.cast(ops.convert_to_tensor(weight), self.compute_dtype)
+
+    def keep_matrices(self) -> None:
+        """From now on compute the matrices in the first call alone, which must be an eager one.
+
+        For the export of a model whose weights no longer change, to runtimes that cannot compute
+        the matrices in a graph.
+        """
+        object.__setattr__(self, "_kept", {})  # past Keras's tracking: it is not saved
+
+    def _matrices(self, axes: tuple[int, ...]) -> tuple[Any, Any]:
+        """Kernel and recurrent kernel of the LSTM, for inputs with these axes after time."""
+        if self._kept is not None and axes in self._kept:
+            kernel, recurrent_kernel = self._kept[axes]
+            return ops.convert_to_tensor(kernel), ops.convert_to_tensor(recurrent_kernel)
+        cell = self.cell
+        kernel = self._matrix(
+            cell.kernel,
+            axes,
+            strides=cell.strides,
+            padding=cell.padding,
+            dilation_rate=cell.dilation_rate,
+        )
+        positions = self._state_shape((None, None, *axes))
+        recurrent_kernel = self._matrix(cell.recurrent_kernel, positions, padding="same")
+        if self._kept is not None:
+            self._kept[axes] = tuple(map(ops.convert_to_numpy, (kernel, recurrent_kernel)))
+        return kernel, recurrent_kernel
 
     def _matrix(self, kernel: Any, axes: Shape, **arguments: Any) -> Any:
         """The matrix that multiplies flattened `axes` as the convolution convolves them."""

@@ -64,7 +64,7 @@ class GRU(Recurrent, keras.layers.GRU):
     _kernel = "gru"
     _state_names = ("h",)
 
-    def _kernel_refusal(self) -> str | None:
+    def _cell_refusal(self) -> str | None:
         if self.cell.reset_after:
             return None
         return "reset_after=False, and kernels apply the reset gate after the matrix product"

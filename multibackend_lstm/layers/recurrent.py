@@ -3,13 +3,13 @@
 import functools
 import math
 import operator
+from dataclasses import replace
 from typing import Any, Literal
 
 import keras
 from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
-from multibackend_lstm.backends.numpy import scan as eager_scan
 from multibackend_lstm.layers.dtypes import to_compute_dtype
 from multibackend_lstm.layers.folding import expand
 from multibackend_lstm.layers.lengths import check_whole, positions, steps_within
@@ -46,12 +46,12 @@ def _bidirectional_drops_masks() -> bool:
 class Recurrent(RecurrentBase):
     """Mixed into `keras.layers.LSTM` and `keras.layers.GRU`; see there for the arguments.
 
-    The cell differs between the two: `_kernel` (the name of its function in `backends/`),
-    `_state_names`, `_kernel_refusal`, `_input_bias` and `_step`. All else is here. One call is
+    The cell differs between the two: `_kernel` (the name of its method in `backends.Backend`),
+    `_state_names`, `_cell_refusal`, `_input_bias` and `_step`. All else is here. One call is
 
     1. flatten the input, reduce the mask, reverse time for `go_backwards`;
-    2. the backend's kernel, or `_recurrence`. For a kernel that takes no mask but lengths the
-       valid steps of each sample are moved to the front, and its outputs back;
+    2. the backend's kernel, or `_recurrence`, as `_decide` says. For a kernel that takes no mask
+       but lengths the valid steps of each sample are moved to the front, and its outputs back;
     3. zeros where there is no output to hold.
     """
 
@@ -232,14 +232,35 @@ class Recurrent(RecurrentBase):
     ) -> tuple[Any, Any, list[Any]]:
         """Outputs of all steps (if they are returned), of the last one, and final states."""
         dropout_masks, recurrent_masks = self._dropout_masks(inputs, training)
+        decided = self._report = self._decide(inputs.shape, training)
+        if self.implementation == "native" and decided.refused:
+            raise ValueError(
+                f'{self.name}: `implementation="native"` cannot be had: {decided.refused}. Change '
+                'that, or set `implementation="auto"`.'
+            )
         if inputs.shape[1] == 0:
-            self._note("ops", "no steps", None)
             batch, units, dtype = ops.shape(inputs)[0], self.cell.units, inputs.dtype
             return ops.zeros((batch, 0, units), dtype), ops.zeros((batch, units), dtype), states
 
         if valid is not None:
             inputs = without_masked(inputs, valid)
-        outputs, last, states = self._recur(inputs, states, valid, dropout_masks, recurrent_masks)
+        weights = backends.Weights(
+            *(
+                None if weight is None else ops.cast(ops.convert_to_tensor(weight), inputs.dtype)
+                for weight in (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)
+            )
+        )
+        dropped = self._drop(inputs, dropout_masks)
+        if decided.implementation == "native":
+            options = backends.Options(self.return_sequences, self.return_state or self.stateful)
+            outputs, last, states = run_kernel(
+                self._kernel, decided.path, dropped[0], states, valid, weights, options
+            )
+        else:
+            projected = self._project(dropped, weights)
+            outputs, last, states = self._recurrence(
+                projected, states, valid, weights, recurrent_masks
+            )
         if valid is None:
             if inputs.shape[1] is None:  # that there is no step shows when a graph runs
                 last = ops.where(ops.shape(inputs)[1] > 0, last, ops.zeros_like(last))
@@ -248,53 +269,48 @@ class Recurrent(RecurrentBase):
         sequence = outputs if self.return_sequences else None
         return *hold_outputs(sequence, last, valid, self.zero_output_for_mask), states
 
-    def _recur(
-        self,
-        inputs: KerasTensor,
-        states: list[Any],
-        valid: Any,
-        dropout_masks: list[Any],
-        recurrent_masks: list[Any],
-    ) -> Any:
-        """Sequence, last output and states, by the backend's kernel or the own recurrence.
-
-        The sequence holds the last state in masked steps.
-        """
-        weights = backends.Weights(
-            *(
-                None if weight is None else ops.cast(ops.convert_to_tensor(weight), inputs.dtype)
-                for weight in (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)
-            )
-        )
-        dropped = self._drop(inputs, dropout_masks)
+    def _decide(
+        self, sequences_shape: Shape, training: bool, with_state: bool = False
+    ) -> ImplementationReport:
+        """See `RecurrentBase`; neither a mask nor states decide anything here."""
+        shape = self._flat_shape(sequences_shape)
+        if shape[1] == 0:
+            return self._reported("ops", "no steps")
         refused = None
         if self.implementation != "ops":
-            try:
-                self._check_kernel_fits(recurrent_masks, dropout_masks)
-                return self._run_kernel(dropped[0], states, valid, weights)
-            except backends.Refused as reason:
-                refused = str(reason)
-            if self.implementation == "native":
-                raise ValueError(
-                    f'{self.name}: `implementation="native"` cannot be had: {refused}. Change '
-                    'that, or set `implementation="auto"`.'
-                )
-        self._note("ops", "keras.ops, unrolled" if self.unroll else "keras.ops", refused)
-        projected = self._project(dropped, weights)
-        return self._recurrence(projected, states, valid, weights, recurrent_masks)
+            backend, cudnn = backends.active(), self._use_cudnn is not False
+            refused = self._refusal(training) or backend.kernel_refusal(self._kernel)
+            if refused is None:
+                path = backend.kernel_path(self._kernel, shape, self.compute_dtype, cudnn)
+                return self._reported("native", path)
+        return self._reported("ops", "keras.ops, unrolled" if self.unroll else "keras.ops", refused)
 
-    def _run_kernel(self, inputs: Any, states: list[Any], valid: Any, weights: Any) -> Any:
-        """As `_recur`; Refused is raised through."""
-        options = backends.Options(
-            sequence=self.return_sequences,
-            states=self.return_state or self.stateful,
-            cudnn=self._use_cudnn is not False,
-        )
-        sequence, last, states, path = run_kernel(
-            self._kernel, inputs, states, valid, weights, options
-        )
-        self._note("native", path, None)
-        return sequence, last, states
+    def _refusal(self, training: bool) -> str | None:
+        """What no kernel has of the layer's options; None if a kernel fits."""
+        if not _is_tanh(self.cell.activation):
+            return f"activation is {_name(self.cell.activation)}, and kernels have tanh"
+        if self.cell.recurrent_activation not in (keras.activations.sigmoid, ops.sigmoid):
+            name = _name(self.cell.recurrent_activation)
+            return f"recurrent_activation is {name}, and kernels have sigmoid"
+        if training and self.cell.recurrent_dropout:
+            return "recurrent_dropout in training, which kernels lack"
+        if training and self.cell.dropout and getattr(self.cell, "dropout_mask_count", 1) > 1:
+            return "dropout that differs among the gates"
+        if self.unroll:
+            return "unroll=True asks for the loop to be written out"
+        return self._cell_refusal()
+
+    def _reported(
+        self, implementation: str, path: str, refused: str | None = None
+    ) -> ImplementationReport:
+        report = super()._reported(implementation, path, refused)
+        if not is_half(self.compute_dtype):
+            return report
+        return replace(report, notes=(f"{self.compute_dtype}, states carried in float32",))
+
+    def _cell_refusal(self) -> str | None:
+        """A reason of the cell's own to refuse the kernels."""
+        return None
 
     @property
     def _step_activations(self) -> tuple[Any, Any]:
@@ -308,31 +324,6 @@ class Recurrent(RecurrentBase):
     def _activations(self) -> list[Any]:
         return list(self._step_activations)
 
-    def _check_kernel_fits(self, recurrent_masks: list[Any], dropout_masks: list[Any]) -> None:
-        """Raise Refused for options of the layer that no kernel has."""
-        reason = None
-        if not _is_tanh(self.cell.activation):
-            reason = f"activation is {_name(self.cell.activation)}, and kernels have tanh"
-        elif self.cell.recurrent_activation not in (keras.activations.sigmoid, ops.sigmoid):
-            reason = (
-                f"recurrent_activation is {_name(self.cell.recurrent_activation)}, and kernels "
-                "have sigmoid"
-            )
-        elif recurrent_masks:
-            reason = "recurrent_dropout in training, which kernels lack"
-        elif len(dropout_masks) > 1:
-            reason = "dropout that differs among the gates"
-        elif self.unroll:
-            reason = "unroll=True asks for the loop to be written out"
-        else:
-            reason = self._kernel_refusal()
-        if reason:
-            raise backends.Refused(reason)
-
-    def _kernel_refusal(self) -> str | None:
-        """A reason of the cell's own to refuse the kernels."""
-        return None
-
     def _input_bias(self, bias: Any) -> Any:
         """The part of the bias that is added to the projected inputs."""
         return bias
@@ -340,14 +331,6 @@ class Recurrent(RecurrentBase):
     def _step(self, z: Any, states: list[Any], weights: Any, masks: list[Any]) -> list[Any]:
         """States after one step, from projected inputs `(batch, gates * units)`."""
         raise NotImplementedError
-
-    def _note(self, implementation: str, path: str, refused: str | None) -> None:
-        notes = []
-        if is_half(self.compute_dtype):
-            notes.append(f"{self.compute_dtype}, states carried in float32")
-        self._report = ImplementationReport(
-            self.name, keras.backend.backend(), implementation, path, refused, tuple(notes)
-        )
 
     def _dropout_masks(self, inputs: KerasTensor, training: bool) -> tuple[list[Any], list[Any]]:
         """Masks for inputs `(batch, features)` and states `(batch, units)`; one, or one a gate."""
@@ -405,17 +388,24 @@ class Recurrent(RecurrentBase):
                 ]
             return new_states, new_states[:1]
 
-        scan = eager_scan if self.unroll else backends.active().scan
+        backend = backends.active()
+        scan = backend.unrolled_scan if self.unroll else backend.scan
         states, (outputs,) = scan(step, states, xs)
         return ops.transpose(outputs, (1, 0, 2)), states[0], states
 
 
 def run_kernel(
-    name: str, inputs: Any, states: list[Any], valid: Any, weights: Any, options: Any
-) -> tuple[Any, Any, list[Any], str]:
-    """The backend's kernel for any mask; see `backends/__init__.py`. Refused is raised through."""
+    name: str,
+    path: str,
+    inputs: Any,
+    states: list[Any],
+    valid: Any,
+    weights: backends.Weights,
+    options: backends.Options,
+) -> tuple[Any, Any, list[Any]]:
+    """The backend's kernel `name`, by the path it said, for any mask; see `Backend.lstm`."""
     backend = backends.active()
-    to_front = valid is not None and backend.valid_steps_first()
+    to_front = valid is not None and backend.valid_steps_first(path)
     if to_front:
         # A mask with holes is the same as its valid steps moved together, so that a kernel
         # which knows lengths alone can serve it.
@@ -424,12 +414,12 @@ def run_kernel(
         order = positions(ones) + ops.where(valid, 0, ops.shape(inputs)[1])
         inputs = _take_steps(inputs, ops.argsort(order, axis=1))
         valid = positions(ones) < count[:, -1:]
-    kernel = getattr(backend, name)
-    sequence, last, states, path = kernel(inputs, states, valid, weights, options=options)
+    kernel = backend.lstm if name == "lstm" else backend.gru
+    sequence, last, states = kernel(inputs, states, valid, weights, path=path, options=options)
     if to_front and options.sequence:
         # Each step gets the output of the last valid step up to it.
         sequence = _take_steps(sequence, ops.maximum(count - 1, 0))
-    return sequence, last, states, path
+    return sequence, last, states
 
 
 def hold_outputs(sequence: Any, last: Any, valid: Any, zero: bool) -> tuple[Any, Any]:

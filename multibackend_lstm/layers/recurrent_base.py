@@ -42,7 +42,8 @@ class ImplementationReport:
 class RecurrentBase:
     """Mixed into a Keras layer: masks that pass on every Keras, and a state that is kept exactly.
 
-    A layer has to set `_report` in each call.
+    A layer decides by `_decide` which implementation serves a call, before it computes anything,
+    and sets `_report` to what it decided.
     """
 
     # What the Keras classes provide.
@@ -113,14 +114,46 @@ class RecurrentBase:
             return [output_mask, *(None for _ in self._state_names)]
         return output_mask
 
-    def implementation_report(self) -> ImplementationReport:
-        """Which path served the last call, and why a faster one was refused."""
+    def implementation_report(
+        self, sequences_shape: Shape | None = None, training: bool = False
+    ) -> ImplementationReport:
+        """Which path served the last call, and why a faster one was refused.
+
+        Args:
+            sequences_shape: `(batch, time, ...)`, None for what is unknown: report on a call with
+                such an input instead, without making it (on TensorFlow one made eagerly, or in a
+                graph, as this is asked).
+            training: whether that call would be in training.
+
+        Raises:
+            ValueError: if there was no call, and no shape is given.
+        """
+        if sequences_shape is not None:
+            return self._decide(sequences_shape, training)
         if self._report is None:
             raise ValueError(
                 f"{self.name}: which implementation runs is decided in a call, and the layer has "
-                "not been called. Call it, or its model, first."
+                "not been called. Call it, or its model, first, or give `sequences_shape`."
             )
         return self._report
+
+    def _decide(
+        self, sequences_shape: Shape, training: bool, with_state: bool = False
+    ) -> ImplementationReport:
+        """Which implementation serves a call; nothing is tried.
+
+        Args:
+            sequences_shape: that of the input, None for what is unknown.
+            training: whether dropout is applied.
+            with_state: whether there is an initial state.
+        """
+        raise NotImplementedError
+
+    def _reported(
+        self, implementation: str, path: str, refused: str | None = None
+    ) -> ImplementationReport:
+        backend = keras.backend.backend()
+        return ImplementationReport(self.name, backend, implementation, path, refused)
 
     def _activations(self) -> list[Any]:
         """The functions that a step calls."""

@@ -1,1 +1,1 @@
-"""Whatever can compute a model: Keras backends, artefact engines, other interpreters."""
+"""Whatever can compute a model, one class each, with what a comparison asks of it."""

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from multibackend_lstm import backends
+from multibackend_lstm.runtimes import backend_runtime
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.imports import imported, imported_module
 from multibackend_lstm.runtimes.loading import cause, load_keras_model
@@ -313,7 +313,7 @@ class Execution:
         self._noisy = noisy
         self._capture = Capture(model)
         self._loss: Any = keras.losses.get(self._training.get("loss"))
-        self._infer = backends.active().inference(model, self._call)
+        self._infer = backend_runtime.active().inference(model, self._call)
         self._optimizer: Any = None
         self.round(0.0, 0)
         self._step: Any = None
@@ -400,7 +400,8 @@ class Execution:
             self._optimizer.build(self.model.trainable_variables)
             self._fresh = [np.array(v) for v in self._optimizer.variables]
             self._settings = _settings_of(self._optimizer) if self._noisy else []
-            self._step = backends.active().training_step(self.model, self._optimizer, self._loss_of)
+            runtime = backend_runtime.active()
+            self._step = runtime.training_step(self.model, self._optimizer, self._loss_of)
         for variable, value in zip(self._optimizer.variables, self._fresh, strict=True):
             variable.assign(value)
         for setting in self._settings:

@@ -27,9 +27,10 @@ class KerasModels(Runtime):
         import keras
 
         import multibackend_lstm  # noqa: F401  (registers the layers that cases name)
-        from multibackend_lstm import backends, environment
+        from multibackend_lstm import environment
+        from multibackend_lstm.runtimes import backend_runtime
 
-        backend = backends.active()
+        backend = backend_runtime.active()
         device = backend.use_device(self.kind)
         switches = backend.strict_precision() if self.precision == "strict" else {}
         return {

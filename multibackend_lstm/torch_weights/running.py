@@ -10,9 +10,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from multibackend_lstm import backends
 from multibackend_lstm.agreement.report import TargetResult
+from multibackend_lstm.backends import Refused
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes import backend_runtime
 from multibackend_lstm.runtimes.noise_floor import (
     FLOAT64_ROUNDING,
     ROUNDING,
@@ -61,8 +62,8 @@ def of_keras(
     optimizer = keras.optimizers.SGD(0.0)
     optimizer.build(model.trainable_variables)
     try:
-        step = backends.active().training_step(model, optimizer, loss)
-    except backends.Refused as reason:
+        step = backend_runtime.active().training_step(model, optimizer, loss)
+    except Refused as reason:
         result.not_compared["gradients"] = str(reason)
         return Values(outputs, [], {})
     with _uncompiled(model):

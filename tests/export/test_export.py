@@ -206,7 +206,9 @@ def test_the_loop_without_lists():
     """As a loop in NumPy, forwards and backwards, in a graph that does not know the length."""
     import tensorflow as tf
 
-    from multibackend_lstm.backends.tensorflow import _scan_without_lists
+    from multibackend_lstm.backends.tensorflow import TensorFlowBackend
+
+    backend = TensorFlowBackend()
 
     def step(states, xs):
         (state,), (x,) = states, xs
@@ -217,7 +219,8 @@ def test_the_loop_without_lists():
 
         @tf.function(input_signature=[tf.TensorSpec((None, None, 2))])
         def run(x, reverse=reverse):
-            return _scan_without_lists(step, [tf.zeros((tf.shape(x)[1], 2))], [x], reverse)
+            with backend.portable_graphs():
+                return backend.scan(step, [tf.zeros((tf.shape(x)[1], 2))], [x], reverse)
 
         for time in (1, 4):
             x = np.random.default_rng(time).normal(size=(time, 3, 2)).astype("float32")

@@ -665,6 +665,29 @@ def test_the_report_needs_a_call():
         LSTM(3).implementation_report()
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"implementation": "ops"},
+        {"dropout": 0.5},
+        {"recurrent_dropout": 0.5},
+        {"use_cudnn": False},
+        {"unroll": True},
+        {"dtype": "mixed_bfloat16"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_report_is_known_before_the_call(cell, options, training):
+    layer = CELLS[cell][0](UNITS, **CELLS[cell][3], **options)
+    for shape in ((BATCH, TIME, FEATURES), (2, 3, 5, 1), (2, 0, FEATURES)):
+        before = layer.implementation_report(shape, training=training)
+        layer(np.zeros(shape, "float32"), training=training)
+        assert layer.implementation_report() == before
+
+
 # Errors
 
 

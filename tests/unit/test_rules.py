@@ -16,10 +16,16 @@ BACKENDS = {"tensorflow", "torch", "jax", "jaxlib"}
 
 
 def imports(tree, everywhere):
-    """Dotted names that a module imports, within functions too if `everywhere`."""
+    """Dotted names that a module imports, within functions too if `everywhere`.
+
+    Not those for a type checker alone, which are never imported.
+    """
     nodes = list(ast.iter_child_nodes(tree))
     while nodes:
         node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes.extend(node.orelse)
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -47,7 +53,111 @@ def backend_violations(source):
 
 
 KERAS_ONLY = [*sorted((PACKAGE / "layers").rglob("*.py")), PACKAGE / "models.py"]
-OTHERS = [p for p in sorted(PACKAGE.rglob("*.py")) if p.parent != PACKAGE / "backends"]
+NEAR_BACKENDS = {PACKAGE / "backends", PACKAGE / "runtimes"}
+OTHERS = [p for p in sorted(PACKAGE.rglob("*.py")) if p.parent not in NEAR_BACKENDS]
+
+
+# Folders and files of the package, each floor on those before it, from which alone it imports.
+FLOORS = [
+    {"backends"},
+    {"layers"},
+    {"runtimes"},
+    {"agreement", "export", "migration", "torch_weights", "porting", "demo", "report"},
+    {"cli"},
+]
+
+
+def modules(package):
+    """Each module's path, by dotted name."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def module_of(name, names):
+    """The module that an imported dotted name is or is in; None if it is another package's."""
+    while name and name not in names:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def floor_violations(source, folder, names):
+    """Modules of higher floors that a module of `folder` imports, in functions too."""
+    (floor,) = (index for index, floor in enumerate(FLOORS) if folder in floor)
+    above = set().union(*FLOORS[floor + 1 :])
+    found = []
+    for name in imports(ast.parse(source), everywhere=True):
+        parts = (module_of(name, names) or "").split(".")
+        if {*parts[1:2]} & above:
+            found.append(name)
+    return found
+
+
+def circles(graph):
+    """Nodes that can be reached from themselves, of a dictionary of sets."""
+    found = []
+    for start in graph:
+        seen, ahead = set(), [*graph[start]]
+        while ahead:
+            node = ahead.pop()
+            if node not in seen:
+                seen.add(node)
+                ahead.extend(graph[node])
+        if start in seen:
+            found.append(start)
+    return found
+
+
+def import_graph(sources):
+    """For each module, by dotted name, those that it imports when it is itself imported."""
+    graph = {}
+    for module, source in sources.items():
+        found = {module_of(n, sources) for n in imports(ast.parse(source), everywhere=False)}
+        graph[module] = found - {None, module}
+    return graph
+
+
+SOURCES = {name: path.read_text(encoding="utf-8") for name, path in modules(PACKAGE).items()}
+
+
+@pytest.mark.parametrize("folder", ["backends", "layers"])
+def test_each_floor_imports_only_from_lower_ones(folder):
+    mine = {n: s for n, s in SOURCES.items() if n.split(".")[1:2] == [folder]}
+    assert len(mine) > 3
+    found = {name: floor_violations(source, folder, SOURCES) for name, source in mine.items()}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_no_import_circle():
+    assert circles(import_graph(SOURCES)) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [
+        ("backends", "from multibackend_lstm.layers import LSTM"),
+        ("backends", "def f():\n    from multibackend_lstm import layers"),
+        ("layers", "import multibackend_lstm.runtimes.backend_runtime"),
+        ("layers", "from multibackend_lstm.agreement.case import draw_inputs"),
+        ("layers", "from multibackend_lstm import cli"),
+    ],
+)
+def test_the_check_of_floors_can_fail(folder, line):
+    assert floor_violations(line, folder, SOURCES)
+
+
+def test_the_check_of_circles_can_fail():
+    sources = {
+        "p": "",
+        "p.a": "from p import b",
+        "p.b": "import p.c as c",
+        "p.c": "if True:\n    from p.a import f",
+        "p.d": "from p.a import f\ndef g():\n    import p.e",
+        "p.e": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.e2\nimport p.d",
+    }
+    assert circles(import_graph(sources)) == ["p.a", "p.b", "p.c"]
 
 
 @pytest.mark.parametrize("path", KERAS_ONLY, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -56,7 +166,7 @@ def test_layers_and_models_import_only_keras(path):
 
 
 @pytest.mark.parametrize("path", OTHERS, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_backends_import_backends_at_module_level(path):
+def test_only_backends_and_runtimes_import_backends_at_module_level(path):
     assert backend_violations(path.read_text(encoding="utf-8")) == []
 
 

@@ -123,6 +123,30 @@ def test_dropout_is_left_to_keras_in_training_alone(keras_path_closed):
         layer(x, training=True)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"dropout": 0.5}, {"activation": "relu"}, {"stateful": True}], ids=str
+)
+def test_the_report_is_known_before_the_call(options, training):
+    layer = ConvLSTM1D(2, 3, **options)
+    for time in (4, 0):
+        before = layer.implementation_report((2, time, 5, 3), training=training)
+        layer(np.zeros((2, time, 5, 3), "float32"), training=training)
+        assert layer.implementation_report() == before
+
+
+@pytest.mark.parametrize("rank", PAIRS)
+def test_kept_matrices_are_those_of_the_first_call(rank):
+    """Nothing is computed from the weights after it, as an export needs it."""
+    layer, _, x = pair(rank, 2, 2, padding="same", use_bias=False)
+    expected = arrays(layer(x))[0]
+    layer.keep_matrices()
+    np.testing.assert_array_equal(arrays(layer(x))[0], expected)
+    layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
+    kept = layer.implementation_report().implementation == "native"
+    np.testing.assert_array_equal(arrays(layer(x))[0], expected if kept else 0 * expected)
+
+
 def test_saved_and_loaded(tmp_path):
     model = keras.Sequential([keras.Input(SHAPES[1][1:]), ConvLSTM1D(3, 2)])
     model.save(tmp_path / "model.keras")

@@ -716,7 +716,7 @@ def test_jax_export_with_symbolic_time_is_refused():
     """No test needs JAX for this: the function reads only the type of `time`."""
     if BACKEND != "jax":
         pytest.skip("imports the JAX file")
-    from multibackend_lstm.backends import jax
+    from multibackend_lstm.backends.jax import JAXBackend
 
     with pytest.raises(ValueError, match=r"`steps_per_call=2` needs to know .*time=t"):
-        jax.concatenate_steps(lambda start, stop: None, "t", 2)
+        JAXBackend().concatenate_steps(lambda start, stop: None, "t", 2)

@@ -1,0 +1,96 @@
+"""The backend that Keras runs on as a runtime: its devices, its precision, and training steps.
+
+The class computes eagerly and without gradients, as the NumPy and OpenVINO backends do. Backends
+that train have a subclass each.
+"""
+
+import functools
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import keras
+
+from multibackend_lstm.backends import Refused
+
+# Module and class of each subclass, imported where its backend runs.
+_SUBCLASSES = {
+    "tensorflow": ("tensorflow_runtime", "TensorFlowRuntime"),
+    "torch": ("torch_runtime", "TorchRuntime"),
+    "jax": ("jax_runtime", "JAXRuntime"),
+}
+
+
+class BackendRuntime:
+    """A backend without devices to choose from, precision settings and gradients."""
+
+    def devices(self) -> list[str]:
+        """Names of the devices the backend sees."""
+        return ["CPU"]
+
+    def precision(self) -> dict[str, str]:
+        """Settings that decide how exactly float32 is computed."""
+        return {}
+
+    def use_device(self, kind: str) -> str:
+        """Compute on a device of a kind from now on.
+
+        Args:
+            kind: `"cpu"` or `"gpu"`.
+
+        Returns:
+            The device's name.
+
+        Raises:
+            Refused: if there is none.
+        """
+        if kind != "cpu":
+            raise Refused(f"{keras.backend.backend()} computes on the CPU alone")
+        return "CPU"
+
+    def strict_precision(self) -> dict[str, str]:
+        """Turn off all that computes float32 in less than float32; returns the switches so set."""
+        return {}
+
+    def inference(self, model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A model's call as the backend's `predict` runs it.
+
+        States of the model are left as they are where that is a compiled function of them.
+
+        Args:
+            model: whose variables the call reads.
+            call: calls the model with its argument, and returns tensors.
+        """
+        return call
+
+    def training_step(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        loss: Callable[[Any, Any], Any],
+    ) -> Callable[[Any, Any], Any]:
+        """A step of training that also returns gradients.
+
+        Args:
+            model: whose variables each step changes.
+            optimizer: built on the model's trainable variables.
+            loss: a scalar from lists of tensors, `loss(inputs, labels)`.
+
+        Returns:
+            `step(inputs, labels) -> (loss, input gradients, weight gradients)`. Only inputs of a
+            floating dtype have gradients; a gradient that does not depend on the loss is 0.
+
+        Raises:
+            Refused: if the backend has no gradients.
+        """
+        raise Refused(f"{keras.backend.backend()} has no gradients")
+
+
+@functools.cache
+def active() -> BackendRuntime:
+    """That of the backend that Keras runs on."""
+    if keras.backend.backend() not in _SUBCLASSES:
+        return BackendRuntime()
+    module, name = _SUBCLASSES[keras.backend.backend()]
+    runtime: BackendRuntime = getattr(import_module(f"{__package__}.{module}"), name)()
+    return runtime

@@ -1,0 +1,70 @@
+"""TensorFlow as a runtime."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from multibackend_lstm.backends import Refused
+from multibackend_lstm.runtimes.backend_runtime import BackendRuntime
+
+
+class TensorFlowRuntime(BackendRuntime):
+    """The devices and settings of TensorFlow, and training steps with its gradient tape.
+
+    Inference is not compiled: tracing costs more than it saves in a comparison.
+    """
+
+    def devices(self) -> list[str]:
+        """Names of the devices the backend sees."""
+        return [
+            device.name.removeprefix("/physical_device:")
+            for device in tf.config.list_physical_devices()
+        ]
+
+    def precision(self) -> dict[str, str]:
+        """Settings that decide how exactly float32 is computed."""
+        return {
+            "TF32 on GPU": str(tf.config.experimental.tensor_float_32_execution_enabled()),
+            "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+        }
+
+    def use_device(self, kind: str) -> str:
+        """See `BackendRuntime`; TensorFlow itself chooses a GPU wherever it sees one."""
+        found = [device.name for device in tf.config.list_logical_devices(kind.upper())]
+        if not found:
+            raise Refused(f"tensorflow sees no {kind}")
+        return found[0].removeprefix("/device:")
+
+    def strict_precision(self) -> dict[str, str]:
+        """See `BackendRuntime`."""
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        return {"tensor_float_32_execution": "False"}
+
+    def training_step(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        loss: Callable[[Any, Any], Any],
+    ) -> Callable[[Any, Any], Any]:
+        """See `BackendRuntime`."""
+        variables = model.trainable_variables
+
+        @tf.function
+        def run(inputs: Any, labels: Any) -> Any:
+            floating = [x for x in inputs if x.dtype.is_floating]
+            with tf.GradientTape() as tape:
+                tape.watch(floating)
+                value = loss(inputs, labels)
+            found = tape.gradient(
+                value, [*floating, *(v.value for v in variables)], unconnected_gradients="zero"
+            )
+            found = [tf.convert_to_tensor(gradient) for gradient in found]
+            gradients = found[len(floating) :]
+            if variables:
+                optimizer.apply(gradients, variables)
+            return value, found[: len(floating)], gradients
+
+        return run
