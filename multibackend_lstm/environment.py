@@ -1,17 +1,15 @@
-"""Which backends are installed, which one to use, and how to run Python on another."""
+"""Which backends are installed, and which one to use."""
 
 import difflib
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
@@ -193,20 +191,6 @@ def set_backend(name: str) -> None:
     os.environ.setdefault(*QUIET_TENSORFLOW)
 
 
-def run_module(
-    backend: str, module: str, arguments: Sequence[str]
-) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module arguments` on a backend, in a process of its own."""
-    variables = dict([QUIET_TENSORFLOW]) | os.environ | {"KERAS_BACKEND": backend}
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def versions() -> dict[str, str]:
     """Versions of Python, this package, Keras, NumPy and the installed backends."""
     found = {package: version_of(package) for package in ("keras", "numpy", *BACKENDS)}
@@ -215,17 +199,3 @@ def versions() -> dict[str, str]:
         "multibackend_lstm": __version__,
         **{package: version for package, version in found.items() if version is not None},
     }
-
-
-def probe(backend: str) -> dict[str, Any]:
-    """Devices and precision settings of a backend, or the error it starts with.
-
-    Returns:
-        `{"devices": [...], "precision": {...}}` or `{"error": message}`.
-    """
-    process = run_module(backend, "multibackend_lstm.runtimes.probe", [])
-    if process.returncode != 0:
-        last_line = (process.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"error": f"{backend} does not start: {last_line}"}
-    report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return report

@@ -25,6 +25,7 @@ def doctor(as_json: bool) -> None:
     from rich.console import Console
 
     from multibackend_lstm import environment
+    from multibackend_lstm.runtimes import probe
     from multibackend_lstm.runtimes.upstream import known_problems
 
     console = Console(stderr=as_json)
@@ -32,7 +33,7 @@ def doctor(as_json: bool) -> None:
     with console.status("starting the backends"):
         for name in environment.BACKENDS:
             if name in environment.installed_backends():
-                backends[name] = environment.probe(name)
+                backends[name] = probe.probe(name)
             else:
                 backends[name] = {"error": environment.missing_backend_message(name)}
     wrong: environment.BackendError | None = None

@@ -10,6 +10,8 @@ from multibackend_lstm import environment
 #: Backends of Keras that a target may name. NumPy and OpenVINO only predict.
 TARGET_BACKENDS = (*environment.BACKENDS, "numpy", "openvino")
 KINDS = ("cpu", "gpu")
+#: In place of one of them: whatever the backend takes by itself.
+ANY_DEVICE = "any"
 #: The runtimes that load a file, or call a function, in place of Keras building the model; each
 #: with its module and class. What they compute is compared with the model's predictions.
 FILE_RUNTIMES: Mapping[str, str] = MappingProxyType(

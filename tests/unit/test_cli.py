@@ -19,6 +19,7 @@ from multibackend_lstm.cli import main
 from multibackend_lstm.demo import standardise
 from multibackend_lstm.environment import BACKENDS, BackendError
 from multibackend_lstm.files import WriteError, check_writable, replacing
+from multibackend_lstm.runtimes import probe
 from multibackend_lstm.runtimes.upstream import known_problems, upstream_problems
 
 BACKEND = keras.backend.backend()
@@ -146,7 +147,7 @@ def test_doctor_prints_tables_and_fails_if_a_backend_does_not_start(monkeypatch)
     reports = {"jax": {"devices": ["cpu:0"], "precision": {"floatx": "float32"}}}
     monkeypatch.setattr(environment, "installed_backends", lambda: ["jax", "torch"])
     monkeypatch.setattr(
-        environment, "probe", lambda name: reports.get(name, {"error": "torch does not start: x"})
+        probe, "probe", lambda name: reports.get(name, {"error": "torch does not start: x"})
     )
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 3

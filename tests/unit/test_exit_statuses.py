@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from multibackend_lstm import environment
 from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS
+from multibackend_lstm.runtimes import probe
 from multibackend_lstm.torch_weights.state_dict import write_state_dict
 from unit.bad_files import cases, make
 from unit.tools import BACKEND, normal
@@ -143,7 +144,7 @@ def test_a_backend_that_is_not_installed_could_not_run(good, tmp_path, name, mon
 
 def test_doctor_and_agree_of_a_backend_that_is_not_installed(good, monkeypatch):
     monkeypatch.setattr(environment, "installed_backends", lambda: [BACKEND])
-    monkeypatch.setattr(environment, "probe", lambda name: {"devices": [], "precision": {}})
+    monkeypatch.setattr(probe, "probe", lambda name: {"devices": [], "precision": {}})
     assert run("doctor")[0] == 0
     assert run("doctor", KERAS_BACKEND=OTHER)[0] == 3
     monkeypatch.setattr(environment, "installed_backends", list)
@@ -152,7 +153,7 @@ def test_doctor_and_agree_of_a_backend_that_is_not_installed(good, monkeypatch):
 
 @pytest.mark.parametrize("name", [*ON_A_BACKEND, "agree", "doctor"])
 def test_a_wrong_name_of_a_backend_is_wrong_use(good, tmp_path, name, monkeypatch):
-    monkeypatch.setattr(environment, "probe", lambda name: {"devices": [], "precision": {}})
+    monkeypatch.setattr(probe, "probe", lambda name: {"devices": [], "precision": {}})
     commands = {**ON_A_BACKEND, "agree": lambda good, out: ["agree", good / "model.keras"]}
     commands["doctor"] = lambda good, out: ["doctor"]
     command = commands[name](good, tmp_path)

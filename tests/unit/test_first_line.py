@@ -1,4 +1,6 @@
-"""`from multibackend_lstm import ...` as the first line of a program: which backend it runs on."""
+"""`from multibackend_lstm.runtimes import probe
+from multibackend_lstm import ...` as the first line of a program: which backend it runs on.
+"""
 
 import json
 import os
@@ -230,7 +232,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones(wrong, meant, monkeypatch,
 
 
 def test_doctor_names_the_backend_and_a_wrong_one(monkeypatch):
-    monkeypatch.setattr(environment, "probe", lambda name: {"devices": [], "precision": {}})
+    monkeypatch.setattr(probe, "probe", lambda name: {"devices": [], "precision": {}})
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     result = CliRunner().invoke(main, ["doctor"])
     assert "Keras runs on numpy" in result.output
