@@ -17,6 +17,8 @@ from multibackend_lstm.agreement.comparison import (
 )
 from multibackend_lstm.agreement.known import explanation
 
+#: Version of `Report.to_json`.
+SCHEMA = 1
 # Groups that cannot agree where another one disagrees; only the table tells of them then.
 _FOLLOWING = {"layers": ("prediction", "gradients", "training"), "gradients": ("training",)}
 FAILED, NOT_COMPARED = "failed", "not compared"
@@ -193,8 +195,9 @@ class Report:
             yield "[green]All targets agree.[/green]"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it in plain values."""
+        """All of it in plain values, as docs/report_schema.json describes them."""
         return {
+            "schema": SCHEMA,
             "case": self.case,
             "reference": self.reference,
             "float64": self.float64,

@@ -14,6 +14,9 @@ import pytest
 from multibackend_lstm import LSTMClassifier
 from multibackend_lstm.environment import installed_backends
 
+# A part of CI, beside `nox -s tests`, which is to take minutes.
+pytestmark = pytest.mark.slow
+
 BACKENDS = installed_backends()
 TOLERANCE = 1e-5
 

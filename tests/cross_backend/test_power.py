@@ -18,7 +18,8 @@ from multibackend_lstm.agreement import check
 from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES, DISAGREES_ABOVE, GROUPS
 from multibackend_lstm.agreement.report import FAILED
 
-slow = pytest.mark.slow
+# A part of CI, beside `nox -s tests`, which is to take minutes.
+pytestmark = pytest.mark.slow
 
 L = keras.layers
 TARGETS = ("jax@cpu", "torch@cpu", "tensorflow@cpu")
@@ -30,7 +31,6 @@ def found(report, target, *verdicts):
     return [f for f in report.findings if f.target == target and f.verdict in verdicts]
 
 
-@slow
 @pytest.mark.parametrize("name", faults.FAULTS)
 def test_a_fault_is_found_blamed_and_located(workers, name):
     fault = faults.FAULTS[name]
@@ -45,7 +45,6 @@ def test_a_fault_is_found_blamed_and_located(workers, name):
         assert all(c.score <= AGREES_UP_TO for c in result.group(group))
 
 
-@slow
 @pytest.mark.parametrize("name", faults.FAULTS)
 def test_the_same_model_agrees_without_the_fault(workers, name):
     """So that the finding is the fault's, and the fault is undone."""
@@ -69,7 +68,6 @@ def test_there_are_faults_in_every_target_and_group():
     assert {fault.group for fault in faults.FAULTS.values()} == set(GROUPS)
 
 
-@slow
 @pytest.mark.filterwarnings("ignore:.*destroy the mask")
 def test_healthy_models_agree_everywhere(workers):
     """A sample with numbers that the calibration has not seen; its page has 300 more."""
@@ -96,7 +94,6 @@ real = pytest.mark.skipif(
 )
 
 
-@slow
 @real
 @pytest.mark.parametrize("axes", [1, 2])
 def test_average_pooling_of_torch_counts_the_padding(workers, axes):
@@ -109,7 +106,6 @@ def test_average_pooling_of_torch_counts_the_padding(workers, axes):
     assert (first.group, first.layer) == ("layers", f"AveragePooling{axes}D")
 
 
-@slow
 @real
 def test_a_masked_convlstm_is_wrong_on_jax(workers):
     """`mask` broadcasts against `(batch, rows, filters)` in backend/jax/rnn.py."""
@@ -124,7 +120,6 @@ def test_a_masked_convlstm_is_wrong_on_jax(workers):
     assert first.layer == "ConvLSTM1D" or first.verdict == FAILED
 
 
-@slow
 @real
 @pytest.mark.parametrize("layer", [L.LSTM, L.GRU, L.SimpleRNN])
 def test_a_stateful_layer_of_jax_forgets_its_state(workers, layer):
@@ -136,7 +131,6 @@ def test_a_stateful_layer_of_jax_forgets_its_state(workers, layer):
     assert (finding.group, finding.layer) == ("prediction", layer.__name__)
 
 
-@slow
 @real
 def test_leading_masked_steps_with_a_state_differ_on_jax(workers):
     """Before the first valid step backend/jax/rnn.py repeats the state, the others give zeros."""
@@ -159,7 +153,6 @@ def test_leading_masked_steps_with_a_state_differ_on_jax(workers):
     assert output.values[0] == pytest.approx(h.ravel()[np.argmin(abs(h - output.values[0]))])
 
 
-@slow
 @real
 @pytest.mark.filterwarnings("ignore:.*destroy the mask")
 def test_gradients_of_masked_attention_are_wrong_on_torch(workers):
@@ -181,7 +174,6 @@ def test_gradients_of_masked_attention_are_wrong_on_torch(workers):
     assert (first.group, first.layer) == ("gradients", "MultiHeadAttention")
 
 
-@slow
 @real
 def test_a_defect_that_all_backends_share_shows_in_the_counts_alone(workers):
     """NaN in a masked step makes the gradients of the weights NaN: everywhere, so that they agree.

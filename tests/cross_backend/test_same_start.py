@@ -16,6 +16,9 @@ from multibackend_lstm import SOLUTIONS, build_model
 from multibackend_lstm.agreement import fit_order, initialize
 from multibackend_lstm.environment import installed_backends
 
+# A part of CI, beside `nox -s tests`, which is to take minutes.
+pytestmark = pytest.mark.slow
+
 TRAINING = installed_backends()
 # NumPy, which is always there, cannot train.
 BACKENDS = [*TRAINING, "numpy"]

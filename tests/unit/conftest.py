@@ -38,18 +38,19 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_addoption(parser):
-    """Each case is compiled anew on JAX and traced on TensorFlow, torch runs it as it is."""
-    parser.addoption("--every-fifth", action="store_true", help="Of each file, every fifth test.")
+    """Each case is compiled anew on JAX and traced on TensorFlow."""
+    parser.addoption(
+        "--one-in", type=int, default=1, metavar="N", help="Of each file, every N-th test."
+    )
 
 
 def pytest_collection_modifyitems(config, items):
-    """With `--every-fifth`, leave out the other four."""
-    if not config.getoption("--every-fifth"):
-        return
+    """With `--one-in N`, leave out the others."""
+    every = config.getoption("--one-in")
     seen = collections.Counter()
     chosen, left_out = [], []
     for item in items:
-        (left_out if seen[item.path] % 5 else chosen).append(item)
+        (left_out if seen[item.path] % every else chosen).append(item)
         seen[item.path] += 1
     items[:] = chosen
     config.hook.pytest_deselected(items=left_out)

@@ -1,6 +1,4 @@
-"""`from multibackend_lstm.runtimes import probe
-from multibackend_lstm import ...` as the first line of a program: which backend it runs on.
-"""
+"""`from multibackend_lstm import ...` as the first line of a program: which backend it runs on."""
 
 import json
 import os
@@ -17,6 +15,7 @@ import multibackend_lstm
 from multibackend_lstm import environment, keras_import
 from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS, BackendError, choose_backend, keras_backends
+from multibackend_lstm.runtimes import probe
 
 BACKEND = keras.backend.backend()
 ROOT = Path(multibackend_lstm.__file__).parents[1]
