@@ -70,12 +70,17 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """For JSON, which has no infinity."""
-        found = asdict(self)
-        for key, value in found.items():
-            if isinstance(value, float) and not np.isfinite(value):
-                found[key] = str(value)
-        found["values"] = [v if np.isfinite(v) else str(v) for v in self.values]
+        found = {
+            key: json_number(value) if isinstance(value, float) else value
+            for key, value in asdict(self).items()
+        }
+        found["values"] = [json_number(value) for value in self.values]
         return found
+
+
+def json_number(value: float) -> float | str:
+    """A number, or the name of one that JSON has not."""
+    return value if np.isfinite(value) else str(float(value))
 
 
 def verdict_of(score: float) -> str:

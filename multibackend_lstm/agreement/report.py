@@ -14,6 +14,7 @@ from multibackend_lstm.agreement.comparison import (
     GROUPS,
     SUSPICIOUS,
     Comparison,
+    json_number,
 )
 from multibackend_lstm.agreement.known import explanation
 
@@ -214,19 +215,20 @@ class Report:
                     "seconds": round(result.seconds, 3),
                     "failed": result.failed,
                     "not_compared": result.not_compared,
-                    "distances": result.distances,
+                    "distances": {s: json_number(d) for s, d in result.distances.items()},
                     "comparisons": [c.to_json() for c in result.comparisons],
                 }
                 for result in self.results
             ],
             "twins": {
-                step: {"rms": rms, "largest": most} for step, (rms, most) in self.twins.items()
+                step: {"rms": json_number(rms), "largest": json_number(most)}
+                for step, (rms, most) in self.twins.items()
             },
         }
 
     def dumps(self) -> str:
         """`to_json` as text."""
-        return json.dumps(self.to_json(), indent=1)
+        return json.dumps(self.to_json(), indent=1, allow_nan=False)
 
     def to_html(self) -> str:
         """A page that needs no network: findings, scores, plots, and every tensor.

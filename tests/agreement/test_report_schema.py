@@ -37,7 +37,9 @@ def test_a_report_of_everything_that_goes_wrong():
     ]
     result = TargetResult("torch@cpu", comparisons=comparisons, failed={"training": "it does not"})
     finding = Finding("torch@cpu", "disagrees", "layers", "it is off", known={"id": "x"})
-    report = Report("case", "float64", True, {}, [result], [finding], {1: (0.5, 1.0)})
+    report = Report(
+        "case", "float64", True, {}, [result], [finding], {1: (0.5, 1.0), 2: (np.inf, np.nan)}
+    )
     validate(report.to_json())
 
 
