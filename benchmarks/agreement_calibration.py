@@ -4,8 +4,8 @@
     python benchmarks/agreement_calibration.py --tables      # Markdown, from the committed JSON
     python benchmarks/agreement_calibration.py --plot        # docs/images/agreement_calibration.svg
 
-The healthy models are those of tests/cross_backend/random_models.py, the faults those of
-tests/cross_backend/faults.py. Each model's scores are noted in `--work` as soon as they are
+The healthy models are those of tests/zoo/random_models.py, the faults those of
+tests/zoo/faults.py. Each model's scores are noted in `--work` as soon as they are
 there, and a run that was broken off goes on from them; delete the file after a change of the
 method.
 """
@@ -74,8 +74,8 @@ def measure(arguments: argparse.Namespace) -> None:
     # Most of the time goes into JAX's compiler, which takes a third less so. At level 0 XLA
     # computes a value twice, rounded differently, and the gradient of a maximum becomes NaN.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
-    # Where workers find `faults`, too: they import from what this process imports from.
-    sys.path.insert(0, str(ROOT / "tests" / "cross_backend"))
+    # Where workers find the zoo, too: they import from what this process imports from.
+    sys.path.insert(0, str(ROOT / "tests"))
     notes = _notes(arguments.work)
     if arguments.only != "faults":
         wanted = [
@@ -106,7 +106,7 @@ def _note(work: Path, note: dict[str, Any]) -> None:
 
 def healthy(work: Path, wanted: list[tuple[int, int]]) -> None:
     """Compare healthy models, and note every tensor's score."""
-    import random_models
+    from zoo import random_models
 
     start, workers = time.perf_counter(), None
     for done, (index, seed) in enumerate(wanted):
@@ -161,7 +161,7 @@ def _all_scores(scores: dict[str, Any]) -> Iterator[tuple[float, str]]:
 
 def faulty(work: Path, done: set[str]) -> None:
     """Inject each fault into its target, and note the score of the tensor that it is blamed on."""
-    import faults
+    from zoo import faults
 
     with Workers(TARGETS) as workers:
         for fault in faults.FAULTS.values():

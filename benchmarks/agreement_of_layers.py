@@ -2,7 +2,7 @@
 
     python benchmarks/agreement_of_layers.py
 
-Every case of tests/cross_backend/test_agreement.py, layers with the options that matter and all
+Every case of tests/zoo/layers.py, layers with the options that matter and all
 five solutions, is compared with its float64 run on every installed backend. Written down are the
 largest score of each group of tensors by target, as JSON, as a plot, and by `--tables` for
 docs/agreement.md.
@@ -21,13 +21,13 @@ from multibackend_lstm import agreement
 from multibackend_lstm.agreement.comparison import AGREES_UP_TO, GROUPS
 
 NAME = "agreement_of_layers"
-TESTS = Path(__file__).parents[1] / "tests" / "cross_backend"
+TESTS = Path(__file__).parents[1] / "tests"
 
 
 def measure() -> list[dict[str, Any]]:
     """The largest score by group and target of each case."""
     sys.path.insert(0, str(TESTS))
-    from test_agreement import CASES, draw
+    from zoo.layers import CASES, draw
 
     rows = []
     with agreement.Workers() as workers:

@@ -4,7 +4,6 @@
 from multibackend_lstm.layers import activations as activations
 from multibackend_lstm.layers.bidirectional import Bidirectional
 from multibackend_lstm.layers.channelwise import Channelwise
-from multibackend_lstm.layers.conv_features import TimeDistributedConv
 from multibackend_lstm.layers.conv_lstm import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
 from multibackend_lstm.layers.flatten_features import FlattenFeatures
 from multibackend_lstm.layers.gru import GRU
@@ -12,6 +11,7 @@ from multibackend_lstm.layers.length_masking import LengthMasking
 from multibackend_lstm.layers.lstm import LSTM
 from multibackend_lstm.layers.normalization import Normalization
 from multibackend_lstm.layers.time_distributed import TimeDistributed
+from multibackend_lstm.layers.time_distributed_conv import TimeDistributedConv
 
 __all__ = [
     "GRU",

@@ -7,12 +7,11 @@ really has on CPUs, which must be found without being told of.
 import json
 from pathlib import Path
 
-import faults
 import keras
 import numpy as np
 import pytest
-import random_models
 from packaging.version import Version
+from zoo import faults, random_models
 
 from multibackend_lstm.agreement import check
 from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES, DISAGREES_ABOVE, GROUPS

@@ -13,13 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from multibackend_lstm import GRU, LSTM, environment, load_basic_motions
-from multibackend_lstm.agreement import WorkerError, Workers
+from multibackend_lstm.agreement import Workers
 from multibackend_lstm.agreement.checking import check_predictions
 from multibackend_lstm.cli import main
 from multibackend_lstm.demo import standardise
 from multibackend_lstm.environment import BACKENDS, BackendError
 from multibackend_lstm.files import WriteError, check_writable, replacing
 from multibackend_lstm.runtimes import probe
+from multibackend_lstm.runtimes.errors import InputError
 from multibackend_lstm.runtimes.upstream import known_problems, upstream_problems
 
 BACKEND = keras.backend.backend()
@@ -249,14 +250,14 @@ def test_files_that_workers_cannot_use_are_named(tmp_path):
     keras.Model(inputs, keras.layers.Lambda(lambda t: t * 2)(inputs)).save(bad)
     contents = {
         bad.read_bytes(): r"Lambda|unsafe",
-        good.read_bytes()[:-200]: r"zip|file",
+        good.read_bytes()[:-200]: r"damaged|truncated|zip",
         b"not a model": r"zip|file|format",
     }
     batches = [[np.ones((2, 4, 3), "float32")]]
     with Workers([f"{BACKEND}@cpu"], timeout=120) as workers:
         for content, message in contents.items():
             bad.write_bytes(content)
-            with pytest.raises(WorkerError, match=message):
+            with pytest.raises(InputError, match=message):
                 list(check_predictions(bad, batches, workers))
         (report,) = check_predictions(good, batches, workers)
         report.raise_if_disagrees()

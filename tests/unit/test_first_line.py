@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import multibackend_lstm
-from multibackend_lstm import environment, keras_import
+from multibackend_lstm import environment, keras_import, porting
 from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS, BackendError, choose_backend, keras_backends
 from multibackend_lstm.runtimes import probe
@@ -247,7 +247,7 @@ def test_a_late_choice_is_told_once_with_both_names(monkeypatch, recwarn):
     monkeypatch.setenv("KERAS_BACKEND", other)
     for access in (
         lambda: multibackend_lstm.LSTM,
-        lambda: multibackend_lstm.porting.from_torch,
+        lambda: porting.from_torch,
         keras_import.prepare_keras_import,  # `import multibackend_lstm` after keras
     ):
         monkeypatch.setattr(keras_import, "_told", False)

@@ -15,7 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from random_models import set_weights
+
+from zoo.random_models import set_weights
 
 L = keras.layers
 BATCH, TIME, WIDTH = 4, 6, 5
@@ -70,7 +71,7 @@ def ask(workers: Any, target: str, function: str, **arguments: Any) -> None:
     """Have a function of this module called in a target's worker."""
     from multibackend_lstm.runtimes.targets import Target
 
-    request = {"do": "call", "function": f"faults:{function}", "arguments": arguments}
+    request = {"do": "call", "function": f"zoo.faults:{function}", "arguments": arguments}
     workers.worker(target, Target.parse(target)).request(request, {}, "called")
 
 

@@ -1,0 +1,1 @@
+"""Models and faults that tests and benchmarks share."""
