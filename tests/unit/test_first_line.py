@@ -230,6 +230,20 @@ def test_a_wrong_name_is_answered_with_the_right_ones(wrong, meant, monkeypatch,
         assert end in result.output
 
 
+def test_layers_and_models_need_nothing_of_the_command_line():
+    code = (
+        "import sys\n"
+        "for name in ('click', 'rich', 'matplotlib', 'jinja2', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from multibackend_lstm import LSTM, agreement, build_model, porting, upgrade\n"
+        "model = build_model((5, 2, 3), units=2)\n"
+        "print(model.predict(np.zeros((2, 5, 2, 3), 'float32'), verbose=0).shape)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.strip() == "(2, 1)", process.stderr
+
+
 def test_doctor_names_the_backend_and_a_wrong_one(monkeypatch):
     monkeypatch.setattr(probe, "probe", lambda name: {"devices": [], "precision": {}})
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
