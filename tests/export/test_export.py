@@ -25,13 +25,23 @@ CHEAP = [
     ("torch", "torch", "steps"),
     ("onnx", "torch", "several"),
 ]
+# tf2onnx 1.17 takes batch and time of the flattening from the folded tensor; refused, not written.
+FAILING = {("onnx", "tensorflow", "steps")}
 REST = [
     (format, backend, name)
     for format, kind in FORMATS.items()
     for backend in kind.backends
     for name in BUILDERS
-    if (format, backend, name) not in CHEAP and name != "stock"
+    if (format, backend, name) not in {*CHEAP, *FAILING} and name != "stock"
 ]
+
+
+def test_what_no_exporter_of_a_backend_can_do_is_not_written(saved, tmp_path):
+    ((format, backend, name),) = FAILING
+    path = tmp_path / f"artefact{FORMATS[format].suffix}"
+    with pytest.raises(porting.ExportError, match="failed in prediction"):
+        porting.export(saved(name), path, format, backend=backend)
+    assert list(tmp_path.iterdir()) == []
 
 
 def cli(*arguments):
@@ -197,7 +207,7 @@ def test_an_exporter_that_fails_is_named(saved, tmp_path):
 
 
 def test_a_process_that_takes_too_long(saved, tmp_path):
-    with pytest.raises(porting.ExportError, match=r"jax: no answer in 0\.01 seconds"):
+    with pytest.raises(porting.ExportError, match=r"jax: no answer within 0\.01 s"):
         porting.export(saved("reshape"), tmp_path / "m", "saved_model", backend="jax", timeout=0.01)
     assert list(tmp_path.iterdir()) == []
 

