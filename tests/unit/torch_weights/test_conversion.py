@@ -391,7 +391,7 @@ class RandomNet(nn.Module):
         return self.fc(self.rnn(x.flatten(2))[0][:, -1])
 
 
-def keras_twin(blocks, recurrent):
+def keras_random_net(blocks, recurrent):
     parts = [keras.Input((12, 9, 2))]
     for count, size, norm, pool in blocks:
         parts.append(layers.Conv2D(count, size))
@@ -424,7 +424,7 @@ def keras_twin(blocks, recurrent):
 def test_random_cnn_lstms(blocks, recurrent, channels_last):
     order = "channels_last" if channels_last else "channels_first"
     module = randomise(RandomNet(blocks, recurrent, channels_last))
-    model = keras_twin(blocks, recurrent)
+    model = keras_random_net(blocks, recurrent)
     x = normal(2, 12, 9, 2)
     from_torch(module, model, flatten_order=order)
     wide = copy.deepcopy(module).double()
