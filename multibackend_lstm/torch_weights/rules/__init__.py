@@ -27,6 +27,7 @@ RULES: dict[type, Rule] = {
     LSTM: _LSTM,
     keras.layers.GRU: _GRU,
     GRU: _GRU,
+    keras.layers.SimpleRNN: recurrent.SimpleRNN(),
     keras.layers.Conv1D: convolutions.Convolution(1),
     keras.layers.Conv2D: convolutions.Convolution(2),
     keras.layers.Conv3D: convolutions.Convolution(3),
@@ -43,10 +44,13 @@ RULES: dict[type, Rule] = {
     keras.layers.PReLU: activations.PReLU(),
 }
 
+_RECURRENT = dict.fromkeys(
+    layer.__name__ for layer, rule in RULES.items() if isinstance(rule, recurrent.Recurrent)
+)
 #: Kinds of layers that a message lists as supported.
 SUPPORTED = (
     *dict.fromkeys(layer.__name__ for layer in RULES),
-    "Bidirectional of LSTM or GRU",
+    f"Bidirectional of {' or '.join(_RECURRENT)}",
     "TimeDistributed",
     "TimeDistributedConv",
     "Channelwise",

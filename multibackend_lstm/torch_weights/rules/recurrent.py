@@ -4,6 +4,7 @@
 |---|---|---|
 | `LSTM` | `LSTM` | transposed; gates i, f, g, o in both; `b_ih + b_hh` is one bias |
 | `GRU` | `GRU` | transposed; gates z, r, h from r, z, n; two biases in both |
+| `SimpleRNN` | `RNN` | transposed; `b_ih + b_hh` is one bias |
 | `Bidirectional` of these | the same, `bidirectional=True` | both directions |
 """
 
@@ -132,9 +133,40 @@ class GRU(Recurrent):
         return TwoBiases(variable, self.gates, suffix)
 
 
+class SimpleRNN(Recurrent):
+    """`SimpleRNN`, with either of PyTorch's two nonlinearities."""
+
+    modules = ("RNN",)
+    activations: ClassVar = {"activation": ("tanh", "relu")}
+
+    def refusal(self, layer: Any, inputs: Features) -> str | None:
+        """As in `Rule`."""
+        refusal = super().refusal(layer, inputs)
+        if refusal is None and len({self._nonlinearity(x) for x in directions(layer)}) > 1:
+            return "tanh in one direction and relu in the other, and torch.nn.RNN has one for both"
+        return refusal
+
+    def assumption(self, layer: Any) -> str | None:
+        """As in `Rule`."""
+        name = self._nonlinearity(layer)
+        if name == "tanh":
+            return None
+        return (
+            f"activation={name!r}, where torch.nn.RNN has nonlinearity='tanh' by default; a state "
+            "dict does not hold it"
+        )
+
+    def _settings(self, layer: Any) -> dict[str, Any]:
+        return {**super()._settings(layer), "nonlinearity": self._nonlinearity(layer)}
+
+    @staticmethod
+    def _nonlinearity(layer: Any) -> str:
+        return "relu" if _is(directions(layer)[0].activation, "relu") else "tanh"
+
+
 @dataclass(frozen=True)
 class SummedBias:
-    """The bias of an LSTM: PyTorch adds two of them, so that only their sum means anything.
+    """The bias of an LSTM or RNN: PyTorch adds two, so that only their sum means anything.
 
     Going to PyTorch, `bias_ih` gets all of it and `bias_hh` is zero. Both have the gradient that
     Keras's one bias has.

@@ -173,9 +173,13 @@ def test_a_gradient_that_is_zero_is_judged_by_what_cancels():
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_a_recurrent_module_itself(batch_first):
-    module = nn.LSTM(6, 4, 2, batch_first=batch_first)
-    model = keras.Sequential([keras.Input((7, 3, 2)), LSTM(4, return_sequences=True), LSTM(4)])
+@pytest.mark.parametrize(
+    ("kind", "layer", "shape"),
+    [(nn.LSTM, LSTM, (7, 3, 2)), (nn.RNN, layers.SimpleRNN, (7, 6))],
+)
+def test_a_recurrent_module_itself(kind, layer, shape, batch_first):
+    module = kind(6, 4, 2, batch_first=batch_first)
+    model = keras.Sequential([keras.Input(shape), layer(4, return_sequences=True), layer(4)])
     from_torch(module, model)
     check_port(module, model).raise_if_disagrees()
 
@@ -194,6 +198,8 @@ LAYERS = [
     ((6, 4), layers.Bidirectional(LSTM(3, return_sequences=True), merge_mode="sum")),
     ((6, 4), LSTM(3, return_state=True, stateful=False)),
     ((6, 4), GRU(3)),
+    ((6, 4), layers.SimpleRNN(3)),
+    ((6, 4), layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True))),
     ((6, 4), layers.Dense(3, activation="softmax")),
 ]
 
