@@ -16,7 +16,7 @@ from multibackend_lstm.runtimes.execution import layer_config, with_dtype
 from multibackend_lstm.torch_weights.axes import FlattenOrder
 from multibackend_lstm.torch_weights.conversion import keras_value, plan
 from multibackend_lstm.torch_weights.errors import PortingError
-from multibackend_lstm.torch_weights.graph import Graph
+from multibackend_lstm.torch_weights.graph import Graph, WeightedLayer
 from multibackend_lstm.torch_weights.matching import Mapped, Pair, part_name
 from multibackend_lstm.torch_weights.running import (
     Factors,
@@ -27,7 +27,6 @@ from multibackend_lstm.torch_weights.running import (
     run_torch,
 )
 from multibackend_lstm.torch_weights.state_dict import StateDict
-from multibackend_lstm.torch_weights.twins import check_copy, check_shape, twin_of
 
 _BATCH, _STEPS = 3, 9
 _TWINS = 8
@@ -153,8 +152,8 @@ def _check_layer(
     import torch
 
     found = pair.layer
-    shape = check_shape(found, _BATCH, _STEPS)
-    layer = check_copy(found, dtype)
+    shape = found.rule.check_shape(found.layer, found.inputs, _BATCH, _STEPS)
+    layer = _compared_copy(found, dtype)
     if isinstance(found.layer, keras.layers.Embedding):
         x = generator.integers(0, found.layer.input_dim, shape).astype("int32")
     else:
@@ -167,7 +166,8 @@ def _check_layer(
         layer.set_weights([keras_value(weight) for weight in found.layer.weights])
     ours = of_keras(result, model, found.layer.weights, [x])
 
-    module, call = twin_of(found)
+    module, call = found.rule.module_and_call(found.layer, found.inputs)
+    module = module.double().eval()
     tensors = pair.short_names(state.tensors)
     names = {n: part_name(n, None if pair.part.number is None else 0) for n in tensors}
     wanted = {names[name]: torch.tensor(np.array(value)) for name, value in tensors.items()}
@@ -180,6 +180,23 @@ def _check_layer(
 
     truth, floor = perturbed_runs(run, module, [x], dtype, _TWINS)
     _compare(result, found.path, dtype, ours, truth, floor, [pair])
+
+
+def _compared_copy(found: WeightedLayer, dtype: str) -> Any:
+    """A copy of the Keras layer, without weights, that computes what its torch module does."""
+    settings = {"trainable": True, **found.rule.compared_with}
+    config = _with_values(with_dtype(found.layer.get_config(), dtype), settings)
+    return type(found.layer).from_config(config)
+
+
+def _with_values(config: Any, values: dict[str, Any]) -> Any:
+    """A config with some values replaced, within layers inside too."""
+    if isinstance(config, dict):
+        return {
+            key: values[key] if key in values else _with_values(value, values)
+            for key, value in config.items()
+        }
+    return [_with_values(each, values) for each in config] if isinstance(config, list) else config
 
 
 def _assign(

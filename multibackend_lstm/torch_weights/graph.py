@@ -22,7 +22,8 @@ from multibackend_lstm.torch_weights.axes import (
     reshape,
 )
 from multibackend_lstm.torch_weights.errors import PortingError
-from multibackend_lstm.torch_weights.modules import SUPPORTED, Rule, rule_of
+from multibackend_lstm.torch_weights.rules import SUPPORTED, rule_of
+from multibackend_lstm.torch_weights.rules.base import Rule
 from multibackend_lstm.torch_weights.weights import Weight
 
 _L = keras.layers

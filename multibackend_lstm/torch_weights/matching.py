@@ -10,7 +10,7 @@ import numpy as np
 
 from multibackend_lstm.torch_weights.errors import MappingError, PortingError
 from multibackend_lstm.torch_weights.graph import WeightedLayer
-from multibackend_lstm.torch_weights.modules import SUPPORTED_MODULES
+from multibackend_lstm.torch_weights.rules import SUPPORTED_MODULES
 from multibackend_lstm.torch_weights.state_dict import StateDict
 
 _RECURRENT = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(\d+)(_reverse)?")

@@ -1,6 +1,5 @@
 """One weight in Keras's form and in PyTorch's, converted both ways."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -81,67 +80,6 @@ class Moved:
         if self.columns is not None:
             value = value.take(self.columns, axis=self.along)
         return np.ascontiguousarray(value)
-
-
-@dataclass(frozen=True)
-class SummedBias:
-    """The bias of an LSTM: PyTorch adds two of them, so that only their sum means anything.
-
-    Going to PyTorch, `bias_ih` gets all of it and `bias_hh` is zero. Both have the gradient that
-    Keras's one bias has.
-    """
-
-    variable: Any
-    suffix: str = ""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See `Weight`."""
-        return dict.fromkeys((f"bias_ih{self.suffix}", f"bias_hh{self.suffix}"), self._shape)
-
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        return tuple(self.variable.shape)
-
-    def to_torch(self, value: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Weight`."""
-        first, second = self.shapes
-        return {first: value, second: np.zeros_like(value)}
-
-    def to_keras(self, tensors: Tensors, gradient: bool = False) -> np.ndarray:
-        """See `Weight`."""
-        first, second = (tensors[name] for name in self.shapes)
-        if gradient:
-            return first
-        # Rounded once, to the variable's dtype, when it is assigned.
-        return first.astype("float64") + second.astype("float64")
-
-
-@dataclass(frozen=True)
-class TwoBiases:
-    """The biases of a GRU, `(2, 3 * units)` in Keras: for the input and for the state.
-
-    The reset gate multiplies the second one in part, so that they cannot be added up.
-    """
-
-    variable: Any
-    gates: tuple[int, ...]
-    suffix: str = ""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See `Weight`."""
-        size = (math.prod(self.variable.shape) // 2,)
-        return dict.fromkeys((f"bias_ih{self.suffix}", f"bias_hh{self.suffix}"), size)
-
-    def to_torch(self, value: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Weight`."""
-        return dict(zip(self.shapes, take_gates(value, self.gates), strict=True))
-
-    def to_keras(self, tensors: Tensors, gradient: bool = False) -> np.ndarray:
-        """See `Weight`."""
-        stacked = np.stack([tensors[name] for name in self.shapes])
-        return take_gates(stacked, tuple(np.argsort(self.gates)))
 
 
 def take_gates(value: np.ndarray, gates: tuple[int, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 from multibackend_lstm import GRU, LSTM
 from multibackend_lstm.agreement import DisagreementError
 from multibackend_lstm.porting import PortingError, check_port, from_torch, to_torch
+from multibackend_lstm.torch_weights.rules import RULES, rule_of
 from unit.tools import BACKEND, needs_gradients, randomise_weights
 
 torch = pytest.importorskip("torch")
@@ -39,7 +40,7 @@ def net():
     return Net().eval()
 
 
-def twin():
+def keras_net():
     model = keras.Sequential(
         [
             keras.Input((None, 4, 2)),
@@ -65,7 +66,7 @@ def off(check):
 
 
 def test_a_ported_model_passes_and_says_what_was_compared():
-    module, model = net(), twin()
+    module, model = net(), keras_net()
     from_torch(module, model)
     before = [copy.deepcopy(module.state_dict()), model.get_weights()]
     check = check_port(module, model)
@@ -89,7 +90,7 @@ def test_a_ported_model_passes_and_says_what_was_compared():
 
 
 def test_a_state_dict_is_compared_layer_by_layer():
-    module, model = net(), twin()
+    module, model = net(), keras_net()
     from_torch(module, model)
     check = check_port(module.state_dict(), model)
     assert check.agrees
@@ -98,7 +99,7 @@ def test_a_state_dict_is_compared_layer_by_layer():
 
 @pytest.mark.parametrize("position", [0, 5, 7, -1])
 def test_a_wrong_weight_is_found(position):
-    module, model = net(), twin()
+    module, model = net(), keras_net()
     from_torch(module, model)
     weight = model.weights[position]
     changed = np.array(keras.ops.convert_to_numpy(weight))
@@ -112,7 +113,7 @@ def test_a_wrong_weight_is_found(position):
 
 
 def test_a_wrong_flatten_order_is_found_by_the_whole_model_alone():
-    module, model = net(), twin()
+    module, model = net(), keras_net()
     from_torch(module, model, flatten_order="channels_last")
     check = check_port(module, model, flatten_order="channels_last")
     assert off(check) == {"model"}
@@ -134,7 +135,7 @@ def test_forward_says_how_to_call_the_module():
 
 
 def test_nan_would_agree_with_anything():
-    module, model = net(), twin()
+    module, model = net(), keras_net()
     from_torch(module, model)
     inputs = np.full((1, 4, 4, 2), np.nan, "float32")
     with pytest.raises(PortingError, match=r"finite numbers\. Input 0 of shape \(1, 4, 4, 2\)"):
@@ -172,32 +173,39 @@ def test_a_gradient_that_is_zero_is_judged_by_what_cancels():
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_a_recurrent_module_itself(batch_first):
-    module = nn.LSTM(6, 4, 2, batch_first=batch_first)
-    model = keras.Sequential([keras.Input((7, 3, 2)), LSTM(4, return_sequences=True), LSTM(4)])
+@pytest.mark.parametrize(
+    ("kind", "layer", "shape"),
+    [(nn.LSTM, LSTM, (7, 3, 2)), (nn.RNN, layers.SimpleRNN, (7, 6))],
+)
+def test_a_recurrent_module_itself(kind, layer, shape, batch_first):
+    module = kind(6, 4, 2, batch_first=batch_first)
+    model = keras.Sequential([keras.Input(shape), layer(4, return_sequences=True), layer(4)])
     from_torch(module, model)
     check_port(module, model).raise_if_disagrees()
 
 
-@pytest.mark.parametrize(
-    ("shape", "layer"),
-    [
-        ((12, 4), layers.Conv1D(6, 3, 2, "same", groups=2, activation="relu")),
-        ((12, 4), layers.Conv1D(6, 3, padding="causal", dilation_rate=2)),
-        ((8, 6, 2), layers.Conv2D(3, 2, data_format="channels_last")),
-        ((8, 6, 2), layers.Conv2DTranspose(3, 3, 2, "same")),
-        ((12, 4), layers.DepthwiseConv1D(3, 1, "same", 2)),
-        ((5,), layers.Embedding(7, 3)),
-        ((6, 4), layers.GroupNormalization(2, epsilon=1e-5)),
-        ((6, 4), layers.LayerNormalization(axis=[1, 2], epsilon=1e-5)),
-        ((6, 4), layers.PReLU(shared_axes=[1])),
-        ((6, 4), layers.Bidirectional(LSTM(3, return_sequences=True), merge_mode="sum")),
-        ((6, 4), LSTM(3, return_state=True, stateful=False)),
-        ((6, 4), layers.Dense(3, activation="softmax")),
-    ],
-    ids=lambda value: getattr(value, "name", None),
-)
-def test_every_kind_of_layer_has_a_twin(shape, layer):
+LAYERS = [
+    ((12, 4), layers.Conv1D(6, 3, 2, "same", groups=2, activation="relu")),
+    ((12, 4), layers.Conv1D(6, 3, padding="causal", dilation_rate=2)),
+    ((8, 6, 2), layers.Conv2D(3, 2, data_format="channels_last")),
+    ((8, 6, 2), layers.Conv2DTranspose(3, 3, 2, "same")),
+    ((12, 4), layers.DepthwiseConv1D(3, 1, "same", 2)),
+    ((5,), layers.Embedding(7, 3)),
+    ((6, 4), layers.GroupNormalization(2, epsilon=1e-5)),
+    ((6, 4), layers.LayerNormalization(axis=[1, 2], epsilon=1e-5)),
+    ((6, 4), layers.BatchNormalization(epsilon=1e-5)),
+    ((6, 4), layers.PReLU(shared_axes=[1])),
+    ((6, 4), layers.Bidirectional(LSTM(3, return_sequences=True), merge_mode="sum")),
+    ((6, 4), LSTM(3, return_state=True, stateful=False)),
+    ((6, 4), GRU(3)),
+    ((6, 4), layers.SimpleRNN(3)),
+    ((6, 4), layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True))),
+    ((6, 4), layers.Dense(3, activation="softmax")),
+]
+
+
+@pytest.mark.parametrize(("shape", "layer"), LAYERS, ids=lambda x: getattr(x, "name", None))
+def test_every_kind_of_layer_is_compared_with_a_torch_module(shape, layer):
     layer.build((None, *shape))
     randomise_weights(layer)
     state = to_torch(layer)
@@ -205,3 +213,8 @@ def test_every_kind_of_layer_has_a_twin(shape, layer):
     weight = layer.weights[0]
     weight.assign(keras.ops.convert_to_numpy(weight) + 1e-2)
     assert not check_port(state, layer).agrees
+
+
+def test_the_cases_above_are_of_every_kind():
+    kinds = {type(rule) for rule in RULES.values()}
+    assert {type(rule_of(layer)) for _, layer in LAYERS} == kinds

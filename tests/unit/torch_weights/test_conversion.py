@@ -83,26 +83,49 @@ recurrent_cases = {
 def test_recurrent_modules(
     kind, ours, sizes, count, bias, bidirectional, batch_first, return_sequences
 ):
-    features, units = sizes
     module = getattr(nn, kind)(
-        features, units, count, bias=bias, batch_first=batch_first, bidirectional=bidirectional
+        *sizes, count, bias=bias, batch_first=batch_first, bidirectional=bidirectional
     )
     layer_type = {"LSTM": LSTM, "GRU": GRU}[kind] if ours else getattr(layers, kind)
-    stack = [keras.Input((5, features))]
+    wrapper = Bidirectional if ours else layers.Bidirectional
+    assert_recurrent_ports(module, layer_type, wrapper, return_sequences)
+
+
+@given(
+    nonlinearity=st.sampled_from(["tanh", "relu"]),
+    **{name: recurrent_cases[name] for name in recurrent_cases if name not in ("kind", "ours")},
+)
+def test_simple_rnn(nonlinearity, sizes, count, bias, bidirectional, batch_first, return_sequences):
+    module = nn.RNN(*sizes, count, nonlinearity, bias, batch_first, bidirectional=bidirectional)
+    layer_type = partial(layers.SimpleRNN, activation=nonlinearity)
+    assert_recurrent_ports(module, layer_type, layers.Bidirectional, return_sequences)
+
+
+def assert_recurrent_ports(module, layer_type, wrapper, return_sequences):
+    """A recurrent module against a stack of Keras layers."""
+    bidirectional, batch_first, count = module.bidirectional, module.batch_first, module.num_layers
+    stack = [keras.Input((5, module.input_size))]
     for number in range(count):
         sequences = return_sequences or number < count - 1
-        layer = layer_type(units, use_bias=bias, return_sequences=sequences)
-        wrapper = Bidirectional if ours else layers.Bidirectional
+        layer = layer_type(module.hidden_size, use_bias=module.bias, return_sequences=sequences)
         stack.append(wrapper(layer) if bidirectional else layer)
 
     def call(module, x):
         outputs, states = module(x if batch_first else x.transpose(0, 1))
-        hidden = states[0] if kind == "LSTM" else states
+        hidden = states[0] if isinstance(module, nn.LSTM) else states
         if return_sequences:
             return outputs if batch_first else outputs.transpose(0, 1)
         return torch.cat(list(hidden[-2:]), -1) if bidirectional else hidden[-1]
 
-    assert_ports(module, keras.Sequential(stack), normal(3, 5, features), call)
+    assert_ports(module, keras.Sequential(stack), normal(3, 5, module.input_size), call)
+
+
+def test_a_simple_rnn_whose_nonlinearity_only_the_caller_knows():
+    module = nn.RNN(2, 3, nonlinearity="relu")
+    layer = layers.SimpleRNN(3, activation="relu")
+    layer.build((None, 5, 2))
+    with pytest.warns(UserWarning, match="activation='relu', where torch.nn.RNN has nonlinearity="):
+        from_torch(module.state_dict(), layer)
 
 
 def test_a_recurrent_layer_alone():
@@ -391,7 +414,7 @@ class RandomNet(nn.Module):
         return self.fc(self.rnn(x.flatten(2))[0][:, -1])
 
 
-def keras_twin(blocks, recurrent):
+def keras_random_net(blocks, recurrent):
     parts = [keras.Input((12, 9, 2))]
     for count, size, norm, pool in blocks:
         parts.append(layers.Conv2D(count, size))
@@ -424,7 +447,7 @@ def keras_twin(blocks, recurrent):
 def test_random_cnn_lstms(blocks, recurrent, channels_last):
     order = "channels_last" if channels_last else "channels_first"
     module = randomise(RandomNet(blocks, recurrent, channels_last))
-    model = keras_twin(blocks, recurrent)
+    model = keras_random_net(blocks, recurrent)
     x = normal(2, 12, 9, 2)
     from_torch(module, model, flatten_order=order)
     wide = copy.deepcopy(module).double()
@@ -559,8 +582,16 @@ def test_an_operation_that_is_not_known_is_refused_behind_a_convolution():
         (nn.LSTM(2, 4), LSTM(5), (5, 2), r"weight_ih \(16, 2\).*weight_ih \(20, 2\)"),
         (nn.LSTM(2, 4, bias=False), LSTM(4), (5, 2), "no Keras layer fits .root., layer 0"),
         (nn.LSTM(2, 4, 2), LSTM(4), (5, 2), "no Keras layer fits .root., layer 1"),
-        (nn.RNN(2, 4), LSTM(4), (5, 2), "type RNN.*not supported. Supported: LSTM, GRU, Conv1d"),
-        (nn.Linear(2, 4), layers.SimpleRNN(4), (5, 2), "SimpleRNN has weights and is not supp"),
+        (nn.RNN(2, 4), layers.SimpleRNN(4, activation="relu"), (5, 2),
+         "nonlinearity: torch tanh, Keras relu"),
+        (nn.RNN(2, 4), layers.SimpleRNN(4, activation="elu"), (5, 2), "torch.nn has tanh and relu"),
+        (nn.RNN(2, 4, bidirectional=True),
+         layers.Bidirectional(layers.SimpleRNN(4), backward_layer=layers.SimpleRNN(
+             4, activation="relu", go_backwards=True)),
+         (5, 2), "tanh in one direction and relu in the other"),
+        (nn.Bilinear(2, 2, 4), LSTM(4), (5, 2),
+         "type Bilinear.*not supported. Supported: LSTM, GRU, RNN, Conv1d"),
+        (nn.Linear(2, 4), layers.ConvLSTM1D(4, 2), (5, 6, 2), "ConvLSTM1D has weights and is not"),
         (nn.Linear(2, 4), layers.Embedding(4, 2), (5,), "no tensors fit the Keras layers embed"),
         (nn.Conv1d(2, 3, 2, 2), layers.Conv1D(3, 2), (5, 2), r"stride: torch \(2,\), Keras \(1,"),
         (nn.Conv1d(2, 2, 2, padding_mode="circular"), layers.Conv1D(2, 2), (5, 2), "padding_mode"),

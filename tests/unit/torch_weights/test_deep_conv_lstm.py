@@ -67,7 +67,7 @@ def probabilities(module, x):
         return module(torch.tensor(x).permute(0, 3, 1, 2)).softmax(-1).numpy()
 
 
-def test_its_keras_twin_predicts_the_same(trained):
+def test_its_keras_model_predicts_the_same(trained):
     module, x = trained
     model = build_deep_conv_lstm(x.shape[1:], outputs=4)
     from_torch(module, model)
