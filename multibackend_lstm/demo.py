@@ -1,5 +1,6 @@
 """The demo: train every solution on BasicMotions, and compare the backends' predictions."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 
 from multibackend_lstm.agreement import Report, Workers
 from multibackend_lstm.agreement.checking import check_predictions
+from multibackend_lstm.agreement.comparison import json_number
 from multibackend_lstm.agreement.report import FAILED
 from multibackend_lstm.data import flatten_features, load_basic_motions
 from multibackend_lstm.data.basic_motions import BasicMotions
@@ -72,6 +74,13 @@ class Result:
         """Why a backend could not load or run the saved model."""
         findings = [] if self.report is None else self.report.findings
         return {f.target.partition("@")[0]: f.message for f in findings if f.verdict == FAILED}
+
+    @property
+    def score(self) -> float | str | None:
+        """The largest score of a prediction; None where nothing was compared."""
+        if self.report is None or math.isnan(self.report.score):
+            return None
+        return json_number(self.report.score)
 
     @property
     def agrees(self) -> bool:
@@ -215,7 +224,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "largest_difference": result.differences,
         "errors": result.errors,
         "agrees": result.agrees,
-        "score": None if result.report is None else result.report.score,
+        "score": result.score,
         "confusion": result.confusion,
         "history": result.history,
         "model": result.model,

@@ -270,7 +270,7 @@ def _table(documents: Sequence[dict[str, Any]]) -> Table:
 
 def _score(row: dict[str, Any]) -> str:
     """The largest score of a row's predictions."""
-    score = "" if row["score"] is None else f"{row['score']:.2g}"
+    score = "" if row["score"] is None else f"{float(row['score']):.2g}"
     return score if row["agrees"] else f"[red]{score} DISAGREES[/red]"
 
 

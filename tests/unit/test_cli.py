@@ -1,6 +1,7 @@
 """The command line, run as people run it."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -11,12 +12,15 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from multibackend_lstm import GRU, LSTM, environment, load_basic_motions
-from multibackend_lstm.agreement import Workers
+from multibackend_lstm.agreement import Comparison, Report, Workers
 from multibackend_lstm.agreement.checking import check_predictions
+from multibackend_lstm.agreement.report import TargetResult, findings_of
 from multibackend_lstm.cli import main
-from multibackend_lstm.demo import standardise
+from multibackend_lstm.cli.demo import _table
+from multibackend_lstm.demo import Result, standardise, to_json
 from multibackend_lstm.environment import BACKENDS, BackendError
 from multibackend_lstm.files import WriteError, check_writable, replacing
 from multibackend_lstm.runtimes import probe
@@ -105,6 +109,31 @@ def test_demo_on_all_backends_has_a_row_for_each(tmp_path):
         name = document["backend"] if len(installed) > 1 else ""
         accuracy = f"{solution['test_accuracy']:.3f}"
         assert re.search(rf"reshape\W+{name}.*{accuracy}", process.stdout)
+
+
+@pytest.mark.parametrize("score", [None, 0.5, np.inf])
+def test_a_demo_whose_backends_failed_or_differ_is_still_reported(score):
+    """In JSON that any reader takes, in the table and on the page."""
+    render_demo = pytest.importorskip("multibackend_lstm.demo_page").render_demo
+    compared = [Comparison("output", "0", "disagrees" if score else "agrees", score or 0.0)]
+    failed = {} if score else {"target": "it does not start"}
+    target = TargetResult("jax@cpu", comparisons=compared if score else [], failed=failed)
+    report = Report("m", "float64", True, {}, [target])
+    report.findings += findings_of(report)
+    result = Result("reshape", 1, 1.0, {"loss": [1.0], "accuracy": [1.0]}, 0.5, [[1]], "m.keras")
+    result.report = report
+    document = {
+        "backend": "jax", "seed": 0, "versions": {}, "solutions": [to_json(result)],
+    }  # fmt: skip
+    document = json.loads(json.dumps(document, allow_nan=False))
+    (row,) = document["solutions"]
+    assert row["score"] == ("inf" if score == np.inf else score)
+    assert row["agrees"] is False
+    assert bool(row["errors"]) == (score is None)
+    assert "reshape" in render_demo(document)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(_table([document]))
+    assert "DISAGREES" in console.file.getvalue()
 
 
 def test_demo_takes_one_backend_or_all():
