@@ -24,6 +24,7 @@ class Case:
         name: what the report calls it.
         source: how workers build the model, see `execution.load`.
         weights: in the order of `model.weights`; None until a worker has told them.
+        weight_paths: of each of the weights.
         inputs: arrays; None until they are drawn.
         structure: the inputs' nested structure, with positions in `inputs` as its leaves.
         labels: one array an output of a floating dtype; none to have them drawn.
@@ -33,6 +34,7 @@ class Case:
     name: str
     source: dict[str, Any]
     weights: list[np.ndarray] | None = None
+    weight_paths: list[str] = field(default_factory=list)
     inputs: list[np.ndarray] | None = None
     structure: Any = None
     labels: list[np.ndarray] = field(default_factory=list)
@@ -102,7 +104,7 @@ def _case_of_object(model: Any, inputs: Any) -> Case:
                 "once, or give `inputs`."
             )
         model(inputs)
-    from multibackend_lstm.runtimes.execution import describe, numpy_weights
+    from multibackend_lstm.runtimes.execution import describe, numpy_weights, unique_paths
 
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(model), default=_plain))
     described = json.loads(json.dumps(describe(model), default=_plain))
@@ -116,6 +118,7 @@ def _case_of_object(model: Any, inputs: Any) -> Case:
         model.name,
         source,
         weights,
+        unique_paths(model.weights),
         structure=described["structure"],
         described=described,
     )

@@ -217,6 +217,7 @@ def _check(
         "seed": settings["seed"],
         "twins": 0,
         "rounding": 0.0,
+        "weight_paths": case.weight_paths,
         # For what is no backend of Keras, and knows its inputs by name.
         "inputs": _given(case),
     }
@@ -309,6 +310,7 @@ def describe(workers: Workers, case: Case) -> dict[str, Any]:
             continue
         described: dict[str, Any] = header["described"]
         case.weights = [arrays[f"weight{i}"] for i in range(header["weights"])]
+        case.weight_paths = header["weight_paths"]
         if case.inputs is None:
             case.structure = described["structure"]
             if header["given"]:

@@ -88,6 +88,7 @@ class Truth:
             "settings": dict(settings),
             "described": case.described,
             "structure": case.structure,
+            "weight_paths": case.weight_paths,
         }
         for name, array in case.arrays.items():
             np.save(self._folder / f"{name}.npy", array, allow_pickle=False)
@@ -137,6 +138,7 @@ class Truth:
                 )
         case.weights, case.inputs, case.labels = weights, inputs, labels
         case.structure, case.described = header["structure"], header["described"]
+        case.weight_paths = header["weight_paths"]
         return truth, header["settings"]
 
 

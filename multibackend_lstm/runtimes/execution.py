@@ -3,7 +3,7 @@
 import collections
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -152,6 +152,38 @@ def numpy_weights(model: keras.Model) -> list[np.ndarray]:
     ]
 
 
+def unique_paths(variables: Sequence[Any]) -> list[str]:
+    """The variables' paths; one that comes again is numbered."""
+    seen: collections.Counter[str] = collections.Counter()
+    paths = []
+    for variable in variables:
+        seen[variable.path] += 1
+        number = seen[variable.path]
+        paths.append(variable.path if number == 1 else f"{variable.path} ({number})")
+    return paths
+
+
+def in_order(variables: Sequence[Any], paths: Sequence[str], shapes: Sequence[Any]) -> list[Any]:
+    """The variables to which weights of these paths and shapes belong.
+
+    A layer may create its weights in another order on another backend, so that they are found by
+    path. Where the paths are others, since a process counts the names that it makes up, the order
+    has to do.
+
+    Raises:
+        CaseError: if a weight has another shape than its variable.
+    """
+    found = dict(zip(unique_paths(variables), variables, strict=True))
+    ordered = [found[path] for path in paths] if {*found} == {*paths} else list(variables)
+    if [tuple(v.shape) for v in ordered] != [tuple(shape) for shape in shapes]:
+        given = ", ".join(f"{path} {tuple(s)}" for path, s in zip(paths, shapes, strict=True))
+        here = ", ".join(f"{v.path} {tuple(v.shape)}" for v in variables)
+        raise CaseError(
+            f"the weights are those of another model. They are {given}; the model here has {here}."
+        )
+    return ordered
+
+
 def with_dtype(config: Any, dtype: str) -> Any:
     """A model's config with every floating dtype policy replaced."""
     if isinstance(config, list):
@@ -274,7 +306,7 @@ class Capture:
                 return outputs
             self._calls[path] += 1
             number = f" (call {self._calls[path]})" if self._calls[path] > 1 else ""
-            leaves = tree.flatten(outputs)
+            leaves = [leaf for leaf in tree.flatten(outputs) if leaf is not None]
             for index, leaf in enumerate(leaves):
                 self.paths.append(f"{path}{number}" + (f"[{index}]" if len(leaves) > 1 else ""))
                 self.outputs.append(leaf)
@@ -283,7 +315,7 @@ class Capture:
         return wrapped
 
     def _round(self, x: Any) -> Any:
-        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
+        if x is None or not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
             return x
         noise = keras.random.uniform(ops.shape(x), -1.0, 1.0, dtype=x.dtype, seed=self._seeds)
         rounded = x * (1 + noise * ops.cast(self.rounding, x.dtype))
@@ -300,14 +332,21 @@ class Execution:
         model: the model.
         structure: the inputs' nested structure, with positions in a list as its leaves.
         training: `{"steps", "optimizer", "loss"}`.
+        weights: path and shape of each, in the order in which `set_weights` gets them.
         noisy: whether layers' outputs can be rounded, for the twins of a float64 run.
     """
 
     def __init__(
-        self, model: keras.Model, structure: Any, training: dict[str, Any] | None, noisy: bool
+        self,
+        model: keras.Model,
+        structure: Any,
+        training: dict[str, Any] | None,
+        weights: Sequence[tuple[str, Any]],
+        noisy: bool,
     ) -> None:
         """Prepare the functions; they are traced when they first run."""
         self.model = model
+        self._weights = in_order(model.weights, *([pair[i] for pair in weights] for i in (0, 1)))
         self._structure = structure
         self._training: dict[str, Any] = training or {}
         self._noisy = noisy
@@ -335,11 +374,18 @@ class Execution:
                 layer.mask_value = float(np.float32(layer.mask_value))
                 self.mask_values.add(layer.mask_value)
 
+    @property
+    def untrainable(self) -> str | None:
+        """Why there is nothing to train by, once the outputs are known; None if there is."""
+        if not any(x.dtype.kind == "f" for x in self.output_forms or []):
+            return "no output is of a floating dtype, so that there is no loss"
+        return None
+
     def set_weights(self, weights: list[np.ndarray]) -> None:
         """Start from these weights, and everything else from where it was at first."""
         for variable, value in zip(self.model.variables, self._snapshot, strict=True):
             variable.assign(value)
-        for variable, value in zip(self.model.weights, weights, strict=True):
+        for variable, value in zip(self._weights, weights, strict=True):
             variable.assign(value)
         for layer in self._stateful:
             layer.reset_state()
@@ -420,17 +466,18 @@ class Execution:
                 if step == 1:
                     for index, gradient in enumerate(input_gradients):
                         yield as_tensor("input gradient", f"input {index}", gradient)
-                    variables = self.model.trainable_variables
-                    for variable, gradient in zip(variables, gradients, strict=True):
-                        yield as_tensor("weight gradient", variable.path, gradient)
+                    paths = unique_paths(self.model.trainable_variables)
+                    for path, gradient in zip(paths, gradients, strict=True):
+                        yield as_tensor("weight gradient", path, gradient)
                 if step in noted:
-                    weights = [np.ravel(np.array(w, "float64")) for w in self.model.weights]
+                    weights = [np.ravel(np.array(w, "float64")) for w in self._weights]
                     vector = np.concatenate([np.zeros(0), *weights])
                     yield Tensor("trajectory", str(step), vector, "float64")
         yield Tensor("loss", "of each step", np.array(losses), str(self.model.compute_dtype))
         if steps:
-            for weight in self.model.weights:
-                yield as_tensor("weight", weight.path, weight.value)
+            paths = unique_paths(self.model.weights)
+            for path, weight in zip(paths, self.model.weights, strict=True):
+                yield as_tensor("weight", path, weight.value)
 
     def _round_learning_rate(self) -> None:
         """What the rounding of `beta_2` does to Nadam's steps.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.imports import imported
 from multibackend_lstm.runtimes.noise_floor import NoiseFloor, perturbed
 from multibackend_lstm.runtimes.runtime import Answer, Runtime
@@ -16,7 +17,8 @@ class KerasModels(Runtime):
     """The backend of Keras that `KERAS_BACKEND` names; each request brings its model.
 
     {"do": "describe", "source", "dtype"} -> {"described": inputs, layers, weights, ...} + arrays
-    {"do": "run", "source", "dtype", "structure", "training", "twins", "seed", "rounding"}
+    {"do": "run", "source", "dtype", "structure", "training", "twins", "seed", "rounding",
+     "weight_paths"}
     {"do": "call", "function": "package.module:name", "arguments"} -> {"called": its result}
     """
 
@@ -68,9 +70,21 @@ def _describe(
     import keras
     from keras import tree
 
-    from multibackend_lstm.runtimes.execution import describe, load, numpy_weights
+    from multibackend_lstm.runtimes.execution import (
+        describe,
+        load,
+        numpy_weights,
+        unique_paths,
+    )
 
     model, inputs = load(source, dtype)
+    if not model.built:
+        if inputs is None:
+            raise CaseError(
+                f"{model.name}: the model is not built, so that it has no weights yet. Have the "
+                "function return (model, inputs), or call the model once in it."
+            )
+        model(inputs)
     described = describe(model)
     given: list[np.ndarray] = []
     if inputs is not None:
@@ -80,7 +94,12 @@ def _describe(
         described["config"] = keras.saving.serialize_keras_object(model)
     weights = numpy_weights(model)
     answer(
-        {"described": described, "given": len(given), "weights": len(weights)},
+        {
+            "described": described,
+            "given": len(given),
+            "weights": len(weights),
+            "weight_paths": unique_paths(model.weights),
+        },
         {f"weight{i}": x for i, x in enumerate(weights)}
         | {f"input{i}": x for i, x in enumerate(given)},
     )
@@ -96,6 +115,7 @@ def _run(
     twins: int,
     seed: int,
     rounding: float,
+    weight_paths: list[str],
     **_: Any,
 ) -> None:
     """Every tensor of a case; with `twins`, in float64 with each tensor's noise floor."""
@@ -108,8 +128,12 @@ def _run(
     try:
         from multibackend_lstm.runtimes.execution import Execution, load
 
-        model, _ = load(source, dtype)
-        execution = Execution(model, structure, training, noisy=wide)
+        model, given = load(source, dtype)
+        if not model.built:
+            model(given)
+        shapes = [weight.shape for weight in _numbered(arrays, "weight")]
+        weights = list(zip(weight_paths, shapes, strict=True))
+        execution = Execution(model, structure, training, weights, noisy=wide)
         case = _Case(execution, arrays, training, seed, wide)
         if truth:
             _send_truth(answer, case, twins, rounding)
@@ -160,19 +184,20 @@ class _Case:
         yield "layers", self.execution.captured(inputs)
         if self.execution.output_forms is None:
             return  # the model does not run, as the error of its layers says
-        if self.training and not self.execution.randomness:
+        if self.training and not self.execution.randomness and not self.execution.untrainable:
             labels = self.labels
             if not labels:
-                rng = np.random.default_rng(self.seed)
+                # Inputs are drawn by the seed alone: labels must not be the same numbers.
+                rng = np.random.default_rng([self.seed, 1])
                 labels = draw_labels(self.training["loss"], self.execution.output_forms, rng)
             self.execution.set_weights(weights)
             yield "training", self.execution.trained(inputs, labels)
 
     def notes(self) -> list[str]:
-        return [
-            f"training is not compared: {path} draws random numbers"
-            for path in self.execution.randomness
-        ]
+        found = [f"{path} draws random numbers" for path in self.execution.randomness]
+        if self.training and self.execution.untrainable:
+            found.append(self.execution.untrainable)
+        return [f"training is not compared: {why}" for why in found]
 
 
 def _numbered(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray]:

@@ -71,12 +71,13 @@ class TorchRuntime(BackendRuntime):
             inputs = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
             floating = [x for x in inputs if x.requires_grad]
             value = loss(inputs, labels)
-            found = torch.autograd.grad(
-                value,
-                [*floating, *(v.value for v in variables)],
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            sources = [*floating, *(v.value for v in variables)]
+            if value.requires_grad:
+                found = torch.autograd.grad(
+                    value, sources, allow_unused=True, materialize_grads=True
+                )
+            else:  # the loss depends on none of them, as behind an argmax
+                found = tuple(torch.zeros_like(x) for x in sources)
             gradients = found[len(floating) :]
             if variables:
                 with torch.no_grad():
