@@ -96,3 +96,60 @@ def torch_dense():
 
 def no_module():
     return 0
+
+
+class OwnOrder(keras.layers.Layer):
+    """Creates its weights in another order in a worker, as a backend's own layer may."""
+
+    def build(self, shape):
+        names = ["first", "second"]
+        if "runtimes.serve" in " ".join(os.sys.orig_argv):
+            names.reverse()
+        for name in names:
+            setattr(self, name, self.add_weight(shape=(shape[-1],), name=name))
+
+    def call(self, x):
+        return x * self.first + 3.0 * self.second
+
+
+class Nothing(keras.layers.Layer):
+    """Returns nothing beside what it was given."""
+
+    def call(self, x):
+        return x, None
+
+
+class Subclassed(keras.Model):
+    """Has no weights before its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = Nothing()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(self.nothing(x)[0])
+
+
+def subclassed():
+    """A model that is not built, and its inputs."""
+    return Subclassed(), np.ones((3, 4), "float32")
+
+
+def subclassed_alone():
+    """A model that is not built."""
+    return Subclassed()
+
+
+def classes():
+    """The numbers of classes, of which there is no gradient."""
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(3)(inputs)
+    return keras.Model(inputs, keras.ops.argmax(x, axis=-1))
+
+
+def classes_as_floats():
+    """The same as floats."""
+    inputs = keras.Input((4,))
+    x = keras.ops.cast(keras.ops.argmax(keras.layers.Dense(3)(inputs), axis=-1), "float32")
+    return keras.Model(inputs, x)

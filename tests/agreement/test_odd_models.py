@@ -1,0 +1,68 @@
+"""Models that are built, named or ordered in ways of their own."""
+
+import keras
+import numpy as np
+import pytest
+
+from agreement.conftest import TARGET
+from multibackend_lstm.agreement import CaseError, check
+from multibackend_lstm.runtimes.execution import in_order, unique_paths
+
+from . import cases
+
+
+class Variable:
+    def __init__(self, path, *shape):
+        self.path, self.shape = path, shape
+
+
+def test_weights_are_found_by_path(workers):
+    """Of equal shape, in another order than here."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, cases.OwnOrder(name="own")(inputs))
+    model.set_weights([np.full(4, 2.0, "float32"), np.full(4, -1.0, "float32")])
+    report = check(model, workers=workers, steps=2)
+    report.raise_if_disagrees()
+    right = np.arange(4, dtype="float32")[None]
+    np.testing.assert_allclose(model.predict(right, verbose=0), right * 2 - 3)
+
+
+def test_paths_and_orders():
+    a, b, again = Variable("x/a", 2), Variable("x/b", 2), Variable("x/a", 3)
+    assert unique_paths([a, b, again]) == ["x/a", "x/b", "x/a (2)"]
+    assert in_order([b, a], ["x/a", "x/b"], [(2,), (2,)]) == [a, b]
+    # Names that another process counted: the order has to do.
+    assert in_order([a, b], ["x_1/a", "x_1/b"], [(2,), (2,)]) == [a, b]
+    with pytest.raises(CaseError, match=r"those of another model. They are x/a \(3,\)"):
+        in_order([a], ["x/a"], [(3,)])
+
+
+def test_a_model_that_its_first_call_builds_with_a_layer_that_returns_none(workers):
+    report = check("agreement.cases:subclassed", workers=workers, steps=1)
+    report.raise_if_disagrees()
+    assert [c.path for c in report.results[0].group("layers")] == ["nothing", "dense", "0"]
+    assert report.results[0].group("gradients")
+    with pytest.raises(CaseError, match=r"not built.*return \(model, inputs\)"):
+        check("agreement.cases:subclassed_alone", workers=workers, steps=1)
+
+
+def test_outputs_without_a_loss_or_a_gradient(workers):
+    report = check("agreement.cases:classes", workers=workers, steps=1)
+    assert report.agrees
+    (finding,) = report.findings
+    assert (finding.target, finding.verdict) == (TARGET, "not compared")
+    assert "no output is of a floating dtype" in finding.message
+    report = check("agreement.cases:classes_as_floats", workers=workers, steps=1)
+    report.raise_if_disagrees()
+    gradients = report.results[0].group("gradients")
+    assert gradients
+    assert max(c.rms for c in gradients) == 0
+
+
+def test_drawn_labels_are_not_the_inputs(workers):
+    """Else a model that returns its input has no loss to compare."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
+    report = check(model, workers=workers, steps=1)
+    (loss,) = [c for c in report.results[0].comparisons if c.kind == "loss"]
+    assert loss.values[1] > 0.1
