@@ -225,6 +225,7 @@ def _demo_on_each(console: Console, options: Sequence[str], out: Path, as_json: 
 
 def _table(documents: Sequence[dict[str, Any]]) -> Table:
     """A row for each solution and backend that it was trained on, from contents of results.json."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     compared = {
@@ -236,19 +237,23 @@ def _table(documents: Sequence[dict[str, Any]]) -> Table:
     others = [name for name in BACKENDS if name in compared]
     single = len(documents) == 1
     table = Table(
+        box=SIMPLE_HEAD,  # with little around the cells, to fit a terminal of 80 columns
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
         title=f"BasicMotions, trained on {documents[0]['backend']}" if single else "BasicMotions",
-        caption="on ...: largest difference of a predicted probability from float64; "
-        "score: that over its noise floor"
+        caption="by backend: largest difference of a predicted probability from float64; "
+        "score: over its noise floor"
         if others
         else None,
     )
     table.add_column("solution")
     if not single:
         table.add_column("trained on")
-    for heading in ("parameters", "training s", "test accuracy"):
+    for heading in ("weights", "train s", "accuracy"):
         table.add_column(heading, justify="right")
     for other in others:
-        table.add_column(f"on {other}", justify="right")
+        table.add_column(other, justify="right")
     if others:
         table.add_column("score", justify="right")
     for rows in zip(*(document["solutions"] for document in documents), strict=True):
