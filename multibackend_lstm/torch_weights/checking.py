@@ -20,6 +20,7 @@ from multibackend_lstm.torch_weights.graph import Graph, WeightedLayer
 from multibackend_lstm.torch_weights.matching import Mapped, Pair, part_name
 from multibackend_lstm.torch_weights.running import (
     Factors,
+    Floor,
     Values,
     of_keras,
     of_module,
@@ -242,7 +243,7 @@ def _compare(
     dtype: str,
     ours: Values,
     truth: Values,
-    floor: Callable[[Callable[[Values], np.ndarray]], float],
+    floor: Floor,
     pairs: Sequence[Pair],
 ) -> None:
     """Judge all tensors of a layer, or of the model."""
@@ -261,7 +262,7 @@ def _compare(
                 f"{expected.shape} in PyTorch. Give `forward`, which calls the module and moves "
                 "axes as needed."
             )
-        comparison = compare(kind, path, values, expected, floor=floor(of), dtype=dtype)
+        comparison = compare(kind, path, values, expected, floor=floor(kind, path, of), dtype=dtype)
         result.comparisons.append(comparison)
 
     for i, output in enumerate(ours.outputs):

@@ -139,6 +139,8 @@ def run_torch(
     )
 
 
+#: The noise floor of a tensor by kind and path, and by how it is made of the values.
+Floor = Callable[[str, str, Callable[[Values], np.ndarray]], float]
 Run = Callable[[Any, list[np.ndarray], "Factors | None"], Values]
 
 
@@ -158,7 +160,7 @@ def of_module(
 
 def perturbed_runs(
     run: Run, module: Any, arrays: list[np.ndarray], dtype: str, twins: int
-) -> tuple[Values, Callable[[Callable[[Values], np.ndarray]], float]]:
+) -> tuple[Values, Floor]:
     """A float64 module's values, and the noise floor of any array made of them.
 
     The twins move inputs, parameters and the gradient of the outputs within the rounding of a
@@ -172,12 +174,12 @@ def perturbed_runs(
         twins: how many.
 
     Returns:
-        The values, and the function that gives a floor for a function of values.
+        The values, and the floor of any array made of them.
     """
     import torch
 
     exact = run(module, arrays, None)
-    rounding = ROUNDING.get(dtype, FLOAT64_ROUNDING)
+    noise = NoiseFloor(ROUNDING.get(dtype, FLOAT64_ROUNDING), in_float64=True)
     factors = draw_factors(exact.outputs)
     parameters = {name: p.detach().numpy().copy() for name, p in module.named_parameters()}
 
@@ -185,9 +187,8 @@ def perturbed_runs(
         module.get_parameter(name).data.copy_(torch.from_numpy(values))
 
     runs = []
-    sizes = NoiseFloor(rounding, in_float64=True)
     for twin in range(1, twins + 1):
-        rng, size = np.random.default_rng([0, twin]), sizes.size(twin)
+        rng, size = np.random.default_rng([0, twin]), noise.size(twin)
         for name, values in parameters.items():
             assign(name, perturbed(values, rng, size))
         moved = [perturbed(x, rng, size) for x in arrays]
@@ -195,11 +196,10 @@ def perturbed_runs(
     for name, values in parameters.items():
         assign(name, values)
 
-    def floor(of: Callable[[Values], np.ndarray]) -> float:
-        found = NoiseFloor(rounding, in_float64=True)
+    def floor(kind: str, path: str, of: Callable[[Values], np.ndarray]) -> float:
         for twin, values in enumerate(runs, start=1):
-            found.add(twin, ("", ""), of(values), of(exact))
-        return found.of(("", ""))[0]
+            noise.add(twin, (kind, path), of(values), of(exact))
+        return noise.of((kind, path))[0]
 
     return exact, floor
 
