@@ -8,9 +8,9 @@ from importlib import import_module
 
 import keras
 
-from multibackend_lstm.backends.base import Backend, Options, Refused, Weights
+from multibackend_lstm.backends.base import Backend, KernelCall, Refused, Weights
 
-__all__ = ["Backend", "Options", "Refused", "Weights", "active"]
+__all__ = ["Backend", "KernelCall", "Refused", "Weights", "active"]
 
 _SUBCLASSES = {"tensorflow": "TensorFlowBackend", "torch": "TorchBackend", "jax": "JAXBackend"}
 _instances: dict[str, Backend] = {}

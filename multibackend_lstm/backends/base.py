@@ -30,16 +30,27 @@ class Weights(NamedTuple):
     bias: Any
 
 
-class Options(NamedTuple):
-    """What a kernel may save itself.
+class KernelCall(NamedTuple):
+    """What a kernel gets.
 
     Attributes:
-        sequence: whether `sequence` will be used.
-        states: whether `states` will be used.
+        path: what `Backend.kernel_path` returned for this call.
+        inputs: `(batch, time, features)`, one step at least; zeros in masked steps.
+        states: h and for LSTM c, each `(batch, units)`, float32 at least.
+        valid: boolean `(batch, time)`, False for masked steps; or None. Where
+            `Backend.valid_steps_first(path)` says so, each sample's valid steps come first.
+        weights: in the dtype of the inputs.
+        needs_sequence: whether the hidden state after each step will be used.
+        needs_states: whether the final states will be used.
     """
 
-    sequence: bool = True
-    states: bool = True
+    path: str
+    inputs: Any
+    states: list[Any]
+    valid: Any
+    weights: Weights
+    needs_sequence: bool
+    needs_states: bool
 
 
 class Backend:
@@ -170,26 +181,8 @@ class Backend:
         """Whether that kernel needs each sample's valid steps before its masked ones."""
         return False
 
-    def lstm(
-        self,
-        inputs: Any,
-        states: list[Any],
-        valid: Any,
-        weights: Weights,
-        *,
-        path: str,
-        options: Options,
-    ) -> tuple[Any, Any, list[Any]]:
+    def lstm(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """A whole LSTM layer in the backend's fastest way.
-
-        Args:
-            inputs: `(batch, time, features)`, one step at least; zeros in masked steps.
-            states: h and c, each `(batch, units)`, float32 at least.
-            valid: boolean `(batch, time)`, False for masked steps; or None. Where
-                `valid_steps_first(path)` says so, each sample's valid steps come first.
-            weights: in the dtype of the inputs.
-            path: what `kernel_path` returned for this call.
-            options: what need not be computed.
 
         Returns:
             `(sequence, last, states)`. `sequence`, `(batch, time, units)`, is the hidden state
@@ -200,15 +193,6 @@ class Backend:
         """
         raise NotImplementedError(self.kernel_refusal("lstm"))
 
-    def gru(
-        self,
-        inputs: Any,
-        states: list[Any],
-        valid: Any,
-        weights: Weights,
-        *,
-        path: str,
-        options: Options,
-    ) -> tuple[Any, Any, list[Any]]:
+    def gru(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """A whole GRU layer with `reset_after=True`; see `lstm`, but for h as the one state."""
         raise NotImplementedError(self.kernel_refusal("gru"))

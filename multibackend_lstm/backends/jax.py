@@ -13,7 +13,7 @@ from jax.experimental import rnn
 from keras import KerasTensor, ops
 
 from multibackend_lstm.backends import recurrence
-from multibackend_lstm.backends.base import Backend, Options, Weights
+from multibackend_lstm.backends.base import Backend, KernelCall, Weights
 
 CUDNN = "cuDNN"
 
@@ -192,46 +192,34 @@ class JAXBackend(Backend):
         """See `Backend`: cuDNN does."""
         return path == CUDNN
 
-    def lstm(
-        self,
-        inputs: Any,
-        states: list[Any],
-        valid: Any,
-        weights: Weights,
-        *,
-        path: str,
-        options: Options,
-    ) -> tuple[Any, Any, list[Any]]:
+    def lstm(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: cuDNN on a GPU, else `lax.scan` with its own backward pass."""
-        if path == CUDNN:
-            return _cudnn_lstm(inputs, states, valid, weights)
-        kernel, recurrent_kernel, bias = weights
+        if call.path == CUDNN:
+            return _cudnn_lstm(call.inputs, call.states, call.valid, call.weights)
+        kernel, recurrent_kernel, bias = call.weights
         bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
         hs, h, c = _jitted_lstm(
-            self, _time_first(inputs), *states, kernel, recurrent_kernel, bias, _mask_steps(valid)
+            self,
+            _time_first(call.inputs),
+            *call.states,
+            kernel,
+            recurrent_kernel,
+            bias,
+            _mask_steps(call.valid),
         )
         return _time_first(hs), h, [h, c]
 
-    def gru(
-        self,
-        inputs: Any,
-        states: list[Any],
-        valid: Any,
-        weights: Weights,
-        *,
-        path: str,
-        options: Options,
-    ) -> tuple[Any, Any, list[Any]]:
+    def gru(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: `lax.scan` with a backward pass of its own."""
-        kernel, recurrent_kernel, bias = weights
+        kernel, recurrent_kernel, bias = call.weights
         biases = jnp.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias
         hs, h = _jitted_gru(
             self,
-            _time_first(inputs),
-            *states,
+            _time_first(call.inputs),
+            *call.states,
             kernel,
             recurrent_kernel,
             *biases,
-            _mask_steps(valid),
+            _mask_steps(call.valid),
         )
         return _time_first(hs), h, [h]

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import tree
 
 from multibackend_lstm.backends import recurrence
-from multibackend_lstm.backends.base import Backend, Options, Step, Weights
+from multibackend_lstm.backends.base import Backend, KernelCall, Step
 
 CUDNN = "cuDNN"
 LOOP = "tf.while_loop"
@@ -227,23 +227,15 @@ class TensorFlowBackend(Backend):
         """See `Backend`: cuDNN does."""
         return path == CUDNN
 
-    def lstm(
-        self,
-        inputs: Any,
-        states: list[Any],
-        valid: Any,
-        weights: Weights,
-        *,
-        path: str,
-        options: Options,
-    ) -> tuple[Any, Any, list[Any]]:
+    def lstm(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: cuDNN on a GPU, else a loop with its own backward pass."""
-        kernel, recurrent_kernel, bias = weights
+        kernel, recurrent_kernel, bias = call.weights
         bias = tf.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
-        if path == CUDNN:
+        if call.path == CUDNN:
             matrices = [*tf.split(kernel, 4, axis=1), *tf.split(recurrent_kernel, 4, axis=1)]
-            return _cudnn("lstm", inputs, states, valid, matrices, [bias, tf.zeros_like(bias)])
-        valid = _mask_steps(valid)
+            biases = [bias, tf.zeros_like(bias)]
+            return _cudnn("lstm", call.inputs, call.states, call.valid, matrices, biases)
+        valid = _mask_steps(call.valid)
 
         @tf.custom_gradient
         def run(x: Any, h: Any, c: Any, kernel: Any, recurrent_kernel: Any, bias: Any) -> Any:
@@ -255,25 +247,16 @@ class TensorFlowBackend(Backend):
 
             return (hs, h, c), gradient
 
-        if path == COMPILED_LOOP:
+        if call.path == COMPILED_LOOP:
             run = tf.function(run, jit_compile=True, autograph=False)
-        hs, h, c = run(_time_first(inputs), *states, kernel, recurrent_kernel, bias)
+        hs, h, c = run(_time_first(call.inputs), *call.states, kernel, recurrent_kernel, bias)
         return _time_first(hs), h, [h, c]
 
-    def gru(
-        self,
-        inputs: Any,
-        states: list[Any],
-        valid: Any,
-        weights: Weights,
-        *,
-        path: str,
-        options: Options,
-    ) -> tuple[Any, Any, list[Any]]:
+    def gru(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: cuDNN on a GPU, else a loop with its own backward pass."""
-        kernel, recurrent_kernel, bias = weights
+        kernel, recurrent_kernel, bias = call.weights
         biases = tf.unstack(tf.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias)
-        if path == CUDNN:
+        if call.path == CUDNN:
 
             def reordered(x: Any) -> list[Any]:
                 """Gates z, r, h as cuDNN's r, z, h."""
@@ -282,8 +265,8 @@ class TensorFlowBackend(Backend):
 
             matrices = [*reordered(kernel), *reordered(recurrent_kernel)]
             both = [*reordered(biases[0]), *reordered(biases[1])]
-            return _cudnn("gru", inputs, states, valid, matrices, both)
-        valid = _mask_steps(valid)
+            return _cudnn("gru", call.inputs, call.states, call.valid, matrices, both)
+        valid = _mask_steps(call.valid)
 
         @tf.custom_gradient
         def run(
@@ -297,7 +280,7 @@ class TensorFlowBackend(Backend):
 
             return (hs, h), gradient
 
-        if path == COMPILED_LOOP:
+        if call.path == COMPILED_LOOP:
             run = tf.function(run, jit_compile=True, autograph=False)
-        hs, h = run(_time_first(inputs), *states, kernel, recurrent_kernel, *biases)
+        hs, h = run(_time_first(call.inputs), *call.states, kernel, recurrent_kernel, *biases)
         return _time_first(hs), h, [h]

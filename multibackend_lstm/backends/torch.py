@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from keras import KerasTensor, ops
 
-from multibackend_lstm.backends.base import Backend, Options, Weights
+from multibackend_lstm.backends.base import Backend, KernelCall
 
 # In a gate's sigmoid this is exactly 1, or with a minus sign 0, in every floating dtype, and it
 # is finite in float16.
@@ -190,27 +190,19 @@ class TorchBackend(Backend):
         """See `Backend`: ATen's kernels know no masks."""
         return True
 
-    def lstm(
-        self,
-        inputs: Any,
-        states: list[Any],
-        valid: Any,
-        weights: Weights,
-        *,
-        path: str,
-        options: Options,
-    ) -> tuple[Any, Any, list[Any]]:
+    def lstm(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: the ATen kernel that `torch.nn.LSTM` calls."""
-        kernel, recurrent_kernel, bias = weights
+        inputs, valid = call.inputs, call.valid
+        kernel, recurrent_kernel, bias = call.weights
         dtype = inputs.dtype
-        if valid is not None and options.states:
+        if valid is not None and call.needs_states:
             # A closed input gate and an open forget gate keep the cell state through the padding.
             inputs, kernel = _with_indicator(
                 inputs, kernel, valid, [-_SATURATED, _SATURATED, 0.0, 0.0]
             )
         biases = [] if bias is None else [bias, torch.zeros_like(bias)]
         inputs, (h, c), parameters = _for_kernel(
-            inputs, states, [kernel.t(), recurrent_kernel.t(), *biases]
+            inputs, call.states, [kernel.t(), recurrent_kernel.t(), *biases]
         )
         sequence, last, c = _aten("lstm", inputs, [h, c], parameters)
         last, c = last[0], c[0]
@@ -218,18 +210,10 @@ class TorchBackend(Backend):
             last = _at_length(sequence, valid.sum(1), h[0])
         return sequence.to(dtype), last.to(dtype), [last, c]
 
-    def gru(
-        self,
-        inputs: Any,
-        states: list[Any],
-        valid: Any,
-        weights: Weights,
-        *,
-        path: str,
-        options: Options,
-    ) -> tuple[Any, Any, list[Any]]:
+    def gru(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: the ATen kernel that `torch.nn.GRU` calls."""
-        kernel, recurrent_kernel, bias = weights
+        inputs, valid = call.inputs, call.valid
+        kernel, recurrent_kernel, bias = call.weights
         dtype = inputs.dtype
 
         def reordered(x: torch.Tensor) -> torch.Tensor:
@@ -242,7 +226,7 @@ class TorchBackend(Backend):
             inputs, kernel = _with_indicator(inputs, kernel, valid, [_SATURATED, 0.0, 0.0])
         biases = [] if bias is None else list(reordered(bias))
         inputs, (h,), parameters = _for_kernel(
-            inputs, states, [reordered(kernel).t(), reordered(recurrent_kernel).t(), *biases]
+            inputs, call.states, [reordered(kernel).t(), reordered(recurrent_kernel).t(), *biases]
         )
         sequence, last = _aten("gru", inputs, [h], parameters)
         return sequence.to(dtype), last[0].to(dtype), [last[0]]

@@ -172,10 +172,16 @@ class _AsLSTM(RecurrentBase):
             bias = self._gates_first(bias, 1)[0]
         weights = backends.Weights(*self._matrices(tuple(map(int, sequences.shape[2:]))), bias)
         state = ops.zeros((batch, math.prod(positions)), state_dtype(self.compute_dtype))
-        options = backends.Options(self.return_sequences, self.return_state)
-        sequence, last, states = run_kernel(
-            "lstm", path, inputs, [state, state], valid, weights, options
+        call = backends.KernelCall(
+            path,
+            inputs,
+            [state, state],
+            valid,
+            weights,
+            needs_sequence=self.return_sequences,
+            needs_states=self.return_state,
         )
+        sequence, last, states = run_kernel("lstm", call)
         if valid is not None:
             sequence = sequence if self.return_sequences else None
             sequence, last = hold_outputs(sequence, last, valid, self.zero_output_for_mask)

@@ -252,10 +252,16 @@ class Recurrent(RecurrentBase):
         )
         dropped = self._drop(inputs, dropout_masks)
         if decided.implementation == "native":
-            options = backends.Options(self.return_sequences, self.return_state or self.stateful)
-            outputs, last, states = run_kernel(
-                self._kernel, decided.path, dropped[0], states, valid, weights, options
+            call = backends.KernelCall(
+                decided.path,
+                dropped[0],
+                states,
+                valid,
+                weights,
+                needs_sequence=self.return_sequences,
+                needs_states=self.return_state or self.stateful,
             )
+            outputs, last, states = run_kernel(self._kernel, call)
         else:
             projected = self._project(dropped, weights)
             outputs, last, states = self._recurrence(
@@ -394,29 +400,22 @@ class Recurrent(RecurrentBase):
         return ops.transpose(outputs, (1, 0, 2)), states[0], states
 
 
-def run_kernel(
-    name: str,
-    path: str,
-    inputs: Any,
-    states: list[Any],
-    valid: Any,
-    weights: backends.Weights,
-    options: backends.Options,
-) -> tuple[Any, Any, list[Any]]:
-    """The backend's kernel `name`, by the path it said, for any mask; see `Backend.lstm`."""
+def run_kernel(name: str, call: backends.KernelCall) -> tuple[Any, Any, list[Any]]:
+    """The backend's kernel `name`, for any mask; see `Backend.lstm`."""
     backend = backends.active()
-    to_front = valid is not None and backend.valid_steps_first(path)
+    to_front = call.valid is not None and backend.valid_steps_first(call.path)
     if to_front:
         # A mask with holes is the same as its valid steps moved together, so that a kernel
         # which knows lengths alone can serve it.
-        ones = ops.cast(valid, "int32")
+        ones = ops.cast(call.valid, "int32")
         count = ops.cumsum(ones, axis=1)  # of valid steps up to each step
-        order = positions(ones) + ops.where(valid, 0, ops.shape(inputs)[1])
-        inputs = _take_steps(inputs, ops.argsort(order, axis=1))
-        valid = positions(ones) < count[:, -1:]
-    kernel = backend.lstm if name == "lstm" else backend.gru
-    sequence, last, states = kernel(inputs, states, valid, weights, path=path, options=options)
-    if to_front and options.sequence:
+        order = positions(ones) + ops.where(call.valid, 0, ops.shape(call.inputs)[1])
+        call = call._replace(
+            inputs=_take_steps(call.inputs, ops.argsort(order, axis=1)),
+            valid=positions(ones) < count[:, -1:],
+        )
+    sequence, last, states = backend.lstm(call) if name == "lstm" else backend.gru(call)
+    if to_front and call.needs_sequence:
         # Each step gets the output of the last valid step up to it.
         sequence = _take_steps(sequence, ops.maximum(count - 1, 0))
     return sequence, last, states
