@@ -13,6 +13,11 @@ import keras
 
 from multibackend_lstm.backends import Refused
 
+#: A scalar of lists of tensors, `loss(inputs, labels)`.
+Loss = Callable[[Any, Any], Any]
+#: `step(inputs, labels)`; see `BackendRuntime.training_step`.
+TrainingStep = Callable[[Any, Any], Any]
+
 # Module and class of each subclass, imported where its backend runs.
 _SUBCLASSES = {
     "tensorflow": ("tensorflow_runtime", "TensorFlowRuntime"),
@@ -63,17 +68,12 @@ class BackendRuntime:
         """
         return call
 
-    def training_step(
-        self,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        loss: Callable[[Any, Any], Any],
-    ) -> Callable[[Any, Any], Any]:
+    def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:
         """A step of training that also returns gradients.
 
         Args:
             model: whose variables each step changes.
-            optimizer: built on the model's trainable variables.
+            optimizer: one of Keras, built on the model's trainable variables.
             loss: a scalar from lists of tensors, `loss(inputs, labels)`.
 
         Returns:

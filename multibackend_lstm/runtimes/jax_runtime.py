@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import keras
 
 from multibackend_lstm.backends import Refused
-from multibackend_lstm.runtimes.backend_runtime import BackendRuntime
+from multibackend_lstm.runtimes.backend_runtime import BackendRuntime, Loss, TrainingStep
 
 
 class JAXRuntime(BackendRuntime):
@@ -50,12 +50,7 @@ class JAXRuntime(BackendRuntime):
 
         return lambda inputs: run([v.value for v in variables], inputs)
 
-    def training_step(
-        self,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        loss: Callable[[Any, Any], Any],
-    ) -> Callable[[Any, Any], Any]:
+    def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:
         """See `BackendRuntime`."""
         groups = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
 

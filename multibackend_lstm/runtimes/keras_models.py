@@ -134,7 +134,7 @@ def _run(
         shapes = [weight.shape for weight in _numbered(arrays, "weight")]
         weights = list(zip(weight_paths, shapes, strict=True))
         execution = Execution(model, structure, training, weights, noisy=wide)
-        case = _Case(execution, arrays, training, seed, wide)
+        case = _RunParts(execution, arrays, training, seed, wide)
         if truth:
             _send_truth(answer, case, twins, rounding)
         else:
@@ -146,7 +146,7 @@ def _run(
         keras.config.set_dtype_policy("float32")
 
 
-class _Case:
+class _RunParts:
     """An execution with its arrays."""
 
     def __init__(
@@ -222,7 +222,7 @@ def _header(tensor: Any, **more: Any) -> dict[str, Any]:
     return {"tensor": {"kind": tensor.kind, "path": tensor.path, "dtype": tensor.dtype, **more}}
 
 
-def _send_truth(answer: Answer, case: _Case, twins: int, rounding: float) -> None:
+def _send_truth(answer: Answer, case: _RunParts, twins: int, rounding: float) -> None:
     """Every tensor of an unperturbed run, and its noise floor: how far it moves in the twins."""
     floor = NoiseFloor(rounding, in_float64=case.wide)
 

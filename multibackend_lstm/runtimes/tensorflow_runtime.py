@@ -1,14 +1,13 @@
 """TensorFlow as a runtime."""
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from multibackend_lstm.backends import Refused
-from multibackend_lstm.runtimes.backend_runtime import BackendRuntime
+from multibackend_lstm.runtimes.backend_runtime import BackendRuntime, Loss, TrainingStep
 
 
 class TensorFlowRuntime(BackendRuntime):
@@ -43,12 +42,7 @@ class TensorFlowRuntime(BackendRuntime):
         tf.config.experimental.enable_tensor_float_32_execution(False)
         return {"tensor_float_32_execution": "False"}
 
-    def training_step(
-        self,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        loss: Callable[[Any, Any], Any],
-    ) -> Callable[[Any, Any], Any]:
+    def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:
         """See `BackendRuntime`."""
         variables = model.trainable_variables
 

@@ -8,7 +8,7 @@ import torch
 from keras import ops
 
 from multibackend_lstm.backends import Refused
-from multibackend_lstm.runtimes.backend_runtime import BackendRuntime
+from multibackend_lstm.runtimes.backend_runtime import BackendRuntime, Loss, TrainingStep
 
 
 class TorchRuntime(BackendRuntime):
@@ -58,12 +58,7 @@ class TorchRuntime(BackendRuntime):
         """See `BackendRuntime`."""
         return torch.no_grad()(call)
 
-    def training_step(
-        self,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        loss: Callable[[Any, Any], Any],
-    ) -> Callable[[Any, Any], Any]:
+    def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:
         """See `BackendRuntime`."""
         variables = model.trainable_variables
 
