@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
 from multibackend_lstm.agreement.comparison import compare, missing
+from multibackend_lstm.agreement.isolation import PART, compare_alone
 from multibackend_lstm.agreement.report import (
     FAILED,
     Finding,
@@ -21,7 +22,7 @@ from multibackend_lstm.agreement.report import (
 )
 from multibackend_lstm.agreement.truth import PARTS, Truth
 from multibackend_lstm.runtimes.errors import CaseError
-from multibackend_lstm.runtimes.noise_floor import rounding_of
+from multibackend_lstm.runtimes.noise_floor import compute_dtypes, rounding_of
 from multibackend_lstm.runtimes.targets import Target
 from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
 
@@ -206,7 +207,7 @@ def _check(
     save_truth: Path | None,
 ) -> Report:
     assert case.described is not None
-    layers = case.described["layers"]
+    layers = {**_trainers(settings["training"]), **case.described["layers"]}
     report = Report(case=case.name, reference="", float64=False, settings=settings, layers=layers)
     request = {
         "do": "run",
@@ -218,6 +219,7 @@ def _check(
         "twins": 0,
         "rounding": 0.0,
         "weight_paths": case.weight_paths,
+        "dtypes": None,
         # For what is no backend of Keras, and knows its inputs by name.
         "inputs": _given(case),
     }
@@ -230,18 +232,44 @@ def _check(
             started.append((target, worker))
         except WorkerError as error:
             started.append((target, str(error)))
+    alone = [worker for _, worker in started if _calls_layers(worker)]
     with tempfile.TemporaryDirectory() as folder:
+        reference = None
         if truth is None:
-            truth = _computed_truth(workers, case, request, report, Path(folder))
+            if alone or save_truth is not None:
+                request["dtypes"] = compute_dtypes(settings["dtype"], case.described["layers"])
+            truth, reference = _computed_truth(workers, case, request, report, Path(folder))
         report.reference, report.float64 = truth.reference, truth.float64
+        report.reference_backend = truth.backend
         report.twins |= truth.twins
-        if save_truth is not None:
-            truth.save(save_truth, case, settings)
         for target, started_worker in started:
             progress(f"{case.name}: comparing {target}")
             report.results.append(_compare(target, started_worker, truth))
+        pairs = [
+            (result, worker)
+            for result, (_, worker) in zip(report.results, started, strict=True)
+            if _calls_layers(worker) and worker.alive and "layers" not in result.failed
+        ]
+        compare_alone(truth, reference, pairs, settings["twins"], progress)
+        if save_truth is not None:
+            truth.save(save_truth, case, settings)
     report.findings += findings_of(report)
     return report
+
+
+def _trainers(training: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Loss and optimizer, which are called alone too, as a report holds layers."""
+    found = {}
+    for kind in ("loss", "optimizer"):
+        named = (training or {}).get(kind)
+        if named is not None:
+            config = named if isinstance(named, dict) else {"class_name": named, "config": {}}
+            found[kind] = {"module": f"keras.{kind}s", **config}
+    return found
+
+
+def _calls_layers(worker: Worker | str) -> TypeGuard[Worker]:
+    return isinstance(worker, Worker) and PART in worker.ready["parts"]
 
 
 def _given(case: Case) -> list[dict[str, str]]:
@@ -256,16 +284,21 @@ def _given(case: Case) -> list[dict[str, str]]:
 
 def _computed_truth(
     workers: Workers, case: Case, request: dict[str, Any], report: Report, folder: Path
-) -> Truth:
-    """The tensors of the reference: in float64 where that can be had, else as the targets run."""
-    dtype = report.settings["dtype"]
+) -> tuple[Truth, Worker | None]:
+    """The tensors of the reference, and its worker.
+
+    They are in float64 where that can be had, else as the targets run.
+    """
+    assert case.described is not None
+    dtype, layers = report.settings["dtype"], case.described["layers"]
     tries = [(REFERENCE, workers.reference, "float64"), (REFERENCE, workers.reference, dtype)]
     for other in workers.other_references:
         tries.append((f"{REFERENCE} on {other}", other, dtype))
     reasons: list[str] = []
+    worker: Worker | None = None
     for name, target, wanted in tries:
         float64 = wanted == "float64"
-        truth = Truth(folder, f"{wanted or 'float32'} on {target}", float64)
+        truth = Truth(folder, f"{wanted or 'float32'} on {target}", float64, target.backend)
         try:
             worker = workers.worker(name, target)
         except WorkerError as error:
@@ -274,12 +307,13 @@ def _computed_truth(
         if float64 and not worker.ready["float64"]:
             reasons.append(f"Keras does not compute in float64 on {target.backend}")
             continue
-        rounding = rounding_of(dtype, report.layers, float64)
+        rounding = rounding_of(dtype, layers, float64)
         twins = report.settings["twins"]
         worker.ask(request | {"dtype": wanted, "twins": twins, "rounding": rounding}, case.arrays)
         truth.read(worker)
         if not truth.failed:
             break
+        worker = None
         reasons += [f"{truth.reference} failed in {p}: {r}" for p, r in truth.failed.items()]
     if truth.failed or not truth.headers:
         message = "there is nothing to compare with: " + "; ".join(dict.fromkeys(reasons))
@@ -290,7 +324,7 @@ def _computed_truth(
             f"the targets are compared with {truth.reference}, so that who is wrong cannot be "
             "told: " + "; ".join(dict.fromkeys(reasons))
         )
-    return truth
+    return truth, worker
 
 
 def describe(workers: Workers, case: Case) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How far one tensor is from the truth, and whether that is more than rounding explains."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,13 @@ from multibackend_lstm.runtimes.noise_floor import rounding_to
 
 #: What is judged together, in the order in which a fault spreads, and the kinds of its tensors.
 GROUPS: Mapping[str, tuple[str, ...]] = {
+    "layers alone": (
+        "layer alone",
+        "layer alone in training",
+        "update alone",
+        "input gradient alone",
+        "weight gradient alone",
+    ),
     "layers": ("layer", "captured output"),
     "prediction": ("output", "output of a second batch"),
     "gradients": ("input gradient", "weight gradient"),
@@ -23,6 +31,13 @@ AGREES_UP_TO = 50.0
 #: four times as much.
 DISAGREES_ABOVE = 200.0
 
+#: Scores of a layer alone up to here agree, and above disagree: there nothing piles up.
+ALONE_UP_TO = 20.0
+#: The same of the worst element, over that element's own floor.
+ALONE_WORST_UP_TO = 300.0
+# An element's floor, which few twins tell, is at least this share of its tensor's.
+_LEAST_ELEMENT = 0.1
+
 AGREES, SUSPICIOUS, DISAGREES = "agrees", "suspicious", "disagrees"
 
 
@@ -35,6 +50,13 @@ class Comparison:
         path: which one.
         verdict: `"agrees"`, `"suspicious"` or `"disagrees"`.
         score: root mean square distance from the truth, over the noise floor.
+        worst_score: the largest distance of an element over that element's floor; 0 where elements
+            have none.
+        layer: path of the layer or operation, of a layer alone.
+        peers: the other targets that differ from the truth too, but not from this one.
+        nondeterministic: whether the target gave something else when it was asked again, so that
+            its own spread is a part of the floor.
+        noticed: the smallest error of the whole tensor, relative to it, that would have disagreed.
         problem: what else is wrong: a shape, a dtype, a missing tensor, a NaN on one side.
         floor: the noise floor, with the rounding of the truth itself to the target's dtype.
         rms: root mean square distance over the elements that are finite in both.
@@ -67,6 +89,11 @@ class Comparison:
     worst: tuple[int, ...] = ()
     values: tuple[float, float] = (0.0, 0.0)
     shape: tuple[int, ...] = ()
+    worst_score: float = 0.0
+    layer: str | None = None
+    peers: tuple[str, ...] = ()
+    noticed: float = 0.0
+    nondeterministic: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For JSON, which has no infinity."""
@@ -75,6 +102,7 @@ class Comparison:
             for key, value in asdict(self).items()
         }
         found["values"] = [json_number(value) for value in self.values]
+        found["peers"] = list(self.peers)
         return found
 
 
@@ -83,8 +111,11 @@ def json_number(value: float) -> float | str:
     return value if np.isfinite(value) else str(float(value))
 
 
-def verdict_of(score: float) -> str:
-    """What a score means."""
+def verdict_of(score: float, worst_score: float = 0.0, *, alone: bool = False) -> str:
+    """What scores mean: of a layer alone, or of a tensor of the whole model."""
+    if alone:
+        agrees = score <= ALONE_UP_TO and worst_score <= ALONE_WORST_UP_TO
+        return AGREES if agrees else DISAGREES
     if score <= AGREES_UP_TO:
         return AGREES
     return SUSPICIOUS if score <= DISAGREES_ABOVE else DISAGREES
@@ -97,6 +128,8 @@ def compare(
     truth: np.ndarray,
     *,
     floor: float,
+    elements: np.ndarray | None = None,
+    layer: str | None = None,
     dtype: str = "float32",
     expected_dtype: str | None = None,
     exact: bool = True,
@@ -109,6 +142,8 @@ def compare(
         values: what a target computed.
         truth: what it should be.
         floor: how far the truth moves when inputs and weights are moved within their rounding.
+        elements: the same of each element, for a layer alone.
+        layer: its path.
         dtype: the name of the target's dtype.
         expected_dtype: the dtype it should have; None if any floating dtype will do.
         exact: whether the truth is float64; else it is rounded as the values are.
@@ -119,10 +154,10 @@ def compare(
     problem = _form_problem(values, truth, dtype, expected_dtype)
     if problem is not None:
         return Comparison(
-            kind, path, DISAGREES, float("inf"), problem, floor, shape=tuple(values.shape)
+            kind, path, DISAGREES, math.inf, problem, floor, shape=values.shape, layer=layer
         )
     if not values.size:
-        return Comparison(kind, path, AGREES, 0.0, floor=floor, shape=tuple(values.shape))
+        return Comparison(kind, path, AGREES, 0.0, floor=floor, shape=values.shape, layer=layer)
     wide = truth.astype("float64")
     ours = values.astype("float64")
     nan = (int(np.isnan(ours).sum()), int(np.isnan(wide).sum()))
@@ -134,21 +169,29 @@ def compare(
     same |= overflown & (np.abs(wide) > _largest(dtype))
     distance = np.abs(np.where(finite, ours, 0.0) - np.where(finite, wide, 0.0))
     rms = _rms(distance[finite])
-    floor = float(np.hypot(floor, _rms(rounding_to(dtype, wide, exact)[finite])))
-    score = rms / floor if floor else (float("inf") if rms else 0.0)
+    rounding = rounding_to(dtype, wide, exact)
+    floor = float(np.hypot(floor, _rms(rounding[finite])))
+    score = _over(rms, floor)
+    worst_score = 0.0
+    if elements is not None:
+        limits_of_each = np.maximum(np.hypot(elements, rounding), _LEAST_ELEMENT * floor)
+        scores = _over_each(distance, limits_of_each)
+        worst_score = float(np.max(scores))
     if not same.all():
         problem = "NaN or infinity on one side"
-        score = float("inf")
+        score = math.inf
         worst = np.unravel_index(int(np.argmin(same)), same.shape)
     else:
-        worst = np.unravel_index(int(np.argmax(distance)), distance.shape)
+        most = np.argmax(distance if elements is None else scores)
+        worst = np.unravel_index(int(most), distance.shape)
+    alone = elements is not None
     size = np.abs(np.where(finite, wide, 0.0))
     limits = np.finfo("float32")
     unit = np.spacing(np.clip(size, limits.tiny, limits.max / 2).astype("float32"))
     return Comparison(
         kind=kind,
         path=path,
-        verdict=verdict_of(score),
+        verdict=verdict_of(score, worst_score, alone=alone),
         score=score,
         problem=problem,
         floor=floor,
@@ -163,12 +206,17 @@ def compare(
         worst=tuple(int(i) for i in worst),
         values=(float(ours[worst]), float(wide[worst])),
         shape=tuple(values.shape),
+        worst_score=worst_score,
+        layer=layer,
+        noticed=(ALONE_UP_TO if alone else DISAGREES_ABOVE) * _over(floor, _rms(wide[finite])),
     )
 
 
-def missing(kind: str, path: str, problem: str = "the tensor is missing") -> Comparison:
+def missing(
+    kind: str, path: str, problem: str = "the tensor is missing", layer: str | None = None
+) -> Comparison:
     """A tensor that only the target or only the truth has."""
-    return Comparison(kind, path, DISAGREES, float("inf"), problem)
+    return Comparison(kind, path, DISAGREES, math.inf, problem, layer=layer)
 
 
 def _form_problem(
@@ -183,6 +231,15 @@ def _form_problem(
     if expected_dtype is not None and dtype != expected_dtype:
         return f"dtype {dtype} in place of {expected_dtype}"
     return None
+
+
+def _over(value: float, floor: float) -> float:
+    return value / floor if floor else (math.inf if value else 0.0)
+
+
+def _over_each(distance: np.ndarray, floors: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(distance > 0, distance / floors, 0.0)
 
 
 def _rms(x: np.ndarray) -> float:

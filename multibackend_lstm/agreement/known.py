@@ -1,7 +1,7 @@
 """Disagreements that are known upstream: a finding that one explains is named after it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from multibackend_lstm.runtimes.upstream import affects, upstream_problems
@@ -21,6 +21,7 @@ def explanation(
     layer: str | None,
     layers: Mapping[str, Mapping[str, Any]],
     versions: Mapping[str, str],
+    operations: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """The entry that explains a finding, or None.
 
@@ -32,6 +33,7 @@ def explanation(
         layer: path of the layer that it blames; None if that is not known.
         layers: module, class and config of all layers of the model by path.
         versions: of the packages in the target's environment.
+        operations: inside of the layer, that are off alone.
     """
     backend = target.partition("@")[0]
     for entry in known_disagreements():
@@ -42,11 +44,16 @@ def explanation(
             and group in entry["groups"]
             and ("error" in entry) == failed
             and re.search(entry.get("error", ""), message)
+            and (group != "layers alone" or _any_inside(operations, entry.get("operations", [])))
             and _any_matches(blamed, entry["layers"], entry.get("config", {}))
             and _any_matches(layers.values(), entry.get("together_with", [".*"]), {})
         ):
             return entry
     return None
+
+
+def _any_inside(operations: Sequence[str], wanted: list[str]) -> bool:
+    return not wanted or any(found.split()[-1] in wanted for found in operations)
 
 
 def _any_matches(layers: Any, classes: list[str], config: dict[str, Any]) -> bool:

@@ -19,10 +19,14 @@ from multibackend_lstm.agreement.comparison import (
 from multibackend_lstm.agreement.known import explanation
 
 #: Version of `Report.to_json`.
-SCHEMA = 1
+SCHEMA = 2
 # Groups that cannot agree where another one disagrees; only the table tells of them then.
-_FOLLOWING = {"layers": ("prediction", "gradients", "training"), "gradients": ("training",)}
-FAILED, NOT_COMPARED = "failed", "not compared"
+_FOLLOWING = {
+    "layers alone": ("prediction", "gradients", "training"),
+    "layers": ("prediction", "gradients", "training"),
+    "gradients": ("training",),
+}
+FAILED, NOT_COMPARED, NONDETERMINISTIC = "failed", "not compared", "nondeterministic"
 
 
 class DisagreementError(AssertionError):
@@ -35,12 +39,15 @@ class Finding:
 
     Attributes:
         target: such as `"torch@cpu"`.
-        verdict: `"disagrees"`, `"suspicious"`, `"failed"` or `"not compared"`.
+        verdict: `"disagrees"`, `"suspicious"`, `"failed"`, `"not compared"` or
+            `"nondeterministic"`.
         group: one of `GROUPS`, or `"target"` for a target that could not run at all.
-        path: the first tensor of the group that is off, in the order of computation.
+        path: the first tensor of the group, or of a layer alone, that is off, in the order of
+            computation.
         layer: the class of the layer that it belongs to, if there is one.
         message: all of it in a sentence.
         known: the entry of runtimes/upstream.toml that explains it, if there is one.
+        operations: of a layer that is off alone, those inside of it that are so too.
     """
 
     target: str
@@ -50,6 +57,7 @@ class Finding:
     path: str | None = None
     layer: str | None = None
     known: Mapping[str, Any] | None = None
+    operations: tuple[str, ...] = ()
 
 
 @dataclass
@@ -62,6 +70,8 @@ class TargetResult:
         comparisons: every tensor, in the order of computation.
         failed: error by part (`"layers"`, ... or `"target"`).
         not_compared: reason by part.
+        opened: of a layer that is off alone, its operations, each alone too; by the layer's path.
+        not_opened: why that could not be done.
         distances: root mean square distance of all weights from the truth, by training step.
         seconds: that the worker took.
     """
@@ -71,6 +81,8 @@ class TargetResult:
     comparisons: list[Comparison] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     not_compared: dict[str, str] = field(default_factory=dict)
+    opened: dict[str, list[Comparison]] = field(default_factory=dict)
+    not_opened: dict[str, str] = field(default_factory=dict)
     distances: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -99,6 +111,7 @@ class Report:
         findings: what is off, or could not be told.
         twins: by training step, root mean square and largest distance of the perturbed twins.
         layers: module, class and config by the layer's path.
+        reference_backend: that of Keras which computed what the targets were compared with.
     """
 
     case: str
@@ -109,6 +122,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     twins: dict[int, tuple[float, float]] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reference_backend: str = ""
 
     @property
     def agrees(self) -> bool:
@@ -194,6 +208,35 @@ class Report:
             yield f"[yellow]note[/yellow] {escape(self.settings['resolution'])}"
         if not self.findings:
             yield "[green]All targets agree.[/green]"
+        for line in self.noticed():
+            yield f"[dim]{escape(line)}[/dim]"
+
+    def noticed(self) -> list[str]:
+        """Which errors of the layers alone, relative to the tensor, would have been found."""
+        lines = []
+        for what, kinds in (
+            ("outputs of the layers", ("layer alone", "layer alone in training")),
+            ("their gradients", ("input gradient alone", "weight gradient alone")),
+        ):
+            found = sorted(
+                (c.noticed, c.path)
+                for result in self.results
+                for c in result.comparisons
+                if c.kind in kinds and 0 < c.noticed < math.inf
+            )
+            if not found:
+                continue
+            usual = found[len(found) // 2][0]
+            most = max(x for x, _ in found if x <= 10 * usual)
+            others = {path: x for x, path in found if x > 10 * usual}
+            but = ", ".join(
+                f"{path!r} ({'which cancels to 0' if x > 1 else f'{x:.0e}'})"
+                for path, x in [*others.items()][-3:]
+            )
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            line = f"Would have noticed an error of {most:.0e} in all {what}"
+            lines.append(f"{line} but {but}{more}." if others else f"{line}.")
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """All of it in plain values, as docs/report_schema.json describes them."""
@@ -202,10 +245,16 @@ class Report:
             "case": self.case,
             "reference": self.reference,
             "float64": self.float64,
+            "reference_backend": self.reference_backend,
+            "noticed": self.noticed(),
             "agrees": self.agrees,
             "settings": self.settings,
             "findings": [
-                {**vars(finding), "known": finding.known and dict(finding.known)}
+                {
+                    **vars(finding),
+                    "known": finding.known and dict(finding.known),
+                    "operations": list(finding.operations),
+                }
                 for finding in self.findings
             ],
             "targets": [
@@ -217,6 +266,10 @@ class Report:
                     "not_compared": result.not_compared,
                     "distances": {s: json_number(d) for s, d in result.distances.items()},
                     "comparisons": [c.to_json() for c in result.comparisons],
+                    "opened": {
+                        path: [c.to_json() for c in found] for path, found in result.opened.items()
+                    },
+                    "not_opened": result.not_opened,
                 }
                 for result in self.results
             ],
@@ -257,15 +310,96 @@ def _cell(result: TargetResult, kind: str) -> str:
 
 
 def findings_of(report: Report) -> list[Finding]:
-    """What is off in a report, target by target, the first tensor of each group that is off.
+    """What is off in a report: every layer that is off alone, then the first tensor of a group.
 
     A finding that a known disagreement explains is named after it.
     """
-    return [
-        _explained(report, result, finding)
-        for result in report.results
-        for finding in _target_findings(report, result)
-    ]
+    findings, doubted = [], set()
+    for result in report.results:
+        for comparison in result.group("layers alone"):
+            if comparison.layer not in doubted and _truth_stands_alone(report, result, comparison):
+                doubted.add(comparison.layer)
+                findings.append(_doubt(report, result, comparison))
+    for result in report.results:
+        found = [*_alone_findings(report, result, doubted), *_target_findings(report, result)]
+        findings += [_explained(report, result, finding) for finding in found]
+    return findings
+
+
+def _truth_stands_alone(report: Report, result: TargetResult, c: Comparison) -> bool:
+    """Whether two other backends differ from the truth in the same way, and none is with it."""
+    against, beside = _sides(report, result, c)
+    return len(against) > 1 and not beside
+
+
+def _sides(report: Report, result: TargetResult, c: Comparison) -> tuple[set[str], set[str]]:
+    """Backends that are off as this target is; those but the truth's own that agree with it."""
+    if not c.peers:
+        return set(), set()
+    agreeing = {
+        _backend(other.target)
+        for other in report.results
+        for found in other.group("layers alone")
+        if (found.kind, found.path, found.verdict) == (c.kind, c.path, AGREES)
+    }
+    against = {_backend(target) for target in (result.target, *c.peers)}
+    return against, agreeing - {report.reference_backend}
+
+
+def _backend(target: str) -> str:
+    return target.partition("@")[0]
+
+
+def _doubt(report: Report, result: TargetResult, c: Comparison) -> Finding:
+    """The finding that the backend of the truth is the one that is wrong."""
+    backend = report.reference_backend
+    named = [r.target for r in report.results if _backend(r.target) == backend]
+    target = named[0] if named else f"{backend} (the reference)"
+    kind = report.layers.get(c.layer or "", {}).get("class_name")
+    message = (
+        f"{target} stands alone in {c.kind} {c.path!r} ({kind}), and the truth, which {backend} "
+        f"computes too, is in doubt: {' and '.join((result.target, *c.peers))} agree with each "
+        f"other within noise, and differ from it. Worst at {list(c.worst)}: {c.values[0]:.8g} "
+        f"there, {c.values[1]:.8g} in the truth"
+    )
+    finding = Finding(target, DISAGREES, "layers alone", message, c.path, kind)
+    own = [r for r in report.results if r.target == target]
+    return _explained(report, own[0] if own else TargetResult(target), finding)
+
+
+def _alone_findings(
+    report: Report, result: TargetResult, doubted: set[str | None]
+) -> Iterator[Finding]:
+    """One for every layer that is off alone, but where the truth is in doubt."""
+    by_layer: dict[str | None, list[Comparison]] = {}
+    for comparison in result.group("layers alone"):
+        by_layer.setdefault(comparison.layer, []).append(comparison)
+    for layer, comparisons in by_layer.items():
+        off = [c for c in comparisons if c.verdict == DISAGREES]
+        if off and layer not in doubted:
+            finding = _finding(report, result.target, DISAGREES, "layers alone", off[0], len(off))
+            inner = _guilty_operations(result, layer)
+            if inner:
+                message = f"{finding.message}. Inside of it: {', '.join(inner)}"
+                finding = replace(finding, message=message, operations=inner)
+            against, beside = _sides(report, result, off[0])
+            if len(against) > 1:
+                message = (
+                    f"{finding.message}. {', '.join(off[0].peers)} differ in the same way, and "
+                    f"{', '.join(sorted(beside))} do not: who is wrong cannot be told"
+                )
+                finding = replace(finding, message=message)
+            yield finding
+        changing = [c for c in comparisons if c.nondeterministic]
+        if changing:
+            yield Finding(
+                result.target,
+                NONDETERMINISTIC,
+                "layers alone",
+                f"{result.target} gave two results for {changing[0].kind} {changing[0].path!r}: "
+                "how far they are apart is a part of the floor",
+                changing[0].path,
+            )
 
 
 def _explained(report: Report, result: TargetResult, finding: Finding) -> Finding:
@@ -279,11 +413,22 @@ def _explained(report: Report, result: TargetResult, finding: Finding) -> Findin
         layer=layer_path(report.layers, finding.path or ""),
         layers=report.layers,
         versions=result.ready.get("versions", {}),
+        operations=finding.operations,
     )
     if known is None:
         return finding
     message = f"{finding.message}. Known: {known['title']} ({known['upstream']})"
-    return replace(finding, known=known, message=message)
+    # Digits that are lost, and no more, do not fail a test.
+    lost = finding.verdict == DISAGREES and known.get("precision_only", False)
+    return replace(
+        finding, known=known, message=message, verdict=SUSPICIOUS if lost else finding.verdict
+    )
+
+
+def _guilty_operations(result: TargetResult, layer: str | None) -> tuple[str, ...]:
+    """Those inside of a layer that are off alone, in the order of computation."""
+    off = [c.layer for c in result.opened.get(layer or "", []) if c.verdict == DISAGREES]
+    return tuple(dict.fromkeys(f"operation {name}" for name in off))
 
 
 def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
@@ -294,7 +439,8 @@ def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
     for part, reason in result.not_compared.items():
         message = f"{target}: {part} not compared: {reason}"
         yield Finding(target, NOT_COMPARED, part, message)
-    consequences: set[str] = set()
+    guilty = {c.layer for c in result.group("layers alone") if c.verdict == DISAGREES}
+    consequences = {"layers alone", *(_FOLLOWING["layers alone"] if guilty else ())}
     for group in GROUPS:
         if group in consequences:
             continue
@@ -304,7 +450,10 @@ def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
         for verdict in (DISAGREES, SUSPICIOUS):
             off = [c for c in comparisons if c.verdict == verdict]
             if off:
-                yield _finding(report, target, verdict, group, off[0], len(off))
+                before = comparisons[: 1 + comparisons.index(off[0])]
+                # What a layer that is off alone does to the model from there on is nothing new.
+                if not any(layer_path(report.layers, c.path) in guilty for c in before):
+                    yield _finding(report, target, verdict, group, off[0], len(off))
                 if verdict == DISAGREES:
                     consequences.update(_FOLLOWING.get(group, ()))
                 break
@@ -313,10 +462,10 @@ def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
 def _finding(
     report: Report, target: str, verdict: str, group: str, first: Comparison, count: int
 ) -> Finding:
-    path = layer_path(report.layers, first.path)
+    path = first.layer or layer_path(report.layers, first.path)
     if path is None and first.kind == "output of a second batch":
         path = _only_stateful(report.layers)
-    layer = report.layers[path]["class_name"] if path is not None else None
+    layer = report.layers.get(path or "", {}).get("class_name")
     where = f"{first.kind} {first.path!r}" + (f" ({layer})" if layer else "")
     from_what = "the float64 truth" if report.float64 else report.reference
     if first.problem:
@@ -325,14 +474,16 @@ def _finding(
             what += f", first at {list(first.worst)}: {first.values[0]:.6g}, where {from_what} "
             what += f"has {first.values[1]:.6g}"
     else:
+        own = f" ({first.worst_score:.3g} times its own floor)" if first.worst_score else ""
         what = (
             f"{first.score:.3g} times the noise floor from {from_what}; worst at "
-            f"{list(first.worst)}: {first.values[0]:.8g} in place of {first.values[1]:.8g}"
+            f"{list(first.worst)}{own}: {first.values[0]:.8g} in place of {first.values[1]:.8g}"
         )
-    verb = "disagrees from" if verdict == DISAGREES else "is suspicious from"
-    message = f"{target} {verb} {where} on: {what}"
+    alone = group == "layers alone"
+    verb = "disagrees" if verdict == DISAGREES else "is suspicious"
+    message = f"{target} {verb} {'in' if alone else 'from'} {where}{'' if alone else ' on'}: {what}"
     if count > 1:
-        message += f" ({count} tensors of the {group} in all)"
+        message += f" ({count} tensors of the {'layer' if alone else group} in all)"
     return Finding(target, verdict, group, message, first.path, layer)
 
 

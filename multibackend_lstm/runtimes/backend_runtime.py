@@ -5,7 +5,7 @@ that train have a subclass each.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +17,15 @@ from multibackend_lstm.backends import Refused
 Loss = Callable[[Any, Any], Any]
 #: `step(inputs, labels)`; see `BackendRuntime.training_step`.
 TrainingStep = Callable[[Any, Any], Any]
+
+#: A function of a list of tensors that returns one.
+Layers = Callable[[Sequence[Any]], list[Any]]
+
+#: `pull_back(tensors, upstream)`, of the gradient of a loss by each floating output, which returns
+#: outputs, the gradients by floating tensors and by variables, and the others' values afterwards.
+PullBack = Callable[
+    [Sequence[Any], Sequence[Any]], tuple[list[Any], list[Any], list[Any], list[Any]]
+]
 
 # Module and class of each subclass, imported where its backend runs.
 _SUBCLASSES = {
@@ -84,6 +93,62 @@ class BackendRuntime:
             Refused: if the backend has no gradients.
         """
         raise Refused(f"{keras.backend.backend()} has no gradients")
+
+    def alone(
+        self, function: Layers, variables: Sequence[keras.Variable]
+    ) -> Callable[[Sequence[Any]], list[Any]]:
+        """A function of tensors as inference runs it.
+
+        Args:
+            function: takes and returns a list of tensors.
+            variables: those that it reads.
+        """
+        return function
+
+    def pull_back(
+        self,
+        function: Layers,
+        variables: Sequence[keras.Variable],
+        others: Sequence[keras.Variable],
+    ) -> PullBack:
+        """A function of tensors in training, with its gradients.
+
+        Args:
+            function: takes and returns a list of tensors.
+            variables: those that it reads and that have gradients.
+            others: the other variables, which it may change.
+
+        Returns:
+            See `PullBack`.
+
+        Raises:
+            Refused: if the backend has no gradients.
+        """
+        raise Refused(f"{keras.backend.backend()} has no gradients")
+
+    def apply_gradients(
+        self, optimizer: Any, variables: Sequence[keras.Variable]
+    ) -> Callable[[Sequence[Any]], None]:
+        """One update of the variables, as a function of their gradients."""
+        return lambda gradients: optimizer.apply(list(gradients), list(variables))
+
+    def gradients_at(
+        self,
+        loss: Callable[[list[Any]], Any],
+        tensors: Sequence[Any],
+        values: Callable[[], Sequence[Any]],
+    ) -> list[Any]:
+        """The gradient of a loss by tensors that come up on the way to it.
+
+        Args:
+            loss: a scalar of a list of tensors.
+            tensors: its argument.
+            values: gives those that came up, once the loss is computed.
+
+        Raises:
+            Refused: if the backend cannot say.
+        """
+        raise Refused(f"the gradients on the way cannot be had on {keras.backend.backend()}")
 
 
 @functools.cache

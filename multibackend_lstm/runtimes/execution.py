@@ -113,6 +113,10 @@ def load(source: dict[str, Any], dtype: str | None) -> tuple[keras.Model, Any]:
 def describe(model: keras.Model) -> dict[str, Any]:
     """What a report and a drawing of inputs need to know of a model, in plain values."""
     layers = {path: layer_config(layer) for path, layer in walk(model)}
+    for path, operation in operations(model):
+        if path not in layers:
+            kind = type(operation)
+            layers[path] = {"module": kind.__module__, "class_name": kind.__name__, "config": {}}
     specs = getattr(model, "inputs", None) or []
     return {
         "layers": layers,
@@ -209,6 +213,19 @@ def walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.laye
         yield prefix + layer.name, layer
         if isinstance(layer, keras.Model):
             yield from walk(layer, f"{prefix}{layer.name}/")
+
+
+def operations(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and object of every layer and operation, those of nested models too, but no model."""
+    graph = getattr(model, "_functional", model)  # that of a Sequential
+    found = list(graph.operations) if isinstance(graph, keras.Function) else list(model.layers)
+    for operation in found:
+        if isinstance(operation, keras.layers.InputLayer):
+            continue
+        if isinstance(operation, keras.Model):
+            yield from operations(operation, f"{prefix}{operation.name}/")
+        else:
+            yield prefix + operation.name, operation
 
 
 def silence(model: keras.Model) -> list[str]:
@@ -346,12 +363,15 @@ class Execution:
     ) -> None:
         """Prepare the functions; they are traced when they first run."""
         self.model = model
-        self._weights = in_order(model.weights, *([pair[i] for pair in weights] for i in (0, 1)))
+        self.weights = in_order(model.weights, *([pair[i] for pair in weights] for i in (0, 1)))
         self._structure = structure
         self._training: dict[str, Any] = training or {}
-        self._noisy = noisy
-        self._capture = Capture(model)
-        self._loss: Any = keras.losses.get(self._training.get("loss"))
+        self.noisy = noisy
+        self.capture = Capture(model)
+        loss = keras.losses.get(self._training.get("loss"))
+        dtype = "float64" if noisy else "float32"
+        #: Of lists of outputs and labels; None without training.
+        self.total_loss = None if loss is None else TotalLoss(loss, dtype)
         self._infer = backend_runtime.active().inference(model, self._call)
         self._optimizer: Any = None
         self.round(0.0, 0)
@@ -383,12 +403,16 @@ class Execution:
 
     def set_weights(self, weights: list[np.ndarray]) -> None:
         """Start from these weights, and everything else from where it was at first."""
-        for variable, value in zip(self.model.variables, self._snapshot, strict=True):
+        for variable, value in self.snapshot():
             variable.assign(value)
-        for variable, value in zip(self._weights, weights, strict=True):
+        for variable, value in zip(self.weights, weights, strict=True):
             variable.assign(value)
         for layer in self._stateful:
             layer.reset_state()
+
+    def snapshot(self) -> Iterator[tuple[Any, np.ndarray]]:
+        """Every variable, and what it was at first."""
+        return zip(self.model.variables, self._snapshot, strict=True)
 
     def round(self, size: float, seed: int) -> None:
         """How large the rounding is that a noisy run adds to layers' outputs, and its seed.
@@ -396,22 +420,23 @@ class Execution:
         The optimizer's settings are rounded too: Adam's `1 - beta_2 ** step` multiplies the
         rounding of `beta_2` by a thousand, in float32 on every backend alike.
         """
-        self._capture.set_rounding(size, seed)
+        self.capture.set_rounding(size, seed)
         self._rounding, self._rng = size, np.random.default_rng(seed)
 
-    def _arrange(self, inputs: list[Any]) -> Any:
+    def arranged(self, inputs: list[Any]) -> Any:
+        """The inputs as the model takes them."""
         return tree.map_structure(lambda index: inputs[index], self._structure)
 
     def _call(self, inputs: list[Any]) -> list[Any]:
-        self._capture.start()
-        outputs = self.model(self._arrange(inputs), training=False)
+        self.capture.start()
+        outputs = self.model(self.arranged(inputs), training=False)
         self.output_paths = [_path(key) for key, _ in tree.flatten_with_path(outputs)]
-        return [*self._capture.outputs, *tree.flatten(outputs)]
+        return [*self.capture.outputs, *tree.flatten(outputs)]
 
     def predicted(self, inputs: list[np.ndarray]) -> Iterator[Tensor]:
         """What the untouched model predicts; a stateful one a second time too."""
         for kind in OUTPUTS if self._stateful else OUTPUTS[:1]:
-            outputs = self.model.predict_on_batch(self._arrange(inputs))
+            outputs = self.model.predict_on_batch(self.arranged(inputs))
             for key, x in tree.flatten_with_path(outputs):
                 dtype = str(x.dtype)
                 values = np.asarray(x, "float32" if dtype == "bfloat16" else dtype)
@@ -423,43 +448,34 @@ class Execution:
         A float64 run predicts nothing else: there these outputs stand for the predictions too.
         """
         tensors = [ops.convert_to_tensor(x) for x in inputs]
-        with self._capture.recording(self._noisy):
+        with self.capture.recording(self.noisy):
             values = self._infer(tensors)
-            count = len(self._capture.paths)
-            second = self._infer(tensors)[count:] if self._noisy and self._stateful else []
+            count = len(self.capture.paths)
+            second = self._infer(tensors)[count:] if self.noisy and self._stateful else []
         outputs = values[count:]
         self.output_forms = [
             np.broadcast_to(np.zeros((), "float32" if _is_float(x) else "int32"), x.shape)
             for x in outputs
         ]
-        for path, x in zip(self._capture.paths, values, strict=False):
+        for path, x in zip(self.capture.paths, values, strict=False):
             yield as_tensor("layer", path, x)
-        kinds = ["captured output", *(OUTPUTS[:1] if self._noisy else ())]
+        kinds = ["captured output", *(OUTPUTS[:1] if self.noisy else ())]
         for kind, values in [*((kind, outputs) for kind in kinds), (OUTPUTS[1], second)]:
             for path, x in zip(self.output_paths, values, strict=bool(values)):
                 yield as_tensor(kind, path, x)
 
     def trained(self, inputs: list[np.ndarray], labels: list[np.ndarray]) -> Iterator[Tensor]:
         """Loss and gradients of the first step, and weights after the last one."""
+        optimizer = self.fresh_optimizer()
         if self._step is None:
-            self._optimizer = keras.optimizers.get(self._training["optimizer"])
-            self._optimizer.build(self.model.trainable_variables)
-            self._fresh = [np.array(v) for v in self._optimizer.variables]
-            self._settings = _settings_of(self._optimizer) if self._noisy else []
             runtime = backend_runtime.active()
-            self._step = runtime.training_step(self.model, self._optimizer, self._loss_of)
-        for variable, value in zip(self._optimizer.variables, self._fresh, strict=True):
-            variable.assign(value)
-        for setting in self._settings:
-            setting.assign(perturbed(np.array(setting.exact), self._rng, self._rounding))
-        if self._noisy and isinstance(self._optimizer, keras.optimizers.Nadam):
-            self._round_learning_rate()
+            self._step = runtime.training_step(self.model, optimizer, self.loss_of)
         xs = [ops.convert_to_tensor(x) for x in inputs]
         ys = [ops.convert_to_tensor(y) for y in labels]
         steps = self._training["steps"]
         noted = set(checkpoints(steps))
         losses = []
-        with self._capture.recording(self._noisy):
+        with self.capture.recording(self.noisy):
             for step in range(1, max(steps, 1) + 1):
                 loss, input_gradients, gradients = self._step(xs, ys)
                 losses.append(float(loss))
@@ -470,7 +486,7 @@ class Execution:
                     for path, gradient in zip(paths, gradients, strict=True):
                         yield as_tensor("weight gradient", path, gradient)
                 if step in noted:
-                    weights = [np.ravel(np.array(w, "float64")) for w in self._weights]
+                    weights = [np.ravel(np.array(w, "float64")) for w in self.weights]
                     vector = np.concatenate([np.zeros(0), *weights])
                     yield Tensor("trajectory", str(step), vector, "float64")
         yield Tensor("loss", "of each step", np.array(losses), str(self.model.compute_dtype))
@@ -478,6 +494,21 @@ class Execution:
             paths = unique_paths(self.model.weights)
             for path, weight in zip(paths, self.model.weights, strict=True):
                 yield as_tensor("weight", path, weight.value)
+
+    def fresh_optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer as it is before the first step."""
+        if self._optimizer is None:
+            self._optimizer = keras.optimizers.get(self._training["optimizer"])
+            self._optimizer.build(self.model.trainable_variables)
+            self._fresh = [np.array(v) for v in self._optimizer.variables]
+            self._settings = _settings_of(self._optimizer) if self.noisy else []
+        for variable, value in zip(self._optimizer.variables, self._fresh, strict=True):
+            variable.assign(value)
+        for setting in self._settings:
+            setting.assign(perturbed(np.array(setting.exact), self._rng, self._rounding))
+        if self.noisy and isinstance(self._optimizer, keras.optimizers.Nadam):
+            self._round_learning_rate()
+        return self._optimizer
 
     def _round_learning_rate(self) -> None:
         """What the rounding of `beta_2` does to Nadam's steps.
@@ -490,15 +521,37 @@ class Execution:
             size = self._rounding / (1 - self._optimizer.beta_2) / 2
             rate.assign(np.array(rate) * (1 + self._rng.uniform(-size, size)))
 
-    def _loss_of(self, inputs: list[Any], labels: list[Any]) -> Any:
-        outputs = self.model(self._arrange(inputs), training=True)
+    def loss_of(self, inputs: list[Any], labels: list[Any]) -> Any:
+        """The loss of the model in training."""
+        outputs = self.model(self.arranged(inputs), training=True)
         compared = [x for x in tree.flatten(outputs) if _is_float(x)]
-        dtype = "float64" if self._noisy else "float32"
-        total = ops.zeros((), dtype)
-        for label, output in zip(labels, compared, strict=True):
-            total += _Loss(self._loss, dtype)(label, output)
+        assert self.total_loss is not None
+        total = self.total_loss(compared, labels)
         for term in self.model.losses:
-            total += ops.cast(term, dtype)
+            total += ops.cast(term, total.dtype)
+        return total
+
+
+class TotalLoss:
+    """The losses of all outputs, added.
+
+    Args:
+        function: of one output.
+        dtype: to compute in.
+    """
+
+    def __init__(self, function: Any, dtype: str) -> None:
+        self._function, self._dtype = function, dtype
+
+    def __call__(self, outputs: Sequence[Any], labels: Sequence[Any]) -> Any:
+        """The sum; `call` may have been replaced, as a layer's may."""
+        return self.call(outputs, labels)
+
+    def call(self, outputs: Sequence[Any], labels: Sequence[Any]) -> Any:
+        """The sum. Labels have no gradient."""
+        total = ops.zeros((), self._dtype)
+        for label, output in zip(labels, outputs, strict=True):
+            total += _Loss(self._function, self._dtype)(ops.stop_gradient(label), output)
         return total
 
 

@@ -1,6 +1,6 @@
 """JAX as a runtime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import keras
 
 from multibackend_lstm.backends import Refused
-from multibackend_lstm.runtimes.backend_runtime import BackendRuntime, Loss, TrainingStep
+from multibackend_lstm.runtimes.backend_runtime import (
+    BackendRuntime,
+    Layers,
+    Loss,
+    PullBack,
+    TrainingStep,
+)
 
 
 class JAXRuntime(BackendRuntime):
@@ -82,6 +88,68 @@ class JAXRuntime(BackendRuntime):
             return results
 
         return run
+
+    def alone(
+        self, function: Layers, variables: Sequence[keras.Variable]
+    ) -> Callable[[Sequence[Any]], list[Any]]:
+        """See `BackendRuntime`: jitted."""
+
+        @jax.jit
+        def run(values: Any, tensors: Any) -> Any:
+            with keras.StatelessScope(zip(variables, values, strict=True)):
+                return function(tensors)
+
+        return lambda tensors: run([v.value for v in variables], tensors)
+
+    def pull_back(
+        self,
+        function: Layers,
+        variables: Sequence[keras.Variable],
+        others: Sequence[keras.Variable],
+    ) -> PullBack:
+        """See `BackendRuntime`: jitted."""
+
+        @jax.jit
+        def run(values: Any, rest: Any, tensors: Any, upstream: Any) -> Any:
+            def outputs_of(floating: Any, values: Any) -> Any:
+                pairs = [*zip(variables, values, strict=True), *zip(others, rest, strict=True)]
+                with keras.StatelessScope(pairs) as scope:
+                    outputs = function(_put(tensors, floating))
+                changed = [scope.get_current_value(v) for v in others]
+                now = [old if new is None else new for old, new in zip(rest, changed, strict=True)]
+                return _floating(outputs), (outputs, now)
+
+            floating, pull_back, (outputs, now) = jax.vjp(
+                outputs_of, _floating(tensors), values, has_aux=True
+            )
+            given = [g.astype(x.dtype) for g, x in zip(upstream, floating, strict=True)]
+            return outputs, *pull_back(given), now
+
+        def with_values(tensors: Any, upstream: Any) -> Any:
+            values = ([v.value for v in group] for group in (variables, others))
+            return run(*values, tensors, upstream)
+
+        return with_values
+
+    def apply_gradients(
+        self, optimizer: Any, variables: Sequence[keras.Variable]
+    ) -> Callable[[Sequence[Any]], None]:
+        """See `BackendRuntime`: jitted."""
+        stateless = jax.jit(optimizer.stateless_apply)
+
+        def apply(gradients: Sequence[Any]) -> None:
+            groups = (optimizer.variables, variables)
+            state, values = ([v.value for v in group] for group in groups)
+            values, state = stateless(state, list(gradients), values)
+            for group, new in zip(groups, (state, values), strict=True):
+                for variable, value in zip(group, new, strict=True):
+                    variable.assign(value)
+
+        return apply
+
+
+def _floating(tensors: Sequence[Any]) -> list[Any]:
+    return [x for x in tensors if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 def _put(inputs: Any, floating: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,15 @@ class KerasModels(Runtime):
 
     {"do": "describe", "source", "dtype"} -> {"described": inputs, layers, weights, ...} + arrays
     {"do": "run", "source", "dtype", "structure", "training", "twins", "seed", "rounding",
-     "weight_paths"}
+     "weight_paths", "dtypes"} -> tensors; with "dtypes", {"call"} or {"cannot", "reason"} for each
+    {"do": "alone", "call", "twins", "inside"} -> the tensors of a layer of the model run last
+    {"do": "open", "call", "record"} -> {"call"}, ... of the operations inside of a layer; {"done"}
     {"do": "call", "function": "package.module:name", "arguments"} -> {"called": its result}
     """
 
-    parts = ("prediction", "layers", "training")
+    parts = ("layers alone", "prediction", "layers", "training")
+    _isolation: Any = None
+    _inside: Any = None
 
     def start(self) -> dict[str, Any]:
         """Import Keras, and choose device and precision."""
@@ -47,7 +52,107 @@ class KerasModels(Runtime):
     @property
     def requests(self) -> Mapping[str, Callable[..., None]]:
         """As in `Runtime`."""
-        return {"describe": _describe, "run": _run, "call": _call}
+        return {
+            "describe": _describe,
+            "run": self._run,
+            "alone": self._alone,
+            "open": self._open,
+            "call": _call,
+        }
+
+    def _run(
+        self,
+        answer: Answer,
+        arrays: dict[str, np.ndarray],
+        *,
+        source: dict[str, Any],
+        dtype: str | None,
+        structure: Any,
+        training: dict[str, Any] | None,
+        twins: int,
+        seed: int,
+        rounding: float,
+        weight_paths: list[str],
+        dtypes: dict[str, str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Every tensor of a case; with `twins`, in float64 with each tensor's noise floor."""
+        from multibackend_lstm.runtimes.execution import Execution, load
+        from multibackend_lstm.runtimes.isolation import Isolation
+
+        start = time.perf_counter()
+        self._wide = twins > 0 and dtype == "float64"
+        with self._floatx():
+            model, given = load(source, dtype)
+            if not model.built:
+                model(given)
+            weights = _numbered(arrays, "weight")
+            forms = list(zip(weight_paths, (x.shape for x in weights), strict=True))
+            execution = Execution(model, structure, training, forms, noisy=self._wide)
+            case = _RunParts(execution, arrays, training, seed, self._wide)
+            self._isolation = Isolation(execution, weights, weight_paths)
+            if twins:
+                _send_truth(answer, case, twins, rounding)
+            else:
+                for part in case.parts(predict=True):
+                    _send_part(answer, part)
+            if dtypes is not None:
+                _send_calls(answer, case, self._isolation, dtypes)
+        answer({"done": {"seconds": time.perf_counter() - start, "notes": case.notes()}})
+
+    def _open(
+        self, answer: Answer, arrays: dict[str, np.ndarray], *, call: dict[str, Any], record: bool
+    ) -> None:
+        """Take a layer of the model that ran last apart, for calls of what is `inside`."""
+        from multibackend_lstm.backends import Refused
+        from multibackend_lstm.runtimes.isolation import Call
+
+        made = Call.of(call, arrays)
+        with self._floatx():
+            try:
+                self._inside = self._isolation.opened(made)
+            except Refused as reason:
+                answer({"done": {"refused": str(reason)}})
+                return
+            if record:
+                _send_found(answer, self._inside.record_opened(made))
+        answer({"done": {"operations": [*self._inside.operations]}})
+
+    def _alone(
+        self,
+        answer: Answer,
+        arrays: dict[str, np.ndarray],
+        *,
+        call: dict[str, Any],
+        twins: int,
+        inside: bool = False,
+    ) -> None:
+        """What a layer of the model that ran last makes of a call; with `twins`, the floors too."""
+        from multibackend_lstm.runtimes.isolation import Call
+
+        made = Call.of(call, arrays)
+        isolation = self._inside if inside else self._isolation
+        with self._floatx():
+            if twins:
+                for truth in isolation.truth(made, twins):
+                    header = _header(truth.tensor, floor=truth.floor)
+                    answer(header, {"values": truth.tensor.values, "elements": truth.elements})
+            else:
+                for tensor in isolation.run(made):
+                    answer(_header(tensor), {"values": tensor.values})
+        answer({"done": {}})
+
+    @contextmanager
+    def _floatx(self) -> Iterator[None]:
+        """Keras's dtype of the model that ran last."""
+        import keras
+
+        keras.config.set_floatx("float64" if self._wide else "float32")
+        try:
+            yield
+        finally:
+            keras.config.set_floatx("float32")
+            keras.config.set_dtype_policy("float32")
 
 
 def _computes_in_float64() -> bool:
@@ -105,47 +210,6 @@ def _describe(
     )
 
 
-def _run(
-    answer: Answer,
-    arrays: dict[str, np.ndarray],
-    source: dict[str, Any],
-    dtype: str | None,
-    structure: Any,
-    training: dict[str, Any] | None,
-    twins: int,
-    seed: int,
-    rounding: float,
-    weight_paths: list[str],
-    **_: Any,
-) -> None:
-    """Every tensor of a case; with `twins`, in float64 with each tensor's noise floor."""
-    import keras
-
-    start = time.perf_counter()
-    truth = twins > 0
-    wide = truth and dtype == "float64"
-    keras.config.set_floatx("float64" if wide else "float32")
-    try:
-        from multibackend_lstm.runtimes.execution import Execution, load
-
-        model, given = load(source, dtype)
-        if not model.built:
-            model(given)
-        shapes = [weight.shape for weight in _numbered(arrays, "weight")]
-        weights = list(zip(weight_paths, shapes, strict=True))
-        execution = Execution(model, structure, training, weights, noisy=wide)
-        case = _RunParts(execution, arrays, training, seed, wide)
-        if truth:
-            _send_truth(answer, case, twins, rounding)
-        else:
-            for part in case.parts(predict=True):
-                _send_part(answer, part)
-        answer({"done": {"seconds": time.perf_counter() - start, "notes": case.notes()}})
-    finally:
-        keras.config.set_floatx("float32")
-        keras.config.set_dtype_policy("float32")
-
-
 class _RunParts:
     """An execution with its arrays."""
 
@@ -169,14 +233,8 @@ class _RunParts:
         self, predict: bool, weights: Any = None, inputs: Any = None
     ) -> Iterator[tuple[str, Iterator[Any]]]:
         """Name and tensors of what is compared, each part from the same start."""
-        from multibackend_lstm.runtimes.execution import draw_labels
-
         weights = self.weights if weights is None else weights
-        inputs = self.inputs if inputs is None else inputs
-        if self.wide:
-            inputs = [x.astype("float64") if x.dtype.kind == "f" else x for x in inputs]
-        else:
-            inputs = [x.astype(y.dtype) for x, y in zip(inputs, self.inputs, strict=True)]
+        inputs = self._as_run(self.inputs if inputs is None else inputs)
         if predict:
             self.execution.set_weights(weights)
             yield "prediction", self.execution.predicted(inputs)
@@ -184,14 +242,36 @@ class _RunParts:
         yield "layers", self.execution.captured(inputs)
         if self.execution.output_forms is None:
             return  # the model does not run, as the error of its layers says
-        if self.training and not self.execution.randomness and not self.execution.untrainable:
-            labels = self.labels
-            if not labels:
-                # Inputs are drawn by the seed alone: labels must not be the same numbers.
-                rng = np.random.default_rng([self.seed, 1])
-                labels = draw_labels(self.training["loss"], self.execution.output_forms, rng)
+        labels = self._labels_of_training()
+        if labels is not None and not self.execution.randomness:
             self.execution.set_weights(weights)
             yield "training", self.execution.trained(inputs, labels)
+
+    def _as_run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        if self.wide:
+            return [x.astype("float64") if x.dtype.kind == "f" else x for x in inputs]
+        return [x.astype(y.dtype) for x, y in zip(inputs, self.inputs, strict=True)]
+
+    def _labels_of_training(self) -> list[np.ndarray] | None:
+        """Given or drawn, once the model has run; None for no training."""
+        from multibackend_lstm.runtimes.execution import draw_labels
+
+        execution = self.execution
+        if not self.training or execution.untrainable:
+            return None
+        if self.labels:
+            return self.labels
+        # Inputs are drawn by the seed alone: labels must not be the same numbers.
+        rng = np.random.default_rng([self.seed, 1])
+        return draw_labels(self.training["loss"], execution.output_forms, rng)
+
+    def calls(self, isolation: Any, dtypes: dict[str, str]) -> Iterator[Any]:
+        """What goes into each layer, from the start's weights.
+
+        In a model that draws random numbers too: what they make of it is the same for all.
+        """
+        self.execution.set_weights(self.weights)
+        return isolation.record(self._as_run(self.inputs), self._labels_of_training(), dtypes)
 
     def notes(self) -> list[str]:
         found = [f"{path} draws random numbers" for path in self.execution.randomness]
@@ -254,6 +334,31 @@ def _send_truth(answer: Answer, case: _RunParts, twins: int, rounding: float) ->
             continue
         size, most = floor.of((tensor.kind, tensor.path))
         answer(_header(tensor, floor=size, largest=most), {"values": tensor.values})
+
+
+def _send_calls(answer: Answer, case: _RunParts, isolation: Any, dtypes: dict[str, str]) -> None:
+    """What goes into every layer, for each to be called alone."""
+    from multibackend_lstm.backends import Refused
+
+    if case.execution.output_forms is None:
+        return  # the model does not run
+    try:
+        _send_found(answer, case.calls(isolation, dtypes))
+    except Refused as reason:
+        answer({"cannot": "layers in training", "reason": str(reason)})
+    except Exception as error:
+        answer({"cannot": "layers", "reason": described(error)})
+
+
+def _send_found(answer: Answer, found: Iterator[Any]) -> None:
+    from multibackend_lstm.runtimes.isolation import NotAlone
+
+    for call in found:
+        if isinstance(call, NotAlone):
+            answer({"cannot": call.name, "reason": call.reason})
+        else:
+            header, arrays = call.message()
+            answer({"call": header}, arrays)
 
 
 def _call(

@@ -7,6 +7,7 @@ in the last bit of its input. Here the perturbed runs, the twins, move inputs, w
 """
 
 import collections
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -35,13 +36,16 @@ class NoiseFloor:
     Args:
         rounding: of the dtype in question, relative to a number.
         in_float64: whether the twins compute in float64, so that there are fine ones.
+        elements: whether to have a floor of every element too.
     """
 
-    def __init__(self, rounding: float, *, in_float64: bool) -> None:
-        self._rounding, self._in_float64 = rounding, in_float64
+    def __init__(self, rounding: float, *, in_float64: bool, elements: bool = False) -> None:
+        self._rounding, self._in_float64, self._elements = rounding, in_float64, elements
         # The mean squared distance of each twin, of the coarse ones and of the fine ones.
         self._coarse: dict[Key, list[float]] = collections.defaultdict(list)
         self._fine: dict[Key, list[float]] = collections.defaultdict(list)
+        # The squared distances of the elements, added, of the coarse ones and of the fine ones.
+        self._sums: dict[Key, list[Any]] = collections.defaultdict(lambda: [0.0, 0.0])
 
     def _is_fine(self, twin: int) -> bool:
         return self._in_float64 and twin % 2 == 0
@@ -56,6 +60,10 @@ class NoiseFloor:
         if self._is_fine(twin):
             squares, scale = self._fine, self._rounding / FLOAT64_ROUNDING
         squares[key].append(_mean_square(values, exact) * scale**2)
+        if self._elements:
+            difference = values.astype("float64") - exact
+            squared = np.square(np.where(np.isfinite(difference), difference, 0.0) * scale)
+            self._sums[key][squares is self._fine] += squared
 
     def of(self, key: Key) -> tuple[float, float]:
         """The floor of a tensor, and the largest distance of a coarse twin."""
@@ -65,6 +73,12 @@ class NoiseFloor:
         kinds = (rough,) if key[0] == "trajectory" else (rough, smooth)
         floors = [(sum(squares) / len(squares)) ** 0.5 for squares in kinds if squares]
         return max(floors, default=0.0), max(rough, default=0.0) ** 0.5
+
+    def of_elements(self, key: Key) -> np.ndarray:
+        """The floor of each element of a tensor, root mean square over the twins."""
+        counts = (len(self._coarse[key]), len(self._fine[key]))
+        means = [x / n for x, n in zip(self._sums[key], counts, strict=True) if n]
+        return np.asarray(np.sqrt(functools.reduce(np.maximum, means, 0.0)))
 
 
 def _mean_square(a: np.ndarray, b: np.ndarray) -> float:
@@ -106,6 +120,24 @@ def rounding_of(dtype: str | None, layers: Mapping[str, Any], float64: bool) -> 
     rounding = max(narrow, default=ROUNDING["float32"])
     # In the dtype itself only a move of a whole unit in the last place is sure to be one.
     return rounding if float64 else 2 * rounding
+
+
+def compute_dtypes(dtype: str | None, layers: Mapping[str, Any]) -> dict[str, str]:
+    """What a model's layers compute in, by path.
+
+    Under "" is what operations without a layer do, and under "optimizer" what weights are kept in.
+
+    Args:
+        dtype: the policy that all layers are given, or None.
+        layers: the layers' module, class and config by path.
+    """
+    policies = {path: dtype or _policy(layer) for path, layer in layers.items()}
+    policies = {path: name if "float" in name else "float32" for path, name in policies.items()}
+    named = {*policies.values()}
+    common = named.pop() if len(named) == 1 else "float32"
+    found = {path: name.removeprefix("mixed_") for path, name in policies.items()}
+    kept = "float32" if common.startswith("mixed_") else common
+    return {**found, "": common.removeprefix("mixed_"), "optimizer": kept}
 
 
 def _policy(layer: Mapping[str, Any]) -> str:

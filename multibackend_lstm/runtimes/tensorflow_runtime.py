@@ -1,13 +1,20 @@
 """TensorFlow as a runtime."""
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from multibackend_lstm.backends import Refused
-from multibackend_lstm.runtimes.backend_runtime import BackendRuntime, Loss, TrainingStep
+from multibackend_lstm.runtimes.backend_runtime import (
+    BackendRuntime,
+    Layers,
+    Loss,
+    PullBack,
+    TrainingStep,
+)
 
 
 class TensorFlowRuntime(BackendRuntime):
@@ -62,3 +69,51 @@ class TensorFlowRuntime(BackendRuntime):
             return value, found[: len(floating)], gradients
 
         return run
+
+    def alone(
+        self, function: Layers, variables: Sequence[keras.Variable]
+    ) -> Callable[[Sequence[Any]], list[Any]]:
+        """See `BackendRuntime`: a graph, which loops over time faster."""
+        compiled: Callable[[Sequence[Any]], list[Any]] = tf.function(function, autograph=False)
+        return compiled
+
+    def pull_back(
+        self,
+        function: Layers,
+        variables: Sequence[keras.Variable],
+        others: Sequence[keras.Variable],
+    ) -> PullBack:
+        """See `BackendRuntime`."""
+
+        @tf.function(autograph=False)
+        def run(tensors: Any, upstream: Any) -> Any:
+            sources = [x for x in tensors if x.dtype.is_floating]
+            with tf.GradientTape() as tape:
+                tape.watch(sources)
+                outputs = function(tensors)
+            floating = [x for x in outputs if x.dtype.is_floating]
+            found = tape.gradient(
+                floating,
+                [*sources, *(v.value for v in variables)],
+                [tf.cast(g, x.dtype) for g, x in zip(upstream, floating, strict=True)],
+                unconnected_gradients="zero",
+            )
+            found = [tf.convert_to_tensor(gradient) for gradient in found]
+            changed = [tf.identity(v.value) for v in others]
+            return outputs, found[: len(sources)], found[len(sources) :], changed
+
+        pull_back: PullBack = run
+        return pull_back
+
+    def gradients_at(
+        self,
+        loss: Callable[[list[Any]], Any],
+        tensors: Sequence[Any],
+        values: Callable[[], Sequence[Any]],
+    ) -> list[Any]:
+        """See `BackendRuntime`."""
+        with tf.GradientTape() as tape:
+            tape.watch([x for x in tensors if x.dtype.is_floating])
+            value = loss(list(tensors))
+        found = tape.gradient(value, list(values()), unconnected_gradients="zero")
+        return [tf.convert_to_tensor(gradient) for gradient in found]

@@ -1,6 +1,6 @@
 """PyTorch as a runtime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -8,7 +8,13 @@ import torch
 from keras import ops
 
 from multibackend_lstm.backends import Refused
-from multibackend_lstm.runtimes.backend_runtime import BackendRuntime, Loss, TrainingStep
+from multibackend_lstm.runtimes.backend_runtime import (
+    BackendRuntime,
+    Layers,
+    Loss,
+    PullBack,
+    TrainingStep,
+)
 
 
 class TorchRuntime(BackendRuntime):
@@ -80,3 +86,69 @@ class TorchRuntime(BackendRuntime):
             return value.detach(), list(found[: len(floating)]), list(gradients)
 
         return run
+
+    def alone(
+        self, function: Layers, variables: Sequence[keras.Variable]
+    ) -> Callable[[Sequence[Any]], list[Any]]:
+        """See `BackendRuntime`."""
+        return torch.no_grad()(function)
+
+    def pull_back(
+        self,
+        function: Layers,
+        variables: Sequence[keras.Variable],
+        others: Sequence[keras.Variable],
+    ) -> PullBack:
+        """See `BackendRuntime`."""
+
+        def run(tensors: Any, upstream: Any) -> Any:
+            tensors = _leaves(tensors)
+            outputs = function(tensors)
+            sources = [x for x in tensors if x.requires_grad]
+            count = len(sources)
+            sources += [v.value for v in variables]
+            pairs = zip((x for x in outputs if x.is_floating_point()), upstream, strict=True)
+            found = _gradients([(x, g) for x, g in pairs if x.requires_grad], sources)
+            changed = [v.value.detach().clone() for v in others]
+            return [x.detach() for x in outputs], found[:count], found[count:], changed
+
+        return run
+
+    def apply_gradients(
+        self, optimizer: Any, variables: Sequence[keras.Variable]
+    ) -> Callable[[Sequence[Any]], None]:
+        """See `BackendRuntime`."""
+        return torch.no_grad()(super().apply_gradients(optimizer, variables))
+
+    def gradients_at(
+        self,
+        loss: Callable[[list[Any]], Any],
+        tensors: Sequence[Any],
+        values: Callable[[], Sequence[Any]],
+    ) -> list[Any]:
+        """See `BackendRuntime`."""
+        value = loss(_leaves(tensors))
+        came_up = list(values())
+        reached = [x for x in came_up if x.requires_grad]
+        pairs = [(value, torch.ones_like(value))] if value.requires_grad else []
+        found = iter(_gradients(pairs, reached))
+        return [next(found) if x.requires_grad else torch.zeros_like(x) for x in came_up]
+
+
+def _leaves(tensors: Sequence[Any]) -> list[Any]:
+    """The tensors, those of a floating dtype as what gradients can be taken by."""
+    return [x.detach().clone().requires_grad_(x.is_floating_point()) for x in tensors]
+
+
+def _gradients(outputs: Sequence[tuple[Any, Any]], sources: Sequence[Any]) -> list[Any]:
+    """By the sources, for outputs and the gradients by them; 0 where nothing depends on one."""
+    if not outputs or not sources:
+        return [torch.zeros_like(x) for x in sources]
+    found = torch.autograd.grad(
+        [x for x, _ in outputs],
+        sources,
+        [torch.as_tensor(gradient).to(x) for x, gradient in outputs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(found)

@@ -153,3 +153,32 @@ def classes_as_floats():
     inputs = keras.Input((4,))
     x = keras.ops.cast(keras.ops.argmax(keras.layers.Dense(3)(inputs), axis=-1), "float32")
     return keras.Model(inputs, x)
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class Restless(keras.layers.Layer):
+    """Gives something else by 1e-4 each time, outside of the parent and in float32."""
+
+    def call(self, x):
+        if symbolic(x) or self.compute_dtype == "float64":
+            return x
+        return x * (1 + 1e-4 * np.random.default_rng().normal())
+
+
+_MATMUL = []
+
+
+def break_matmul():
+    """Have every product of matrices of this process be off by 1e-4."""
+    from keras.src.backend import numpy as backend_numpy
+
+    old = backend_numpy.matmul
+    _MATMUL.append(old)
+    backend_numpy.matmul = lambda *arguments: old(*arguments) * (1 + 1e-4)
+
+
+def mend_matmul():
+    """Undo it."""
+    from keras.src.backend import numpy as backend_numpy
+
+    backend_numpy.matmul = _MATMUL.pop()

@@ -117,7 +117,7 @@ def test_other_weights_in_the_target_are_seen(workers, monkeypatch):
     assert report.disagreeing == [TARGET]
     (first, *_) = report.findings
     lstm = first.path  # numbered by how many this process made before
-    assert (first.group, first.layer) == ("layers", "LSTM")
+    assert (first.group, first.layer) == ("layers alone", "LSTM")
     assert lstm.startswith("lstm")
     assert lstm in first.message
     assert TARGET in first.message

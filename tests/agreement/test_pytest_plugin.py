@@ -116,7 +116,7 @@ def test_wrong_marker(agreement):
     result.stdout.fnmatch_lines_random(
         [
             "*DisagreementError: odd*: backends do not agree*",
-            f"*{HERE} disagrees from layer 'odd*' (Odd) on*",
+            f"*{HERE} disagrees in layer alone 'odd*' (Odd)*",
             "*Local is not a name of the module 'test_layers'*Define it at the top*",
             f"SKIPPED*{HERE}: upstream#1",
             "*UsageError: the marker agreement: a target is backend@device*",

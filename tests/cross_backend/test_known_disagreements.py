@@ -18,6 +18,22 @@ REPRODUCTIONS = {
 }
 
 
+def _far_from_zero():
+    """A mean of some 90 times the standard deviation, before a normalization."""
+    bias = keras.initializers.Constant(90.0)
+    return keras.Sequential(
+        [
+            keras.Input((10, 4)),
+            layers.Dense(6, bias_initializer=bias),
+            layers.BatchNormalization(),
+            layers.Dense(2),
+        ]
+    )
+
+
+REPRODUCTIONS["moments-torch"] = _far_from_zero
+
+
 def test_every_entry_is_reproduced_here():
     assert {entry["id"] for entry in known_disagreements()} == REPRODUCTIONS.keys()
 
@@ -25,7 +41,8 @@ def test_every_entry_is_reproduced_here():
 @pytest.mark.parametrize("entry", known_disagreements(), ids=lambda entry: entry["id"])
 def test_entry_still_shows(workers, entry):
     report = agreement.check(REPRODUCTIONS[entry["id"]](), workers=workers, steps=1)
-    assert not report.agrees, f"{entry['id']} no longer shows: narrow its versions"
+    assert report.findings, f"{entry['id']} no longer shows: narrow its versions"
+    assert report.agrees == entry.get("precision_only", False)
     known = [finding for finding in report.findings if finding.known is not None]
     assert {finding.known["id"] for finding in known} == {entry["id"]}
     assert {finding.target.partition("@")[0] for finding in known} == set(entry["backends"])

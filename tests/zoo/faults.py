@@ -130,7 +130,7 @@ def _fault(
     layer: str | None,
     seen: str,
     model: Callable[[], keras.Model],
-    group: str = "layers",
+    group: str = "layers alone",
     inputs: Callable[[np.random.Generator], np.ndarray] = _normal,
     options: dict[str, Any] | None = None,
     targets: tuple[str, ...] = ("jax@cpu", "torch@cpu", "tensorflow@cpu"),
@@ -300,7 +300,6 @@ def _forget_bias() -> None:
     "BatchNormalization",
     "PyTorch's running variance is unbiased, that of Keras is not",
     _layers(lambda: L.LSTM(4, return_sequences=True), lambda: L.BatchNormalization()),
-    group="gradients",
 )
 def _unbiased() -> None:
     def moments(old: Any, layer: Any, x: Any, mask: Any) -> Any:
@@ -342,7 +341,6 @@ def _by_name(change: Callable[..., Any]) -> Callable[..., Any]:
     "BatchNormalization",
     "PyTorch's momentum is 1 less that of Keras",
     _layers(lambda: L.Dense(4), lambda: L.BatchNormalization(), lambda: L.LSTM(3)),
-    group="training",
 )
 def _momentum() -> None:
     def build(old: Any, layer: Any, shape: Any) -> None:
@@ -433,7 +431,6 @@ def _padded_end() -> None:
     "SimpleRNN",
     "backward passes written by hand",
     _layers(lambda: L.Dense(3), lambda: L.SimpleRNN(4), lambda: L.Dense(2)),
-    group="gradients",
 )
 def _recurrent_gradient() -> None:
     calls = [0]
@@ -451,10 +448,9 @@ def _recurrent_gradient() -> None:
 @_fault(
     "Adam's epsilon inside the root",
     "tensorflow@cpu",
-    None,
+    "adam",
     "the two forms of Adam; RMSprop's epsilon stands inside in Keras, outside in PyTorch",
     _layers(lambda: L.LSTM(4), lambda: L.Dense(2)),
-    group="training",
 )
 def _adam_epsilon() -> None:
     def update_step(old: Any, adam: Any, gradient: Any, variable: Any, rate: Any) -> None:

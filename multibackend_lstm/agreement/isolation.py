@@ -1,0 +1,243 @@
+"""Every layer alone, on what the truth gives it: who is wrong where, and is it sure?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from multibackend_lstm.agreement.comparison import DISAGREES, Comparison, compare, missing
+from multibackend_lstm.agreement.report import TargetResult
+from multibackend_lstm.agreement.truth import Key, Truth
+from multibackend_lstm.runtimes.workers import Worker, WorkerError
+
+#: The part of a check, as `truth.PARTS` and `TargetResult.failed` have it.
+PART = "layers alone"
+#: Perturbed runs behind the floor of a tensor before it is accused.
+CONFIRMING_TWINS = 64
+
+
+def compare_alone(
+    truth: Truth,
+    reference: Worker | None,
+    targets: Sequence[tuple[TargetResult, Worker]],
+    twins: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Have every layer called alone, and add the comparisons to the targets' results.
+
+    What is off is confirmed before it counts: the floor is taken from more twins, and the target
+    computes again. If it does not repeat itself to the bit, it is as far off as it may be from
+    itself. Then the layer is opened, and each of its operations is judged as it was.
+
+    Args:
+        truth: of the case; its tensors of the layers are filled in where there is a reference.
+        reference: that computed the truth; None where it was loaded from a file.
+        targets: result and worker of each that can call a layer.
+        twins: perturbed runs that the noise floor is taken from.
+        progress: is told what is being done.
+    """
+    for result, _ in targets:
+        result.not_compared |= {f"{name} alone": why for name, why in truth.not_alone.items()}
+    for number, header in enumerate(truth.calls):
+        progress(f"{header['name']} alone")
+        off = _compare_call(truth, reference, targets, twins, number, inside=False)
+        if off and reference is not None:
+            _compare_inside(truth, reference, off, twins, number)
+
+
+def _compare_inside(
+    truth: Truth,
+    reference: Worker,
+    targets: Sequence[tuple[TargetResult, Worker]],
+    twins: int,
+    number: int,
+) -> None:
+    """Open a layer, and compare its operations."""
+    header, arrays = truth.calls[number], truth.call_arrays(number)
+    request = {"do": "open", "call": header}
+    inside = truth.inside(number)
+    try:
+        for answer, given in _sent(reference, request | {"record": True}, arrays):
+            if "call" in answer:
+                inside.add_call(answer["call"], given)
+            elif "done" in answer:
+                expected = answer["done"]
+    except WorkerError as error:
+        expected = {"refused": str(error)}
+    opened = []
+    for result, worker in targets:
+        if "operations" in expected:
+            try:
+                ((answer, _),) = _sent(worker, request | {"record": False}, arrays)
+            except WorkerError as error:
+                answer = {"done": {"refused": str(error)}}
+        else:
+            answer = {"done": expected}
+        if "refused" in answer["done"]:
+            result.not_opened[header["path"]] = answer["done"]["refused"]
+        elif answer["done"] != expected:
+            result.not_opened[header["path"]] = "it consists of other operations there"
+        else:
+            opened.append((TargetResult(result.target), worker, result))
+    pairs = [(found, worker) for found, worker, _ in opened]
+    for place in range(len(inside.calls)):
+        _compare_call(inside, reference, pairs, twins, place, inside=True)
+    for found, _, result in opened:
+        result.opened.setdefault(header["path"], []).extend(found.comparisons)
+
+
+def _compare_call(
+    truth: Truth,
+    reference: Worker | None,
+    targets: Sequence[tuple[TargetResult, Worker]],
+    twins: int,
+    number: int,
+    *,
+    inside: bool,
+) -> list[tuple[TargetResult, Worker]]:
+    """Compare a call; returns the targets that are off."""
+    header, arrays = truth.calls[number], truth.call_arrays(number)
+    request = {"do": "alone", "call": header, "twins": 0, "inside": inside}
+    for _, worker in targets:
+        worker.ask(request, arrays)
+    if reference is not None:
+        try:
+            truth.fill(number, _answers(reference, request | {"twins": twins}, arrays))
+        except WorkerError as error:
+            truth.not_alone[header["name"]] = f"the reference failed: {error}"
+    answered = []
+    for result, worker in targets:
+        found = _collected(result, worker, header)
+        if header["name"] in truth.not_alone:
+            result.not_compared[f"{header['name']} alone"] = truth.not_alone[header["name"]]
+        elif found is not None:
+            answered.append((result, worker, found))
+    compared = {r.target: _compared(truth, number, found) for r, _, found in answered}
+    if any(_is_off(comparisons) for comparisons in compared.values()):
+        if reference is not None:
+            again = request | {"twins": CONFIRMING_TWINS}
+            truth.fill(number, _answers(reference, again, arrays))
+        for result, worker, found in answered:
+            if _is_off(compared[result.target]):
+                second = dict(_answers(worker, request, arrays))
+                compared[result.target] = _compared(truth, number, found, second)
+        _find_peers(truth, number, compared, {r.target: found for r, _, found in answered})
+    for result, _, _ in answered:
+        result.comparisons += compared[result.target]
+    return [(r, worker) for r, worker, _ in answered if _is_off(compared[r.target])]
+
+
+def _is_off(comparisons: Sequence[Comparison]) -> bool:
+    return any(c.verdict == DISAGREES for c in comparisons)
+
+
+def _sent(worker: Worker, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
+    worker.ask(request, arrays)
+    return worker.answers("done")
+
+
+def _answers(worker: Worker, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
+    worker.ask(request, arrays)
+    return _received(worker)
+
+
+def _received(worker: Worker) -> Any:
+    for header, arrays in worker.answers("done"):
+        if "tensor" in header:
+            tensor = header["tensor"]
+            yield (tensor["kind"], tensor["path"]), (tensor, arrays)
+
+
+def _collected(
+    result: TargetResult, worker: Worker, header: Mapping[str, Any]
+) -> dict[Key, Any] | None:
+    try:
+        return dict(_received(worker))
+    except WorkerError as error:
+        result.failed.setdefault(PART, f"{header['name']}: {error}")
+        return None
+
+
+def _compared(
+    truth: Truth, number: int, found: Mapping[Key, Any], second: Mapping[Key, Any] | None = None
+) -> list[Comparison]:
+    """Every tensor of a call; with what the target computed when it was asked again."""
+    layer = truth.calls[number]["path"]
+    comparisons = []
+    for key in truth.alone[number]:
+        if key not in found:
+            comparisons.append(missing(*key, layer=layer))
+            continue
+        tensor, arrays = found[key]
+        comparisons.append(_one(truth, number, key, tensor, arrays["values"], second))
+    return comparisons
+
+
+def _one(
+    truth: Truth,
+    number: int,
+    key: Key,
+    tensor: Mapping[str, Any],
+    values: np.ndarray,
+    second: Mapping[Key, Any] | None,
+) -> Comparison:
+    expected, exact = truth.alone[number][key], truth.alone_arrays(number, key)
+    floor, elements = expected["floor"], exact["elements"]
+    spread = None
+    if second is not None and key in second:
+        again = second[key][1]["values"]
+        if again.shape == values.shape and values.dtype.kind == "f":
+            spread = np.abs(again.astype("float64") - values)
+            if not np.any(spread > 0):
+                spread = None
+    if spread is not None:
+        floor = float(np.hypot(floor, np.sqrt(np.mean(np.square(spread)))))
+        elements = np.hypot(elements, spread)
+    compared = compare(
+        *key,
+        values,
+        exact["values"],
+        floor=floor,
+        elements=elements,
+        layer=truth.calls[number]["path"],
+        dtype=tensor["dtype"],
+        exact=truth.float64,
+    )
+    return replace(compared, nondeterministic=spread is not None)
+
+
+def _find_peers(
+    truth: Truth,
+    number: int,
+    compared: dict[str, list[Comparison]],
+    found: Mapping[str, Mapping[Key, Any]],
+) -> None:
+    """Note which targets that are off are so in the same way."""
+    off = {
+        (target, (c.kind, c.path))
+        for target, comparisons in compared.items()
+        for c in comparisons
+        if c.verdict == DISAGREES and (c.kind, c.path) in found[target]
+    }
+    for target, comparisons in compared.items():
+        for place, comparison in enumerate(comparisons):
+            key = (comparison.kind, comparison.path)
+            if (target, key) not in off:
+                continue
+            tensor, arrays = found[target][key]
+            elements = truth.alone_arrays(number, key)["elements"]
+            peers = []
+            for other in (t for t in compared if t != target and (t, key) in off):
+                between = compare(
+                    *key,
+                    arrays["values"],
+                    found[other][key][1]["values"],
+                    floor=comparison.floor,
+                    elements=elements if elements.shape == arrays["values"].shape else None,
+                    dtype=tensor["dtype"],
+                    exact=False,
+                )
+                if between.verdict != DISAGREES:
+                    peers.append(other)
+            comparisons[place] = replace(comparison, peers=tuple(peers))

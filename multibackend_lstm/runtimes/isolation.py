@@ -1,0 +1,544 @@
+"""Each layer alone: what goes into it in the truth's run, and what it makes of just that.
+
+The reference runs the model once and notes every call of a layer, or of an operation of a
+functional graph: its arguments and, in training, the gradient that comes back to what it returns.
+Every worker then makes that call alone. So rounding does not pile up from layer to layer, and what
+is wrong shows where it is wrong, in the forward pass, in training and in the gradients.
+"""
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from multibackend_lstm.backends import Refused
+from multibackend_lstm.runtimes import backend_runtime
+from multibackend_lstm.runtimes.errors import CaseError
+from multibackend_lstm.runtimes.execution import Execution, Tensor, as_tensor, operations
+from multibackend_lstm.runtimes.loading import cause
+from multibackend_lstm.runtimes.noise_floor import NoiseFloor, perturbed, rounding_of
+
+#: Paths of what is called alone beside the layers.
+LOSS, OPTIMIZER = "loss", "optimizer"
+#: Updates that the optimizer makes, with the same gradients.
+UPDATES = 2
+#: The number of terms of a sum that the twins' own noise stands for.
+TERMS = 256.0
+
+
+class Call(NamedTuple):
+    """One call of a layer or an operation.
+
+    Attributes:
+        path: of what is called, as `operations` has it.
+        name: of the call, which is the path and, from the second call on, its number.
+        training: whether it is one in training, to be differentiated.
+        arguments: the call's `[args, kwargs]`, encoded, with places in `tensors` for tensors.
+        tensors: what goes in, rounded to the dtypes.
+        dtype: that a target gives the tensors of a floating dtype.
+        upstream: the gradient of the loss by each floating output; none for a call in inference.
+    """
+
+    path: str
+    name: str
+    training: bool
+    arguments: Any
+    tensors: list[np.ndarray]
+    dtype: str
+    upstream: list[np.ndarray]
+
+    def message(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Header and arrays."""
+        header = {k: v for k, v in self._asdict().items() if k not in ("tensors", "upstream")}
+        arrays = {f"tensor{i}": x for i, x in enumerate(self.tensors)}
+        return header, arrays | {f"upstream{i}": x for i, x in enumerate(self.upstream)}
+
+    @classmethod
+    def of(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Call":
+        """The call that `message` wrote."""
+        lists: list[list[np.ndarray]] = []
+        for name in ("tensor", "upstream"):
+            count = sum(key.startswith(name) for key in arrays)
+            lists.append([arrays[f"{name}{i}"] for i in range(count)])
+        return cls(**header, tensors=lists[0], upstream=lists[1])
+
+
+class NotAlone(NamedTuple):
+    """A call that cannot be made alone, and why."""
+
+    name: str
+    reason: str
+
+
+class Truth(NamedTuple):
+    """A tensor of a call, its noise floor, and that of each element."""
+
+    tensor: Tensor
+    floor: float
+    elements: np.ndarray
+
+
+class _Recorded(NamedTuple):
+    path: str
+    name: str
+    arguments: Any
+    tensors: list[Any]
+    outputs: list[Any]
+
+
+class Isolation:
+    """The layers of an execution, to be called alone.
+
+    Args:
+        execution: of the model, which has its weights.
+        weights: values, in the order of `execution.weights`.
+        weight_paths: what the report calls them.
+    """
+
+    def __init__(
+        self, execution: Execution, weights: Sequence[np.ndarray], weight_paths: Sequence[str]
+    ) -> None:
+        """Find the operations; one with several names has the first."""
+        self._execution = execution
+        self._function: keras.Function | None = None  # of a layer that is opened
+        self.operations: dict[str, Any] = {}
+        seen: set[int] = set()
+        for path, operation in operations(execution.model):
+            if id(operation) not in seen:
+                seen.add(id(operation))
+                number = 1 + sum(known.partition(" (")[0] == path for known in self.operations)
+                self.operations[path if number == 1 else f"{path} ({number})"] = operation
+        if execution.total_loss is not None:
+            self.operations.setdefault(LOSS, execution.total_loss)
+        self._start = {id(v): x for v, x in execution.snapshot()}
+        self._paths = {}
+        for variable, value, path in zip(execution.weights, weights, weight_paths, strict=True):
+            self._start[id(variable)] = value
+            self._paths[id(variable)] = path
+
+    def record(
+        self,
+        inputs: list[np.ndarray],
+        labels: list[np.ndarray] | None,
+        dtypes: dict[str, str],
+    ) -> Iterator[Call | NotAlone]:
+        """Every call of the model's run, in inference and, where there are labels, in training.
+
+        Args:
+            inputs: of the model.
+            labels: of the loss; None for no training.
+            dtypes: that a target's layers compute in, by path; "" is that of operations.
+
+        Returns:
+            Calls, and what cannot be called alone.
+        """
+        execution = self._execution
+        tensors = [ops.convert_to_tensor(x) for x in inputs]
+        yield from self._recorded(
+            lambda: execution.model(execution.arranged(tensors), training=False),
+            dtypes,
+            skipped=() if labels is None else self._same_in_training,
+        )
+        if labels is None:
+            return
+        ys = [ops.convert_to_tensor(y) for y in labels]
+        trainable = execution.model.trainable_variables
+        loss = functools.partial(execution.loss_of, labels=ys)
+        by_weights = yield from self._differentiated(loss, tensors, dtypes, trainable)
+        if trainable:
+            kept = dtypes[OPTIMIZER]
+            gradients = [_given(x, kept) for x in by_weights]
+            yield Call(OPTIMIZER, OPTIMIZER, True, None, gradients, kept, [])
+
+    @property
+    def _same_in_training(self) -> set[str]:
+        """Paths of what does the same in training, so that calls in training show all of it."""
+        return {path for path, found in self.operations.items() if not _knows_training(found)}
+
+    def _recorded(
+        self, run: Callable[[], Any], dtypes: Mapping[str, str], skipped: Collection[str] = ()
+    ) -> Iterator[Call | NotAlone]:
+        """The calls of a run in inference."""
+        recorded: list[_Recorded | NotAlone] = []
+        with self._recording(recorded):
+            run()
+        for found in recorded:
+            if isinstance(found, NotAlone):
+                yield found
+            elif found.path not in skipped:
+                yield self._call(found, dtypes, None)
+
+    def _differentiated(
+        self,
+        loss: Callable[[list[Any]], Any],
+        tensors: Sequence[Any],
+        dtypes: Mapping[str, str],
+        variables: Sequence[keras.Variable] = (),
+    ) -> Generator[Call | NotAlone, None, list[Any]]:
+        """The calls of a run in training; returns the gradients by some variables."""
+        recorded: list[_Recorded | NotAlone] = []
+        with self._recording(recorded):
+            found_gradients = backend_runtime.active().gradients_at(
+                loss, tensors, lambda: [*_floating_outputs(recorded), *(v.value for v in variables)]
+            )
+        gradients = iter(found_gradients)
+        for found in recorded:
+            if isinstance(found, _Recorded):
+                upstream = [next(gradients) for x in found.outputs if _is_float(x)]
+                if found.path not in self._random:
+                    yield self._call(found, dtypes, upstream)
+        return list(gradients)
+
+    @property
+    def _random(self) -> set[str]:
+        drawing = {*self._execution.randomness}
+        return {
+            p for p, found in self.operations.items() if getattr(found, "path", None) in drawing
+        }
+
+    def _call(
+        self, found: "_Recorded", dtypes: Mapping[str, str], upstream: Sequence[Any] | None
+    ) -> Call:
+        operation = self.operations[found.path]
+        dtype = dtypes.get(found.path, dtypes[""])
+        if isinstance(operation, keras.layers.Layer) and not operation.autocast:
+            dtype = "float32"
+        return Call(
+            found.path,
+            found.name,
+            upstream is not None,
+            found.arguments,
+            [_given(x, dtype) for x in found.tensors],
+            dtype,
+            [_given(x, dtype) for x in upstream or ()],
+        )
+
+    def opened(self, call: Call) -> "Isolation":
+        """The operations that a layer consists of, to be called alone as it is.
+
+        Raises:
+            Refused: if it cannot be opened.
+        """
+        layer = self.operations.get(call.path)
+        if not isinstance(layer, keras.layers.Layer):
+            raise Refused("only a layer can be opened")
+        if layer.compute_dtype != layer.variable_dtype:
+            raise Refused("a layer of a mixed policy cannot be opened")
+        inputs = [
+            keras.Input(batch_shape=x.shape, dtype=_dtype_of(x, layer.compute_dtype))
+            for x in call.tensors
+        ]
+        args, kwargs = _decoded(call.arguments, inputs, masks=False)
+        try:
+            with _unassigned(layer.variables):
+                outputs = _Context()(
+                    function=lambda: layer.call(*args, **kwargs), training=call.training
+                )
+            function = keras.Function(inputs, [x for x in tree.flatten(outputs) if x is not None])
+        except Exception as error:  # whatever a layer does that has no symbolic form
+            raise Refused(f"its operations cannot be told: {cause(error)}") from error
+        inside = copy.copy(self)
+        found = [x for x in function.operations if not isinstance(x, keras.layers.InputLayer)]
+        inside.operations = {f"{n} {type(x).__name__}": x for n, x in enumerate(found, 1)}
+        inside._function = function
+        return inside
+
+    def record_opened(self, call: Call) -> Iterator[Call | NotAlone]:
+        """The calls of the operations of an opened layer, at one of its calls."""
+        dtypes = {"": call.dtype}
+        wide = "float64" if self._execution.noisy else call.dtype
+        tensors = [ops.convert_to_tensor(x, _dtype_of(x, wide)) for x in call.tensors]
+        assert self._function is not None
+        function = self._function
+        if not call.training:
+            yield from self._recorded(lambda: function(tensors), dtypes)
+            return
+
+        def loss(given: list[Any]) -> Any:
+            floating = [x for x in function(given) if _is_float(x)]
+            pairs = zip(floating, call.upstream, strict=True)
+            return sum(ops.sum(x * ops.cast(g, x.dtype)) for x, g in pairs)
+
+        yield from self._differentiated(loss, tensors, dtypes)
+
+    @contextmanager
+    def _recording(self, recorded: list[Any]) -> Iterator[None]:
+        counts: dict[str, int] = {}
+
+        def wrap(path: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(call)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                counts[path] = number = counts.get(path, 0) + 1
+                name = path if number == 1 else f"{path} (call {number})"
+                tensors: list[Any] = []
+                try:
+                    arguments = _encoded([list(args), kwargs], tensors)
+                except CaseError as reason:
+                    recorded.append(NotAlone(name, str(reason)))
+                    return call(*args, **kwargs)
+                outputs = call(*args, **kwargs)
+                leaves = [x for x in tree.flatten(outputs) if ops.is_tensor(x)]
+                recorded.append(_Recorded(path, name, arguments, tensors, leaves))
+                return outputs
+
+            return wrapped
+
+        for path, operation in self.operations.items():
+            vars(operation)["call"] = wrap(path, operation.call)
+        try:
+            yield
+        finally:
+            for operation in self.operations.values():
+                del vars(operation)["call"]
+
+    def run(self, call: Call) -> list[Tensor]:
+        """What a layer makes of a call, from the start's weights."""
+        return self._runner(call)(0, 0.0)
+
+    def _runner(self, call: Call) -> Callable[[int, float], list[Tensor]]:
+        """A function that makes a call, given the number of a twin and how far it is moved."""
+        if call.path == OPTIMIZER:
+            return functools.partial(self._updated, call)
+        operation = self.operations.get(call.path)
+        if operation is None:
+            raise CaseError(f"the model has no layer or operation {call.path!r} here")
+        execution, runtime = self._execution, backend_runtime.active()
+        variables = list(getattr(operation, "variables", ()))
+        trainable = [v for v in variables if v.trainable and id(v) in self._paths]
+        others = [v for v in variables if not (v.trainable and id(v) in self._paths)]
+        context = _Context()
+
+        def function(tensors: Sequence[Any]) -> list[Any]:
+            def called() -> Any:
+                args, kwargs = _decoded(call.arguments, tensors)
+                return operation(*args, **kwargs)
+
+            outputs = context(function=called, training=call.training)
+            return [x for x in tree.flatten(outputs) if ops.is_tensor(x)]
+
+        if call.training:
+            pull_back = runtime.pull_back(function, trainable, others)
+        else:
+            infer = runtime.alone(function, variables)
+
+        def run(twin: int, size: float) -> list[Tensor]:
+            rng = np.random.default_rng(twin)
+
+            def moved(x: np.ndarray) -> np.ndarray:
+                return perturbed(x, rng, size, execution.mask_values) if twin else x
+
+            for variable in variables:
+                if id(variable) in self._paths:
+                    variable.assign(moved(self._as_used(variable, call.dtype)))
+                elif id(variable) in self._start:
+                    variable.assign(self._start[id(variable)])
+            execution.round(size, twin)
+            wide = "float64" if execution.noisy else call.dtype
+            tensors = [ops.convert_to_tensor(moved(x), _dtype_of(x, wide)) for x in call.tensors]
+            with execution.capture.recording(execution.noisy):
+                if not call.training:
+                    return list(_tensors("layer alone", call.name, infer(tensors)))
+                upstream = [ops.convert_to_tensor(moved(x), wide) for x in call.upstream]
+                outputs, input_gradients, gradients, changed = pull_back(tensors, upstream)
+            number = call.name.removeprefix(call.path)
+            updates = [
+                as_tensor("update alone", self._paths[id(variable)] + number, value)
+                for variable, value in zip(others, changed, strict=True)
+                if id(variable) in self._paths
+            ]
+            weights = [
+                as_tensor("weight gradient alone", self._paths[id(variable)] + number, gradient)
+                for variable, gradient in zip(trainable, gradients, strict=True)
+            ]
+            return [
+                *_tensors("layer alone in training", call.name, outputs),
+                *updates,
+                *_tensors("input gradient alone", call.name, input_gradients),
+                *weights,
+            ]
+
+        return run
+
+    def _updated(self, call: Call, twin: int, size: float) -> list[Tensor]:
+        """The weights after updates by the optimizer."""
+        execution, rng = self._execution, np.random.default_rng(twin)
+        trainable = execution.model.trainable_variables
+
+        def moved(x: np.ndarray) -> np.ndarray:
+            return perturbed(x, rng, size) if twin else x
+
+        for variable in execution.model.variables:
+            if id(variable) in self._start:
+                value = self._start[id(variable)]
+                variable.assign(moved(value) if id(variable) in self._paths else value)
+        execution.round(size, twin)
+        optimizer = execution.fresh_optimizer()
+        apply = backend_runtime.active().apply_gradients(optimizer, trainable)
+        wide = "float64" if execution.noisy else call.dtype
+        gradients = [ops.convert_to_tensor(moved(x), wide) for x in call.tensors]
+        tensors = []
+        for step in range(1, UPDATES + 1):
+            apply(gradients)
+            paths = [f"{self._paths[id(v)]} after update {step}" for v in trainable]
+            pairs = zip(paths, trainable, strict=True)
+            tensors += [as_tensor("update alone", path, v.value) for path, v in pairs]
+        return tensors
+
+    def _as_used(self, variable: keras.Variable, dtype: str) -> np.ndarray:
+        """A weight as a layer of this dtype computes with it, which the truth knows only so."""
+        value = self._start[id(variable)]
+        narrow = dtype in ("bfloat16", "float16") and getattr(variable, "_autocast", True)
+        if not (narrow and self._execution.noisy and value.dtype.kind == "f"):
+            return value
+        rounded = ops.cast(ops.cast(value, dtype), "float32")
+        return np.asarray(ops.convert_to_numpy(rounded))
+
+    def truth(self, call: Call, twins: int) -> Iterator[Truth]:
+        """What a layer is to make of a call, and the noise floors."""
+        noisy = self._execution.noisy
+        rounding = rounding_of(call.dtype, {}, noisy)
+        floor = NoiseFloor(rounding, in_float64=noisy, elements=True)
+        run = self._runner(call)
+        exact = {(t.kind, t.path): t for t in run(0, 0.0)}
+        for twin in range(1, twins + 1):
+            for tensor in run(twin, floor.size(twin)):
+                key = (tensor.kind, tensor.path)
+                if key in exact:
+                    floor.add(twin, key, tensor.values, exact[key].values)
+        for key, tensor in exact.items():
+            longer = _sum_factor(tensor, call)
+            yield Truth(tensor, floor.of(key)[0] * longer, floor.of_elements(key) * longer)
+
+
+def _knows_training(operation: Any) -> bool:
+    """Whether a call may differ in training."""
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    inner = operation._flatten_layers(include_self=False)
+    return "training" in inspect.signature(operation.call).parameters or any(inner)
+
+
+def _sum_factor(tensor: Tensor, call: Call) -> float:
+    """By how much more than the twins the length of a sum lets a tensor move.
+
+    The twins move what is added up; how the backends add it up, in float32 one after the other
+    or block by block, makes errors that grow with the root of the number of terms.
+    """
+    given = [x for x in [*call.tensors, *call.upstream] if x.dtype.kind == "f" and x.ndim]
+    if tensor.kind == "weight gradient alone":
+        terms = max((x.size / x.shape[-1] for x in given), default=1.0)
+    else:
+        terms = max((x.size for x in given), default=1) / max(tensor.values.size, 1)
+    return math.sqrt(1 + terms / TERMS)
+
+
+class _Context(keras.layers.Layer):
+    """Calls a function as a model of this dtype would, in training or not."""
+
+    def __init__(self) -> None:
+        super().__init__(name="context", dtype=keras.config.floatx())
+        self.built = True
+
+    def call(self, *, function: Callable[[], Any], training: bool = False) -> Any:
+        return function()
+
+
+class _Masked(keras.layers.Layer):
+    """Gives a tensor a mask, which Keras passes on to the layers inside of a layer."""
+
+    def __init__(self, mask: Any) -> None:
+        super().__init__(name="masked", dtype=keras.config.floatx(), autocast=False)
+        self._mask = lambda: mask  # no attribute of the layer, which would track it
+        self.supports_masking = True
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        return x
+
+    def compute_mask(self, x: Any, previous_mask: Any = None) -> Any:
+        return self._mask()
+
+
+@contextmanager
+def _unassigned(variables: Sequence[keras.Variable]) -> Iterator[None]:
+    """Have variables ignore what is assigned to them: what is symbolic cannot be."""
+    for variable in variables:
+        vars(variable)["assign"] = lambda value: value
+    try:
+        yield
+    finally:
+        for variable in variables:
+            del vars(variable)["assign"]
+
+
+def _tensors(kind: str, name: str, values: Sequence[Any]) -> Iterator[Tensor]:
+    for place, x in enumerate(values):
+        yield as_tensor(kind, name + (f"[{place}]" if len(values) > 1 else ""), x)
+
+
+def _given(x: Any, dtype: str) -> np.ndarray:
+    """A tensor as a target gets it; float32 holds what narrower dtypes hold."""
+    if _is_float(x):
+        wide = "float64" if dtype == "float64" else "float32"
+        x = ops.cast(ops.cast(x, dtype), wide)
+    return np.asarray(ops.convert_to_numpy(x))
+
+
+def _floating_outputs(recorded: Sequence[Any]) -> list[Any]:
+    calls = [found for found in recorded if isinstance(found, _Recorded)]
+    return [x for call in calls for x in call.outputs if _is_float(x)]
+
+
+def _is_float(x: Any) -> bool:
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)))
+
+
+def _encoded(value: Any, tensors: list[Any]) -> Any:
+    """A call's arguments in plain values; tensors go into a list."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, slice):
+        return {"slice": [_encoded(x, tensors) for x in (value.start, value.stop, value.step)]}
+    if isinstance(value, (list, tuple)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_encoded(x, tensors) for x in value]}
+    if isinstance(value, dict):
+        return {"dict": {key: _encoded(x, tensors) for key, x in value.items()}}
+    if isinstance(value, keras.Variable):
+        value = value.value
+    if not (ops.is_tensor(value) or isinstance(value, (np.ndarray, np.generic))):
+        raise CaseError(f"it is called with a {type(value).__name__}, which cannot be sent")
+    tensors.append(value)
+    place = len(tensors) - 1
+    mask = _encoded(getattr(value, "_keras_mask", None), tensors)
+    return {"tensor": place, "mask": mask}
+
+
+def _decoded(encoded: Any, tensors: Sequence[Any], *, masks: bool = True) -> Any:
+    ((kind, value), *_) = encoded.items()
+    if kind == "value":
+        return value
+    if kind == "ellipsis":
+        return Ellipsis
+    if kind == "dict":
+        return {key: _decoded(x, tensors, masks=masks) for key, x in value.items()}
+    if kind == "tensor":
+        mask = _decoded(encoded["mask"], tensors) if masks else None
+        return tensors[value] if mask is None else _Masked(mask)(tensors[value])
+    items = [_decoded(x, tensors, masks=masks) for x in value]
+    if kind == "slice":
+        return slice(*items)
+    return items if kind == "list" else tuple(items)
+
+
+def _dtype_of(x: np.ndarray, floating: str) -> str:
+    return floating if x.dtype.kind == "f" else str(x.dtype)

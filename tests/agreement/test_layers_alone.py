@@ -1,0 +1,157 @@
+"""Every layer alone: what is wrong by little shows, at its own place, and nothing else does."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from zoo.graded import Graded
+
+from multibackend_lstm import agreement
+
+from . import cases
+from .conftest import BACKEND, TARGET
+
+GROUP = "layers alone"
+
+
+def stack(*stacked, shape=(12, 16)):
+    return keras.Sequential([keras.Input(shape), *stacked])
+
+
+def faulty(way, size, *, shape=(12, 16), **options):
+    layer = Graded(way, size, BACKEND, name="graded", **options)
+    return stack(
+        layers.Dense(shape[-1], activation="tanh", name="first"),
+        layer,
+        layers.Dense(3, name="last"),
+        shape=shape,
+    )
+
+
+def check(model, workers, **options):
+    return agreement.check(model, workers=workers, **{"steps": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("way", "size", "kinds"),
+    [
+        ("all", 5e-6, {"layer alone", "layer alone in training"}),
+        ("channel", 1e-3, {"layer alone", "layer alone in training"}),
+        ("element", 1e-2, {"layer alone", "layer alone in training"}),
+        ("gradient", 1e-5, {"input gradient alone", "weight gradient alone"}),
+        ("training", 1e-5, {"layer alone in training"}),
+        ("update", 1e-4, {"update alone"}),
+    ],
+)
+def test_a_small_fault_is_found_at_its_place(workers, way, size, kinds):
+    report = check(faulty(way, size), workers)
+    assert report.disagreeing == [TARGET], report.table()
+    (finding,) = report.findings
+    assert (finding.group, finding.layer) == (GROUP, "Graded")
+    (result,) = report.results
+    off = {c.kind for c in result.group(GROUP) if c.verdict == "disagrees"}
+    assert off >= kinds, off
+    assert {c.layer for c in result.group(GROUP) if c.verdict == "disagrees"} == {"graded"}
+
+
+def test_a_healthy_layer_is_not_accused(workers):
+    report = check(faulty("all", 0.0), workers)
+    assert not report.findings, report.table()
+    assert report.results[0].group(GROUP)
+
+
+def test_one_channel_of_many_is_seen_though_the_mean_hides_it(workers):
+    report = check(faulty("channel", 1e-3, shape=(40, 256)), workers)
+    (finding,) = report.findings
+    assert finding.layer == "Graded"
+    assert finding.path == "graded"
+
+
+def test_two_guilty_layers_show_in_one_run(workers):
+    first, second = (Graded("all", 1e-3, BACKEND, name=name) for name in ("first", "second"))
+    report = check(stack(first, layers.Dense(4), second, layers.Dense(2)), workers)
+    assert {f.path for f in report.findings if f.group == GROUP} == {"first", "second"}
+
+
+def test_an_operation_of_the_graph_is_judged_by_itself(workers):
+    inputs = keras.Input((6, 4))
+    padded = keras.ops.pad(layers.Dense(4)(inputs), [[0, 0], [1, 2], [0, 0]])
+    model = keras.Model(inputs, layers.Dense(2)(padded[:, 1:, ::2]))
+    report = check(model, workers)
+    assert not report.findings, report.table()
+    classes = {report.layers[c.layer]["class_name"] for c in report.results[0].group(GROUP)}
+    assert classes >= {"Pad", "GetItem", "Dense", "adam", "mean_squared_error"}
+
+
+def test_a_layer_that_is_called_twice_is_judged_at_each_call(workers):
+    inputs = keras.Input((6, 4))
+    shared = layers.Dense(4, name="shared")
+    report = check(keras.Model(inputs, shared(shared(inputs) + 1.0)), workers)
+    assert not report.findings, report.table()
+    paths = {c.path for c in report.results[0].group(GROUP)}
+    assert paths >= {"shared", "shared (call 2)"}
+
+
+def test_masks_states_and_nested_models_go_along(workers):
+    inputs = keras.Input((6, 4))
+    masked = layers.Masking()(inputs)
+    sequence, *states = layers.LSTM(3, return_sequences=True, return_state=True)(masked)
+    last = layers.LSTM(3, name="last")(sequence, initial_state=states)
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(2)], name="inner")
+    x = np.random.default_rng(0).normal(size=(4, 6, 4)).astype("float32")
+    x[1, 3:] = 0
+    report = check(keras.Model(inputs, inner(last)), workers, inputs=x)
+    assert not report.findings, report.table()
+    layers_alone = {c.layer for c in report.results[0].group(GROUP)}
+    assert layers_alone >= {"last", "masking"}
+    assert any(path.startswith("inner/") for path in layers_alone)
+
+
+def test_a_layer_is_opened_where_it_is_off(workers, monkeypatch):
+    """The operation that is wrong is named; here it is one of the target's worker."""
+    model = stack(layers.LayerNormalization(), layers.Dense(2))
+    ask(workers, "break_matmul")
+    try:
+        report = check(model, workers, steps=0)
+    finally:
+        ask(workers, "mend_matmul")
+    (finding,) = [f for f in report.findings if f.group == GROUP]
+    assert finding.layer == "Dense"
+    assert finding.operations == ("operation 1 Matmul",)
+    assert "Inside of it: operation 1 Matmul" in finding.message
+
+
+def ask(workers, function):
+    request = {"do": "call", "function": f"agreement.cases:{function}", "arguments": {}}
+    workers.worker(TARGET, workers.targets[0]).request(request, {}, "called")
+
+
+def test_what_is_not_the_same_twice_is_told_and_judged_by_its_spread(workers):
+    model = stack(cases.Restless(name="restless"), layers.Dense(2))
+    report = check(model, workers)
+    assert "nondeterministic" in {f.verdict for f in report.findings}, report.table()
+    assert not [f for f in report.findings if f.group == GROUP and f.verdict == "disagrees"]
+
+
+def test_beside_a_layer_that_draws_the_others_are_compared_in_training(workers):
+    fault = Graded("gradient", 1e-4, BACKEND, name="graded")
+    report = check(stack(cases.Random(), fault, layers.Dense(2)), workers)
+    assert report.disagreeing == [TARGET]
+    assert {f.layer for f in report.findings if f.verdict == "disagrees"} == {"Graded"}
+
+
+def test_the_truth_of_the_layers_is_saved_and_compared_with(workers, tmp_path):
+    check(faulty("all", 0.0), workers, save_truth=tmp_path / "t.npz")
+    healthy = check(faulty("all", 0.0), workers, truth=tmp_path / "t.npz")
+    assert not healthy.findings, healthy.table()
+    assert healthy.results[0].group(GROUP)
+    off = check(faulty("gradient", 1e-4), workers, truth=tmp_path / "t.npz")
+    assert {(f.group, f.layer) for f in off.findings} == {(GROUP, "Graded")}, off.table()
+
+
+def test_the_report_says_what_it_would_have_noticed(workers):
+    (line, gradients) = check(faulty("all", 0.0), workers).noticed()
+    assert line.startswith("Would have noticed an error of ")
+    size = float(line.split(" error of ")[1].split()[0])
+    assert 1e-8 < size < 2e-5
+    assert "gradients" in gradients
