@@ -46,7 +46,7 @@ class Migration:
 
     @property
     def left(self) -> list[Step]:
-        """Stored functions that could not be shown to merge or split axes only."""
+        """Stored functions that were not shown to merge or split axes only."""
         return self.of("left")
 
     @property
@@ -67,7 +67,7 @@ class Migration:
             "keras_version": self.keras_version,
             "out": None if self.out is None else str(self.out),
             "complete": self.complete,
-            "steps": [asdict(step) for step in self.steps],
+            "steps": [asdict(step) | {"reshapes": list(step.reshapes)} for step in self.steps],
         }
 
 
@@ -82,8 +82,8 @@ def replace_lambdas(
     """Turn an old model file into a Keras 3 model that loads in safe mode on every backend.
 
     Nothing stored in the file is run. A `Lambda` is replaced by `FlattenFeatures` (it merges the
-    axes after time) or `keras.layers.Reshape` where the shapes around it leave exactly one merge
-    or split of axes, see `migration/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
+    axes after time) or `keras.layers.Reshape` where the shapes stored around it prove a merge or
+    split of axes, see `migration/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
     `tf.squeeze` outside of a layer where its stored arguments say so. Shapes cannot exclude that a
     function also moves or scales values: compare predictions, as
     `multibackend-lstm migrate --verify` does.

@@ -104,6 +104,31 @@ def test_what_is_left_gives_status_1_and_no_file(tmp_path):
     assert not out.exists()
 
 
+def test_the_reshape_to_add_is_printed_and_works(tmp_path):
+    out = tmp_path / "new.keras"
+    status, output = migrate(FOLDER / "split.h5", "--out", out)
+    assert (status, out.exists()) == (1, False)
+    (option,) = re.findall(r"^ +(--reshape .+)$", output, re.MULTILINE)
+    assert migrate(FOLDER / "split.h5", "--out", out, *option.split())[0] == 0
+    assert out.exists()
+    status, output = migrate(FOLDER / "split.h5", "--json")
+    assert [step["reshapes"] for step in json.loads(output)["steps"] if step["reshapes"]] == [
+        ["split=10,3,5"]
+    ]
+
+
+def test_of_many_reshapes_some_are_printed(tmp_path):
+    inputs = keras.Input((60, 7))
+    x = keras.layers.Lambda(lambda t: keras.ops.reshape(t, (-1, 6, 10, 7)), name="split")(inputs)
+    keras.Model(inputs, keras.layers.Conv2D(2, 3)(x)).save(tmp_path / "model.h5")
+    status, output = migrate(tmp_path / "model.h5")
+    assert status == 1
+    assert re.findall(r"^    --reshape split=(\d+),(\d+),7$", output, re.MULTILINE) == [
+        (str(n), str(60 // n)) for n in (1, 2, 3, 4, 5, 6, 10, 12)
+    ]
+    assert "and 4 more sizes: see --json" in output
+
+
 def test_a_shape_may_be_given(tmp_path):
     out = tmp_path / "new.keras"
     status, output = migrate(FOLDER / "scaling.h5", "--out", out, "--reshape", "scale=10,15")

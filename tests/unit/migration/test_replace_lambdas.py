@@ -17,17 +17,15 @@ from multibackend_lstm.porting import ModelFileError, replace_lambdas
 from multibackend_lstm.upgrading import UPGRADED
 
 FOLDER = pathlib.Path(__file__).parent / "files"
-SHAPES = "alone fits that"
-STORED = "as stored in"
+SHAPES = " takes "
+STORED = "stored in the "
 # File, place of each stored function, what takes its place, and the kind of reason.
 MIGRATED = [
     ("tf_shape.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("sequential.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("sequential_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("backend_reshape.h5", {"merge": ("FlattenFeatures", "its output_shape")}),
-    ("expand_dims.h5", {"expand": ("Reshape", SHAPES)}),
     ("squeeze_v2.keras", {"squeeze": ("FlattenFeatures", STORED)}),
-    ("split.h5", {"split": ("Reshape", SHAPES)}),
     ("tf_op_reshape.h5", {"tf.reshape": ("FlattenFeatures", "arguments stored")}),
     ("bidirectional_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("bidirectional_23.h5", {"merge": ("FlattenFeatures", SHAPES)}),
@@ -47,11 +45,14 @@ MIGRATED = [
     ("keras36.keras", {}),
     ("keras36.h5", {}),
 ]
+# File, place of its stored function, why it is left, and what it could reshape to.
 LEFT = [
-    ("scaling.h5", "scale", "could do anything"),
-    ("transposing.h5", "transpose", "names transpose"),
-    ("slicing.h5", "slice", "more than one shape"),
-    ("tf_op_scale.h5", "tf.math.multiply", "is no reshape"),
+    ("scaling.h5", "scale", "could compute anything", ()),
+    ("transposing.h5", "transpose", "names transpose", ()),
+    ("slicing.h5", "slice", "so does taking axes away", ("slice=30,5",)),
+    ("tf_op_scale.h5", "tf.math.multiply", "is no reshape", ()),
+    ("expand_dims.h5", "expand", "nothing proves", ("expand=10,15,1",)),
+    ("split.h5", "split", "nothing proves", ("split=10,3,5",)),
 ]
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer 'merge' .*does not support masking")
@@ -122,7 +123,8 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
     ],
 )
 def test_upgrade_puts_our_layers_in(name, upgraded):
-    migration = replace_lambdas(FOLDER / name, upgrade=True)
+    replacements = {"split": keras.layers.Reshape((10, 3, 5))} if name == "split.h5" else {}
+    migration = replace_lambdas(FOLDER / name, upgrade=True, replacements=replacements)
     assert {step.place for step in migration.of("upgraded")} == upgraded
     assert migration.of("not upgraded") == []
     stock = {getattr(keras.layers, name) for name in UPGRADED}
@@ -152,15 +154,29 @@ def test_upgrade_says_what_it_leaves(tmp_path):
     np.testing.assert_allclose(predictions(loaded, x), predictions(model, x), atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "place", "reason"), LEFT, ids=[name for name, *_ in LEFT])
-def test_what_may_not_be_a_reshape_is_left(tmp_path, name, place, reason):
+@pytest.mark.parametrize(
+    ("name", "place", "reason", "reshapes"), LEFT, ids=[name for name, *_ in LEFT]
+)
+def test_what_is_not_proved_is_left(tmp_path, name, place, reason, reshapes):
     migration = replace_lambdas(FOLDER / name, tmp_path / "new.keras")
     (step,) = migration.left
     assert step.place == place
     assert reason in step.detail
+    assert step.reshapes == reshapes
     assert migration.model is None
     assert not migration.complete
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "sizes"),
+    [("expand_dims.h5", "expand", (10, 15, 1)), ("split.h5", "split", (10, 3, 5))],
+)
+def test_a_named_reshape_predicts_as_the_old_model(name, place, sizes):
+    replacements = {place: keras.layers.Reshape(sizes)}
+    model = replace_lambdas(FOLDER / name, replacements=replacements).model
+    inputs, expected = recorded(name)
+    np.testing.assert_allclose(predictions(model, inputs), expected, atol=2e-6, rtol=1e-5)
 
 
 def merging():
@@ -181,6 +197,7 @@ def test_functions_that_are_called_twice_or_wrapped_are_left(tmp_path):
     ):
         model.save(tmp_path / "model.keras")
         (step,) = replace_lambdas(tmp_path / "model.keras").left
+        assert step.reshapes == (("merge=15",) if model is twice else ())
         assert step.place == place
         assert reason in step.detail
 
