@@ -99,13 +99,14 @@ def migrate(
         check_writable(out.parent)
     import keras
 
-    from multibackend_lstm.migration.migration import check_out, replace_lambdas
+    from multibackend_lstm.migration.migration import check_out
+    from multibackend_lstm.migration.migration import migrate as migrate_file
     from multibackend_lstm.migration.verification import VerificationError
     from multibackend_lstm.migration.verification import verify as compare
 
     if out is not None:
         check_out(old, out)
-    migration = replace_lambdas(
+    migration = migrate_file(
         old,
         # A model that turns out to predict otherwise is not written.
         None if verify else out,
@@ -172,7 +173,7 @@ def _print(migration: Migration, reports: dict[int, Report]) -> None:
     if migration.left:
         click.echo(
             "Nothing is written. Where you know what a function computes, say so by --reshape, or "
-            "in Python by replace_lambdas(..., replacements={name: layer})."
+            "in Python by migrate(..., replacements={name: layer})."
         )
     elif migration.out is not None:
         click.echo(f"Written: {migration.out}")

@@ -1,4 +1,4 @@
-"""replace_lambdas: an old model file becomes a Keras 3 model without stored functions."""
+"""migrate: an old model file becomes a Keras 3 model without stored functions."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +71,7 @@ class Migration:
         }
 
 
-def replace_lambdas(
+def migrate(
     path: str | Path,
     out: str | Path | None = None,
     *,
@@ -95,7 +95,7 @@ def replace_lambdas(
     dropped.
 
     Example:
-        >>> migration = replace_lambdas("old.h5", "new.keras")
+        >>> migration = migrate("old.h5", "new.keras")
         >>> [(step.place, step.detail) for step in migration.of("replaced")]
         [('merge', 'FlattenFeatures: LSTM takes (batch, time, 15), and (10, 3, 5) -> ...')]
 
@@ -171,12 +171,16 @@ def replace_lambdas(
     return migration
 
 
+#: The name of `migrate` before it was that of the command.
+replace_lambdas = migrate
+
+
 def check_out(path: Path, out: Path) -> None:
     """Raise a ValueError unless a model of the file `path` may be written to `out`."""
     if out.suffix != ".keras":
-        raise ValueError(f"replace_lambdas: `out` must end in .keras. Received {str(out)!r}.")
+        raise ValueError(f"migrate: `out` must end in .keras. Received {str(out)!r}.")
     if out.exists() and path.exists() and out.samefile(path):
-        raise ValueError(f"replace_lambdas: `out` must be another file than `path`, {path}.")
+        raise ValueError(f"migrate: `out` must be another file than `path`, {path}.")
 
 
 def _if_newer(version: str) -> str:

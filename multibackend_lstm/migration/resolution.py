@@ -79,7 +79,7 @@ class Resolver:
         unused = sorted(set(self.replacements) - self.used)
         if unused:
             raise ValueError(
-                f"replace_lambdas: `replacements` names {unused}, and the file has no such Lambda."
+                f"migrate: `replacements` names {unused}, and the file has no such Lambda."
             )
 
     def model(self, model: dict[str, Any], scope: tuple[dict[str, Any], ...]) -> None:
