@@ -138,6 +138,10 @@ ALL_COMMANDS = {
 }
 
 
+def test_every_command_is_here():
+    assert set(ALL_COMMANDS) == set(main.commands)
+
+
 @pytest.mark.parametrize("name", ON_A_BACKEND)
 def test_a_backend_that_is_not_installed_could_not_run(good, tmp_path, name, monkeypatch):
     monkeypatch.setattr(environment, "installed_backends", lambda: [BACKEND])
