@@ -97,7 +97,7 @@ def migrate(
     Example:
         >>> migration = migrate("old.h5", "new.keras")
         >>> [(step.place, step.detail) for step in migration.of("replaced")]
-        [('merge', 'FlattenFeatures: LSTM takes (batch, time, 15), and (10, 3, 5) -> ...')]
+        [('merge', 'FlattenFeatures: (10, 3, 5) -> (10, 15), as LSTM takes (batch, time, 15)')]
 
     Args:
         path: a whole model in `.h5`, `.hdf5` or `.keras`, of Keras 2, tf.keras or Keras 3. It is
