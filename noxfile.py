@@ -30,7 +30,7 @@ BACKEND_REQUIREMENTS = {
 }
 TWO_PROCESSES = ("-n", "2")
 UNIT_TESTS = ("tests/unit", "tests/fuzz", "-m", "not slow", *TWO_PROCESSES)
-CROSS_BACKEND_TESTS = ("tests/cross_backend", "examples")
+ACROSS_BACKENDS_TESTS = ("tests/across_backends", "examples")
 CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
 
 
@@ -90,7 +90,7 @@ def tests(session: nox.Session) -> None:
     # One in ten of each file on each backend, so that a first run takes minutes; `unit` runs all.
     for backend in BACKENDS:
         pytest(session, backend, *UNIT_TESTS, "--one-in", "10")
-    pytest(session, "jax", "tests/agreement", *CROSS_BACKEND_TESTS, "-m", "not slow")
+    pytest(session, "jax", "tests/agreement", *ACROSS_BACKENDS_TESTS, "-m", "not slow")
 
 
 @nox.session
@@ -197,14 +197,14 @@ def agreement(session: nox.Session, device: str) -> None:
     """Compare the backends on a device: `nox -s "agreement(gpu)"` fails where there is no GPU."""
     if device == "cpu":
         install(session, *group("test"), *group("backends"))
-        pytest(session, "jax", *CROSS_BACKEND_TESTS)
+        pytest(session, "jax", *ACROSS_BACKENDS_TESTS)
         return
     backends = [requirement.replace("jax", "jax[cuda12]") for requirement in group("backends")]
     install(session, *group("test"), *backends)
     # Several processes share the GPU's memory, of which JAX and TensorFlow would each take most.
     shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     python(session, ROOT / "benchmarks" / "gpu_go_backwards.py", env=shared)
-    pytest(session, "jax", *CROSS_BACKEND_TESTS, **shared)
+    pytest(session, "jax", *ACROSS_BACKENDS_TESTS, **shared)
 
 
 @nox.session

@@ -4,7 +4,7 @@
 
     porting.from_torch("weights.safetensors", model)      # or a module, or a state dict
     porting.check_port(module, model).raise_if_disagrees()
-    porting.replace_lambdas("old.h5", "new.keras")
+    porting.migrate("old.h5", "new.keras")
     porting.export(model, "model.onnx", "onnx", check=True)
 
 The public names of `torch_weights/` (weights from and to PyTorch), `migration/` (old Keras files)
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         check_export,
         export,
     )
-    from multibackend_lstm.migration.migration import Migration, replace_lambdas
+    from multibackend_lstm.migration.migration import Migration, migrate, replace_lambdas
     from multibackend_lstm.runtimes.loading import ModelFileError
     from multibackend_lstm.torch_weights.checking import check_port
     from multibackend_lstm.torch_weights.conversion import from_torch, to_torch
@@ -39,6 +39,7 @@ __all__ = [
     "check_port",
     "export",
     "from_torch",
+    "migrate",
     "replace_lambdas",
     "to_torch",
 ]
@@ -53,6 +54,7 @@ _MODULE_OF = {
     "check_port": ".torch_weights.checking",
     "export": ".export.exports",
     "from_torch": ".torch_weights.conversion",
+    "migrate": ".migration.migration",
     "replace_lambdas": ".migration.migration",
     "to_torch": ".torch_weights.conversion",
 }

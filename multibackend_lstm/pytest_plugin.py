@@ -62,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def agreement_workers(pytestconfig: pytest.Config) -> Iterator[Workers]:
     """The processes of all targets, started by the first test that needs them."""
     from multibackend_lstm.agreement import Workers
+    from multibackend_lstm.environment import MissingBackendError
 
     try:
         workers = Workers(
@@ -70,7 +71,7 @@ def agreement_workers(pytestconfig: pytest.Config) -> Iterator[Workers]:
             precision=pytestconfig.getini("agreement_precision"),
             timeout=float(pytestconfig.getini("agreement_timeout")),
         )
-    except ValueError as error:
+    except (ValueError, MissingBackendError) as error:
         raise pytest.UsageError(f"agreement: {error}") from error
     with workers:
         yield workers

@@ -33,7 +33,8 @@ def explain(
 ) -> None:
     """Say which path serves each recurrent layer of MODEL, and why no faster one does.
 
-    Loads the `.keras` file in safe mode, calls it once on zeros, and reports what ran.
+    Loads the `.keras` file in safe mode, goes through it with shapes alone, and reports what would
+    run in predict (fit with --training). Nothing is computed.
 
     Ends with status 0 if that is done, 2 for wrong use or a file that is damaged or unsafe, and 3
     if the backend is not installed or the model does not run on it.
@@ -44,7 +45,7 @@ def explain(
 
     loaded = load_keras_model(model)
     try:
-        _call(loaded, training, batch, time)
+        _trace(loaded, training, batch, time)
     except Exception as error:  # whatever a foreign model brings up
         raise CouldNotRun(f"{model} does not run on {chosen}: {cause(error)}") from error
     rows = _rows(loaded)
@@ -56,21 +57,28 @@ def explain(
             click.echo(f"  {_line(row)}")
 
 
-def _call(model: keras.Model, training: bool, batch: int, time: int) -> None:
-    """Call a model once on zeros."""
+def _trace(model: keras.Model, training: bool, batch: int, time: int) -> None:
+    """Call a model with shapes alone, so that each layer decides as in a call of that size.
+
+    Keras traces it: abstractly on JAX, as a graph on TensorFlow, on the device "meta" on torch.
+    There alone a layer that cannot run on that device is computed, by Keras's own choice.
+    """
     import keras
 
-    def zeros(tensor: keras.KerasTensor) -> Any:
+    from multibackend_lstm.layers.folding import TracedFunction
+
+    def sized(tensor: keras.KerasTensor) -> keras.KerasTensor:
         shape = (tensor.shape[0] or batch, *(size or time for size in tensor.shape[1:]))
-        return keras.ops.zeros(shape, dtype=tensor.dtype)
+        return keras.KerasTensor(shape, dtype=tensor.dtype)
 
     # A Sequential model that was loaded has no `input`.
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    model(keras.tree.map_structure(zeros, inputs), training=training)
+    traced = TracedFunction(lambda given: model(given, training=training))
+    traced.compute_output_spec(keras.tree.map_structure(sized, inputs))
 
 
 def _rows(model: keras.Model) -> list[dict[str, Any]]:
-    """What each recurrent layer says of its last call."""
+    """What each recurrent layer decided when it was traced."""
     import keras
 
     from multibackend_lstm.layers.wrapping import sublayers

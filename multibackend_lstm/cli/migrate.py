@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from multibackend_lstm.files import check_writable
 if TYPE_CHECKING:
     from multibackend_lstm.agreement import Report
     from multibackend_lstm.migration.migration import Migration
+
+_MOST_LINES = 8  # of candidates for one function
 
 
 def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -80,7 +83,8 @@ def migrate(
     """Turn OLD, a model file of Keras 2, tf.keras or Keras 3, into a new .keras file.
 
     Lambda layers that, by the shapes around them, only merge or split axes are replaced; nothing
-    stored in OLD is run. One that cannot be shown to do so is left, and then nothing is written.
+    stored in OLD is run. One of which shapes do not prove it is left, with the --reshape options
+    that would replace it, and then nothing is written.
 
     Ends with status 0 if the whole model is migrated (and agrees, with --verify), 1 if a function
     is left, a weight is NaN or infinite, or predictions differ, 2 for wrong use or a file that is
@@ -95,13 +99,14 @@ def migrate(
         check_writable(out.parent)
     import keras
 
-    from multibackend_lstm.migration.migration import check_out, replace_lambdas
+    from multibackend_lstm.migration.migration import check_out
+    from multibackend_lstm.migration.migration import migrate as migrate_file
     from multibackend_lstm.migration.verification import VerificationError
     from multibackend_lstm.migration.verification import verify as compare
 
     if out is not None:
         check_out(old, out)
-    migration = replace_lambdas(
+    migration = migrate_file(
         old,
         # A model that turns out to predict otherwise is not written.
         None if verify else out,
@@ -159,10 +164,16 @@ def _print(migration: Migration, reports: dict[int, Report]) -> None:
         click.echo(f"batch {batch}: {report.summary()}")
     for step in migration.left:
         click.echo(f"left: {step.place}: {step.detail}")
+        if step.reshapes:
+            click.echo("  If it is a reshape, add" + (" one of" if step.reshapes[1:] else ""))
+        for reshape in step.reshapes[:_MOST_LINES]:
+            click.echo(f"    --reshape {shlex.quote(reshape)}")
+        if step.reshapes[_MOST_LINES:]:
+            click.echo(f"    and {len(step.reshapes) - _MOST_LINES} more sizes: see --json")
     if migration.left:
         click.echo(
             "Nothing is written. Where you know what a function computes, say so by --reshape, or "
-            "in Python by replace_lambdas(..., replacements={name: layer})."
+            "in Python by migrate(..., replacements={name: layer})."
         )
     elif migration.out is not None:
         click.echo(f"Written: {migration.out}")

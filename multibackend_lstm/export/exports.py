@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 #: Batch sizes and lengths that are compared; a fixed size takes the place of those here.
 SIZES = ((2, 7), (1, 1), (5, 12))
-_EXPORTER = "multibackend_lstm.export.worker:Exporter"
+_EXPORTER = "multibackend_lstm.export.export_runtime:Exporter"
 
 
 @dataclass(frozen=True)

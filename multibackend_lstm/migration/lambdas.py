@@ -1,12 +1,15 @@
 """Judges by shapes whether a stored function only merges or splits axes.
 
 The function itself is never run nor unmarshalled. What is known of it is the shape of its input and
-what stands around it: an output shape in its own configuration, the shapes that layers after it
-were built with, and the weights of the next layer, which fix the sizes that it can take.
+what the file stores of its output: an output shape in its own configuration, the shapes that layers
+after it were built with, and the weights of the next layer, which fix the sizes that it takes.
 
-A reshape counts as known when exactly one shape that only merges neighbouring axes, or only splits
-axes, fits all of that, and nothing else does that a function might have made of the same input: the
-input's own shape (it may compute anything), or the input without some axes (a slice, a mean).
+A reshape counts as proved where all of that leaves one size open at most. The number of entries,
+which no reshape changes, then gives it. The result must merge neighbouring axes or split axes, and
+no other function may give such an output: one that keeps the shape (it may compute anything), or
+takes axes away (a slice, a mean). Where more is open, nothing is guessed: the shapes that fit are
+named, for the caller to choose from.
+
 Shapes cannot tell a merge from one that also moves or scales values. So a function that names an
 operation which does is left too; what remains is for a comparison of predictions to settle.
 """
@@ -16,38 +19,28 @@ import binascii
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Shape = tuple[int | None, ...]
 
-#: Layers that keep the shape of their input and have no weights that would tell it.
+#: Layers that keep the shape of their input, and do not tell its rank.
 _TRANSPARENT = (
     "Activation",
     "ActivityRegularization",
     "AlphaDropout",
+    "BatchNormalization",
     "Dropout",
     "ELU",
     "GaussianDropout",
     "GaussianNoise",
+    "LayerNormalization",
     "LeakyReLU",
     "Masking",
     "ReLU",
     "Softmax",
 )
-_RANKS = {
-    name.format(rank - 2): rank
-    for rank in (3, 4, 5)
-    for name in (
-        "MaxPooling{}D",
-        "AveragePooling{}D",
-        "GlobalMaxPooling{}D",
-        "GlobalAveragePooling{}D",
-        "SpatialDropout{}D",
-    )
-}
-_RANKS |= {"ZeroPadding1D": 3, "Cropping1D": 3, "UpSampling1D": 3, "UpSampling2D": 4}
 _SEQUENCE_LAYERS = ("LSTM", "GRU", "SimpleRNN")
 # A reshape may be written with these; any other operation that a function names may move or
 # change values.
@@ -64,7 +57,9 @@ _OTHER_NAMES = {
 }  # fmt: skip
 # Beyond these the ways to merge and split are too many to go through.
 _MOST_AXES = 8
-_LARGEST = 10**8
+_MOST_ENTRIES = 10**9
+# Stands for an unknown size in products: a prime that divides no product of known ones.
+_UNKNOWN = 2**61 - 1
 _SHORT_TEXT = re.compile(rb"(?=[\x5a\x7a\xda\xfa](.)([A-Za-z_]\w*))", re.DOTALL)
 
 
@@ -73,44 +68,44 @@ class Evidence:
     """What is known of a function's output.
 
     Attributes:
-        exact: output shapes as they stand in the file, each with where.
-        rank: number of axes that the next layer takes.
-        sizes: sizes that the next layer takes, by axis, negative ones from the end.
-        reasons: where rank and sizes come from.
+        ranks: its number of axes, the batch among them; several contradict each other.
+        sizes: axes and their sizes, negative axes from the end.
+        reasons: where they come from.
     """
 
-    exact: list[tuple[Shape, str]] = field(default_factory=list)
-    rank: int | None = None
-    sizes: dict[int, int] = field(default_factory=dict)
+    ranks: set[int] = field(default_factory=set)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
-    contradictory: bool = False
 
     def add(self, rank: int | None, sizes: dict[int, int], reason: str) -> None:
-        """Take one more layer's demands."""
-        if rank is not None and self.rank not in (None, rank):
-            self.contradictory = True
-        self.rank = self.rank if rank is None else rank
-        for axis, size in sizes.items():
-            if self.sizes.setdefault(axis, size) != size:
-                self.contradictory = True
+        """Take what one more place tells."""
+        self.ranks |= set() if rank is None else {rank}
+        self.sizes += sizes.items()
         self.reasons.append(reason)
 
-    def fits(self, shape: Shape) -> bool:
-        """Whether a shape has the rank and sizes."""
-        if self.rank is not None and len(shape) != self.rank:
-            return False
-        return all(
-            -len(shape) <= axis < len(shape) and shape[axis] == size
-            for axis, size in self.sizes.items()
-        )
+    def add_shape(self, shape: Shape, place: str) -> None:
+        """Take an output shape that is stored in the file."""
+        sizes = {axis: size for axis, size in enumerate(shape) if axis and size is not None}
+        self.add(len(shape), sizes, f"{_text(shape[1:])} is stored in {place}")
+
+    def pattern(self, rank: int) -> Shape | None:
+        """The shape without the batch as far as it is known; None if none of that rank fits."""
+        pattern: list[int | None] = [None] * rank
+        for axis, size in self.sizes:
+            place = axis if axis < 0 else axis - 1
+            if not -rank <= place < rank or pattern[place] not in (None, size):
+                return None
+            pattern[place] = size
+        return None if self.ranks - {rank + 1} else tuple(pattern)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A shape to reshape to, without the batch, or None; and why."""
+    """A shape to reshape to, without the batch, or None; why; and shapes that would fit too."""
 
     target: Shape | None
     reason: str
+    candidates: tuple[Shape, ...] = ()
 
 
 def judge(shape: Shape | None, evidence: Evidence) -> Verdict:
@@ -122,107 +117,91 @@ def judge(shape: Shape | None, evidence: Evidence) -> Verdict:
     """
     if shape is None:
         return Verdict(None, "the shape of its input is not known")
-    if evidence.contradictory:
-        return Verdict(None, "the layers after it demand different shapes")
     axes = shape[1:]
-    if len(axes) > _MOST_AXES or any((size or 0) > _LARGEST for size in axes):
+    known = [size for size in axes if size is not None]
+    if len(axes) > _MOST_AXES or math.prod(known) > _MOST_ENTRIES:
         return Verdict(None, "its input has too many axes, or too large ones, to judge")
-    exact = {known[1:] for known, _ in evidence.exact}
-    if len(exact) > 1:
-        return Verdict(None, f"its output shape is stored as both {sorted(map(str, exact))}")
-    if exact:
-        (target,) = exact
-        places = " and ".join(dict.fromkeys(place for _, place in evidence.exact))
-        reason = f"{_text(axes)} -> {_text(target)}, as stored in {places}"
-        if _matches(axes, target):
-            return Verdict(None, f"it keeps the shape {_text(axes)}: it could compute anything")
-        options = {*merges(axes), *splits(axes, len(target))}
-        matching = {t for t in options if _matches(t, target)}
-        without = {t for t in _with_axes_taken(axes) if _matches(t, target)}
-        if len(matching) == 1 and without <= matching:
-            return Verdict(matching.pop(), reason)
-        if matching:
-            return Verdict(None, f"{reason}, which more than one shape fits")
-        return Verdict(None, f"{reason}, is neither a merge nor a split of axes alone")
     if not evidence.reasons:
         return Verdict(None, "nothing after it tells the shape of its output")
     because = "; ".join(dict.fromkeys(evidence.reasons))
-    if evidence.fits(shape):
+    ranks = [rank - 1 for rank in evidence.ranks if rank <= len(axes) + 4]
+    found = map(evidence.pattern, ranks if evidence.ranks else range(1, len(axes) + 2))
+    patterns = [pattern for pattern in found if pattern is not None]
+    if _fits(axes, patterns):
         return Verdict(
-            None, f"{because}, which its input {_text(axes)} fits as it is: it could do anything"
+            None,
+            f"{because}, which its input {_text(axes)} fits as it is: it could compute anything",
         )
-    ranks = [len(axes) + 1, len(axes) + 2] if evidence.rank is None else [evidence.rank - 1]
-    found = {*merges(axes), *itertools.chain(*(splits(axes, rank) for rank in ranks))} - {axes}
-    fitting = sorted((t for t in found if evidence.fits((shape[0], *t))), key=str)
+    fitting = [
+        target
+        for pattern in patterns
+        for target in _filled(pattern, axes)
+        if _merges(axes, target) or _merges(target, axes)
+    ]
     # A shape that taking axes away also gives (other than axes of size 1) proves nothing.
-    taken = [t for t in _with_axes_taken(axes) if evidence.fits((shape[0], *t))]
-    if len(fitting) == 1 and not set(taken) - set(fitting):
-        return Verdict(
-            fitting[0], f"{because}, and {_text(axes)} -> {_text(fitting[0])} alone fits that"
-        )
-    if not fitting:
-        return Verdict(None, f"{because}, which no merge or split of {_text(axes)} fits")
-    several = ", ".join(_text(t) for t in [*fitting, *(t for t in taken if t not in fitting)])
-    return Verdict(None, f"{because}, which more than one shape fits: {several}")
+    taken = [t for t in _with_axes_taken(axes) if t not in fitting and _fits(t, patterns)]
+    if len(fitting) == 1 and not taken:
+        (target,) = fitting
+        # With an open size, another number of axes would do as well if nothing tells it.
+        if target in patterns or (evidence.ranks and patterns[0].count(None) == 1):
+            return Verdict(target, f"{_text(axes)} -> {_text(target)}, as {because}")
+    if fitting:
+        reason = f"{because}: a reshape to {_texts(fitting)} fits"
+        reason += f", and so does taking axes away, to {_texts(taken)}" if taken else ""
+        return Verdict(None, f"{reason}, which nothing proves", tuple(fitting))
+    if evidence.ranks and any(pattern.count(None) > 2 for pattern in patterns):
+        return Verdict(None, f"{because}, which leaves more than two sizes open")
+    return Verdict(None, f"{because}, which no merge or split of {_text(axes)} fits")
 
 
-def merges(axes: Shape) -> Iterator[Shape]:
-    """Every shape that merging neighbouring axes gives, the unchanged one included."""
-    for cuts in itertools.product((False, True), repeat=max(len(axes) - 1, 0)):
-        groups: list[list[int | None]] = [[*axes[:1]]]
-        for cut, size in zip(cuts, axes[1:], strict=True):
-            if cut:
-                groups.append([size])
-            else:
-                groups[-1].append(size)
-        merged: list[int | None] = []
-        for group in groups:
-            others = [size for size in group if size != 1]
-            if None in others:
-                if len(others) > 1:
-                    break  # unknown times a number: no shape to write down
-                merged.append(None)
-            else:
-                merged.append(math.prod(size for size in others if size is not None))
-        else:
-            yield tuple(merged)
+def _fits(axes: Shape, patterns: Iterable[Shape]) -> bool:
+    """Whether a shape is one of several that are known in part."""
+    return any(
+        len(axes) == len(pattern)
+        and all(known in (None, size) for size, known in zip(axes, pattern, strict=True))
+        for pattern in patterns
+    )
 
 
-def splits(axes: Shape, rank: int) -> Iterator[Shape]:
-    """Every shape of that many axes that splitting axes gives."""
-    if len(axes) > rank or rank > len(axes) + 3:
+def _filled(pattern: Shape, axes: Shape) -> Iterator[Shape]:
+    """Every shape of this pattern, of which two sizes are open at most, with as many entries."""
+    known = math.prod(size for size in pattern if size is not None)
+    entries = _entries(axes)
+    if known < 1 or entries % known:
         return
-    if not axes:
-        if rank == 0:
-            yield ()
-        return
-    first, *rest = axes
-    for parts in range(1, rank - len(rest) + 1):
-        for factors in _factors(first, parts):
-            for tail in splits(tuple(rest), rank - parts):
-                yield (*factors, *tail)
+    rest, places = entries // known, [i for i, size in enumerate(pattern) if size is None]
+    choices: list[tuple[int, ...]] = []
+    if len(places) == 2:
+        divisors = [*_divisors(_entries(size for size in axes if size is not None)), _UNKNOWN]
+        choices = [(first, rest // first) for first in divisors if rest % first == 0]
+    elif len(places) < 2:
+        choices = [(rest,)] if places else [()] * (rest == 1)
+    for choice in choices:
+        # A number of times an unknown size cannot be written down, nor can two unknown sizes.
+        if all(size == _UNKNOWN or size % _UNKNOWN for size in choice):
+            filled = list(pattern)
+            for place, size in zip(places, choice, strict=True):
+                filled[place] = None if size == _UNKNOWN else size
+            if filled.count(None) < 2:
+                yield tuple(filled)
 
 
-def _factors(size: int | None, parts: int) -> Iterator[Shape]:
-    """Ways to write a size as an ordered product."""
-    if size is None:
-        for place in range(parts):
-            yield (*(1,) * place, None, *(1,) * (parts - place - 1))
-    elif parts == 1:
-        yield (size,)
-    else:
-        divisors = {
-            d for n in range(1, math.isqrt(size) + 1) if size % n == 0 for d in (n, size // n)
-        }
-        for divisor in divisors:
-            for rest in _factors(size // divisor, parts - 1):
-                yield (divisor, *rest)
+def _entries(axes: Iterable[int | None]) -> int:
+    return math.prod(_UNKNOWN if size is None else size for size in axes)
 
 
-def _matches(axes: Shape, stored: Shape) -> bool:
-    """Whether a shape is the stored one, whose unknown sizes may be any."""
-    return len(axes) == len(stored) and all(
-        known is None or size == known for size, known in zip(axes, stored, strict=True)
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def _merges(fine: Shape, coarse: Shape) -> bool:
+    """Whether merging neighbouring axes of one shape gives the other."""
+    if not coarse:
+        return not fine
+    return any(
+        _entries(fine[:count]) == _entries(coarse[:1]) and _merges(fine[count:], coarse[1:])
+        for count in range(1, len(fine) + 1)
     )
 
 
@@ -250,8 +229,6 @@ def demands(
         rank, sizes, reason = inner
         shifted = {axis + 1 if axis > 0 else axis: size for axis, size in sizes.items()}
         return None if rank is None else rank + 1, shifted, f"TimeDistributed {reason}"
-    if name in _RANKS:
-        return _RANKS[name], {}, f"{name} takes rank {_RANKS[name]}"
     if not first_weight:
         return None
     if name in _SEQUENCE_LAYERS and layer["module"].startswith("keras"):
@@ -267,9 +244,6 @@ def demands(
         channels = first_weight[-1 if match[3] else -2] * config.get("groups", 1)
         axis = 1 if config.get("data_format") == "channels_first" else -1
         return rank, {axis: channels}, f"{name} takes rank {rank} and {channels} channels"
-    if name == "BatchNormalization" and isinstance(config.get("axis"), int):
-        axis, size = config["axis"], first_weight[0]
-        return None, {axis: size}, f"BatchNormalization has {size} entries on axis {axis}"
     return None
 
 
@@ -368,6 +342,10 @@ def _reshaped(shape: Shape, target: Sequence[Any]) -> Shape | None:
     sizes = tuple(target[1:])
     known = math.prod(size for size in shape[1:] if size is not None)
     return sizes if min(sizes) > 0 and math.prod(sizes) == known else None
+
+
+def _texts(shapes: Iterable[Shape]) -> str:
+    return " or ".join(map(_text, shapes))
 
 
 def _text(axes: Shape) -> str:

@@ -1,4 +1,4 @@
-"""replace_lambdas: an old model file becomes a Keras 3 model without stored functions."""
+"""migrate: an old model file becomes a Keras 3 model without stored functions."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +46,7 @@ class Migration:
 
     @property
     def left(self) -> list[Step]:
-        """Stored functions that could not be shown to merge or split axes only."""
+        """Stored functions that were not shown to merge or split axes only."""
         return self.of("left")
 
     @property
@@ -67,11 +67,11 @@ class Migration:
             "keras_version": self.keras_version,
             "out": None if self.out is None else str(self.out),
             "complete": self.complete,
-            "steps": [asdict(step) for step in self.steps],
+            "steps": [asdict(step) | {"reshapes": list(step.reshapes)} for step in self.steps],
         }
 
 
-def replace_lambdas(
+def migrate(
     path: str | Path,
     out: str | Path | None = None,
     *,
@@ -82,8 +82,8 @@ def replace_lambdas(
     """Turn an old model file into a Keras 3 model that loads in safe mode on every backend.
 
     Nothing stored in the file is run. A `Lambda` is replaced by `FlattenFeatures` (it merges the
-    axes after time) or `keras.layers.Reshape` where the shapes around it leave exactly one merge
-    or split of axes, see `migration/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
+    axes after time) or `keras.layers.Reshape` where the shapes stored around it prove a merge or
+    split of axes, see `migration/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
     `tf.squeeze` outside of a layer where its stored arguments say so. Shapes cannot exclude that a
     function also moves or scales values: compare predictions, as
     `multibackend-lstm migrate --verify` does.
@@ -95,9 +95,9 @@ def replace_lambdas(
     dropped.
 
     Example:
-        >>> migration = replace_lambdas("old.h5", "new.keras")
+        >>> migration = migrate("old.h5", "new.keras")
         >>> [(step.place, step.detail) for step in migration.of("replaced")]
-        [('merge', 'FlattenFeatures: LSTM takes (batch, time, 15), and (10, 3, 5) -> ...')]
+        [('merge', 'FlattenFeatures: (10, 3, 5) -> (10, 15), as LSTM takes (batch, time, 15)')]
 
     Args:
         path: a whole model in `.h5`, `.hdf5` or `.keras`, of Keras 2, tf.keras or Keras 3. It is
@@ -171,12 +171,16 @@ def replace_lambdas(
     return migration
 
 
+#: The name of `migrate` before it was that of the command.
+replace_lambdas = migrate
+
+
 def check_out(path: Path, out: Path) -> None:
     """Raise a ValueError unless a model of the file `path` may be written to `out`."""
     if out.suffix != ".keras":
-        raise ValueError(f"replace_lambdas: `out` must end in .keras. Received {str(out)!r}.")
+        raise ValueError(f"migrate: `out` must end in .keras. Received {str(out)!r}.")
     if out.exists() and path.exists() and out.samefile(path):
-        raise ValueError(f"replace_lambdas: `out` must be another file than `path`, {path}.")
+        raise ValueError(f"migrate: `out` must be another file than `path`, {path}.")
 
 
 def _if_newer(version: str) -> str:

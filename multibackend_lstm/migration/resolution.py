@@ -25,11 +25,14 @@ class Step:
         action: `"replaced"`, `"left"`, `"upgraded"`, `"not upgraded"`, `"translated"` or
             `"not finite"`.
         detail: by what and why.
+        reshapes: for what is left, the shapes that it could give if it is a reshape, as the
+            command's option `--reshape` takes them: `merge=10,15`.
     """
 
     place: str
     action: str
     detail: str
+    reshapes: tuple[str, ...] = ()
 
 
 def instantiate(config: dict[str, Any], custom_objects: Mapping[str, Any], place: str) -> Any:
@@ -76,7 +79,7 @@ class Resolver:
         unused = sorted(set(self.replacements) - self.used)
         if unused:
             raise ValueError(
-                f"replace_lambdas: `replacements` names {unused}, and the file has no such Lambda."
+                f"migrate: `replacements` names {unused}, and the file has no such Lambda."
             )
 
     def model(self, model: dict[str, Any], scope: tuple[dict[str, Any], ...]) -> None:
@@ -216,9 +219,12 @@ class Resolver:
         else:
             verdict = lambdas.reshape_operation(layer, node.get("kwargs", {}), shape)
         if len(tensors) != 1 or _calls(layer) > 1:
-            verdict = Verdict(None, "it has several inputs, or is called several times")
+            found = verdict.candidates if verdict.target is None else (verdict.target,)
+            verdict = Verdict(None, "it has several inputs, or is called several times", found)
         if verdict.target is None or shape is None:
-            self._note(place, "left", f"{kind}: {verdict.reason}")
+            texts = (",".join(map(str, _open_as_minus_1(c))) for c in verdict.candidates)
+            reshapes = tuple(f"{name_of(layer)}={text}" for text in texts)
+            self._note(place, "left", f"{kind}: {verdict.reason}", reshapes)
             return
         self._put(layer, self._reshaping(layer, shape, verdict.target), place, verdict.reason)
 
@@ -241,7 +247,7 @@ class Resolver:
         evidence = Evidence()
         stored = lambdas.stored_shape(layer)
         if stored is not None:
-            evidence.exact.append((stored, "its output_shape"))
+            evidence.add_shape(stored, "its output_shape")
         self._gather(layer, evidence, frame, consumers)
         return lambdas.judge(shape, evidence)
 
@@ -257,7 +263,7 @@ class Resolver:
             name = name_of(consumer)
             build = consumer.get("build_shape")
             if build is not None and lambdas.is_shape(build):
-                evidence.exact.append((tuple(build), f"the build shape of {name}"))
+                evidence.add_shape(tuple(build), f"the build shape of {name}")
             if consumer["class_name"] in MODELS:
                 inputs = [
                     inner["config"].get("batch_shape")
@@ -265,7 +271,7 @@ class Resolver:
                     if inner["class_name"] == "InputLayer"
                 ]
                 if len(inputs) == 1 and lambdas.is_shape(inputs[0]):
-                    evidence.exact.append((tuple(inputs[0]), f"the input shape of {name}"))
+                    evidence.add_shape(tuple(inputs[0]), f"the input shape of {name}")
                 continue
             if consumer["class_name"] in STORED_FUNCTIONS:
                 continue
@@ -298,8 +304,8 @@ class Resolver:
             from multibackend_lstm.layers import FlattenFeatures
 
             return keras.saving.serialize_keras_object(FlattenFeatures(**config))
-        sizes = [-1 if size is None else size for size in target]
-        return keras.saving.serialize_keras_object(keras.layers.Reshape(sizes, **config))
+        reshape = keras.layers.Reshape(_open_as_minus_1(target), **config)
+        return keras.saving.serialize_keras_object(reshape)
 
     def _put(self, layer: dict[str, Any], config: dict[str, Any], place: str, reason: str) -> None:
         name, nodes = name_of(layer), layer.get("inbound_nodes")
@@ -315,10 +321,15 @@ class Resolver:
             + (". It loses the mask, as the Lambda did" if lost else ""),
         )
 
-    def _note(self, place: str, action: str, detail: str) -> None:
-        step = Step(place, action, detail)
+    def _note(self, place: str, action: str, detail: str, reshapes: tuple[str, ...] = ()) -> None:
+        step = Step(place, action, detail, reshapes)
         if step not in self.steps:
             self.steps.append(step)
+
+
+def _open_as_minus_1(shape: Shape) -> list[int]:
+    """A shape as Reshape takes it."""
+    return [-1 if size is None else size for size in shape]
 
 
 def name_of(layer: dict[str, Any]) -> str:

@@ -260,7 +260,8 @@ class Workers:
         trust: whether functions stored in the files of targets may run.
 
     Raises:
-        ValueError: if a target is unknown or no backend is installed.
+        ValueError: if a target is unknown.
+        MissingBackendError: if no targets are named and no backend is installed.
     """
 
     def __init__(
@@ -303,7 +304,7 @@ class Workers:
     def _default_targets(self) -> list[Target]:
         names = {*environment.installed_backends(), *self.interpreters} & {*environment.BACKENDS}
         if not names:
-            raise ValueError(
+            raise environment.MissingBackendError(
                 f"no backend is installed: {environment.install_command('all')}, or name another "
                 "Python for one."
             )

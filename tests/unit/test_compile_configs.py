@@ -1,6 +1,6 @@
 """What `compile` was given is saved and loaded so that it holds on every backend.
 
-tests/cross_backend/test_files.py goes from each backend to each other; here one alone opens files
+tests/across_backends/test_files.py goes from each backend to each other; here one alone opens files
 that all of them wrote, from before this package put what they say right.
 """
 

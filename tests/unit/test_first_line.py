@@ -61,7 +61,7 @@ def run(code, visible=(), **variables):
         [sys.executable, "-W", "ignore", "-c", start + code],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS / "cross_backend")]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS / "across_backends")]),
             "TF_CPP_MIN_LOG_LEVEL": "3",
             **variables,
         },

@@ -222,6 +222,7 @@ def test_backend_may_be_chosen_after_the_import():
 
 
 def test_public_names():
+    assert {*multibackend_lstm.layers.__all__} <= {*multibackend_lstm.__all__}
     for name in multibackend_lstm.__all__:
         assert getattr(multibackend_lstm, name) is not None
         assert name in dir(multibackend_lstm)

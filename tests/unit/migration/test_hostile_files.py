@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from multibackend_lstm.migration.model_files import open_model_file
-from multibackend_lstm.porting import ModelFileError, replace_lambdas
+from multibackend_lstm.porting import ModelFileError, migrate
 
 FOLDER = pathlib.Path(__file__).parent / "files"
 MARK = "written-by-the-model"
@@ -81,14 +81,14 @@ def test_a_lambda_that_would_write_a_file_does_not(place):
     assert merge["class_name"] == "Lambda"
     merge["config"]["function"] = [writing(), None, None]
     path = h5_file(place / "old.h5", config)
-    migration = replace_lambdas(path, place / "new.keras")
+    migration = migrate(path, place / "new.keras")
     # Its name says what it does; were it not for that, a Reshape would stand in its place.
     assert "open" in migration.left[0].detail
 
     config = config_of("keras3.keras")
     function = config["config"]["layers"][1]["config"]["function"]["config"]
     function |= {"code": writing(), "closure": None}
-    assert replace_lambdas(archive(place / "old.keras", config)).left
+    assert migrate(archive(place / "old.keras", config)).left
 
 
 IMPORTS = [
@@ -131,14 +131,14 @@ def test_nothing_in_a_configuration_is_imported_or_called(place, thing, where, k
     write = h5_file if kind == "h5" else archive
     path = write(place / f"old.{kind}", config)
     with pytest.raises(ModelFileError):
-        replace_lambdas(path, place / "new.keras")
+        migrate(path, place / "new.keras")
     assert not (place / "new.keras").exists()
 
 
 def test_a_class_of_keras_is_taken_from_keras_whatever_the_module(place):
     config = config_of("tf_shape.h5")
     config["config"]["layers"][-1]["module"] = "antigravity"
-    assert replace_lambdas(h5_file(place / "old.h5", config)).complete
+    assert migrate(h5_file(place / "old.h5", config)).complete
     assert "antigravity" not in sys.modules
 
 
@@ -148,18 +148,18 @@ def test_a_class_of_keras_is_taken_from_keras_whatever_the_module(place):
 def test_members_outside_of_the_archive_are_refused(place, member):
     path = archive(place / "old.keras", members=[(member, "x")])
     with pytest.raises(ModelFileError, match=r"outside of itself|the archive holds"):
-        replace_lambdas(path)
+        migrate(path)
 
 
 def test_links_and_duplicates_in_an_archive_are_refused(place):
     link = zipfile.ZipInfo("assets/link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with pytest.raises(ModelFileError, match="symbolic link"):
-        replace_lambdas(archive(place / "link.keras", members=[(link, "/etc/passwd")]))
+        migrate(archive(place / "link.keras", members=[(link, "/etc/passwd")]))
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = archive(place / "two.keras", members=[("config.json", "{}")])
     with pytest.raises(ModelFileError, match="two members"):
-        replace_lambdas(path)
+        migrate(path)
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(place):
@@ -173,7 +173,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(place):
     assert path.stat().st_size < 100_000
     tracemalloc.start()
     with pytest.raises(ModelFileError, match="decompression bomb"):
-        replace_lambdas(path)
+        migrate(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
@@ -186,7 +186,7 @@ def test_a_member_larger_than_it_announces_is_refused(place):
     content[at + 24 : at + 28] = (1000).to_bytes(4, "little")  # the uncompressed size
     path.write_bytes(content)
     with pytest.raises(ModelFileError):
-        replace_lambdas(path)
+        migrate(path)
 
 
 @pytest.mark.parametrize("name", ["bidirectional_23.h5", "keras3.keras", "sequential_v2.keras"])
@@ -196,24 +196,24 @@ def test_truncated_files_are_refused(place, name, share):
     path = place / name
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ModelFileError):
-        replace_lambdas(path, place / "new.keras")
+        migrate(path, place / "new.keras")
 
 
 def test_other_files_are_named_as_such(place):
     text = place / "text.h5"
     text.write_text("weights")
     with pytest.raises(ModelFileError, match=r"neither an HDF5 file nor a \.keras archive"):
-        replace_lambdas(text)
+        migrate(text)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.save_weights(place / "model.weights.h5")
     with pytest.raises(ModelFileError, match=r"weights alone.*load_weights"):
-        replace_lambdas(place / "model.weights.h5")
+        migrate(place / "model.weights.h5")
     with zipfile.ZipFile(place / "no.keras", "w") as new:
         new.writestr("metadata.json", "{}")
     with pytest.raises(ModelFileError, match=r"lacks config\.json"):
-        replace_lambdas(place / "no.keras")
+        migrate(place / "no.keras")
     with pytest.raises(FileNotFoundError):
-        replace_lambdas(place / "none.h5")
+        migrate(place / "none.h5")
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -235,7 +235,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 )
 def test_malformed_configurations(place, text, reason):
     with pytest.raises(ModelFileError, match=reason):
-        replace_lambdas(archive(place / "old.keras", text))
+        migrate(archive(place / "old.keras", text))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_graphs_that_make_no_sense(place, change):
     path = h5_file(place / "old.h5", config)
     # Either is an answer; another exception, or a model, is not.
     with contextlib.suppress(ModelFileError):
-        assert replace_lambdas(path, place / "new.keras").left
+        assert migrate(path, place / "new.keras").left
     assert not (place / "new.keras").exists()
     # Variables that were never given values must not be later, when any other model is called.
     keras.layers.LSTM(1)(np.ones((1, 2, 3), "float32"))
@@ -298,7 +298,7 @@ def test_any_one_value_may_be_wrong(place, name):
         else:
             write(path, config, name=name)
         try:
-            answers[bool(replace_lambdas(path).left)] += 1
+            answers[bool(migrate(path).left)] += 1
         except ModelFileError:
             answers["refused"] += 1
     assert answers["refused"] > 3
@@ -345,7 +345,7 @@ def virtual(group):
 )
 def test_arrays_that_are_not_in_the_file_are_refused(place, change, reason):
     with pytest.raises(ModelFileError, match=reason):
-        replace_lambdas(broken_weights(place, change))
+        migrate(broken_weights(place, change))
 
 
 def test_groups_that_hold_themselves_are_refused(place):
@@ -359,4 +359,4 @@ def test_groups_that_hold_themselves_are_refused(place):
         new.writestr("config.json", "{}")
         new.writestr("model.weights.h5", weights.getvalue())
     with pytest.raises(ModelFileError, match="nested more than"):
-        replace_lambdas(path)
+        migrate(path)

@@ -17,7 +17,7 @@ from packaging.version import Version
 from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS
 from multibackend_lstm.migration.verification import VerificationError, holds_functions, verify
-from multibackend_lstm.porting import replace_lambdas
+from multibackend_lstm.porting import migrate
 
 FOLDER = pathlib.Path(__file__).parent / "files"
 BACKEND = keras.backend.backend()
@@ -25,7 +25,7 @@ if BACKEND not in BACKENDS:
     pytest.skip("the command line runs on the training backends", allow_module_level=True)
 
 
-def migrate(*arguments):
+def run(*arguments):
     """The command's exit status and output."""
     result = CliRunner().invoke(
         main, ["migrate", *map(str, arguments)], env={"KERAS_BACKEND": BACKEND}
@@ -85,7 +85,7 @@ def python(tmp_path):
 
 def test_table_and_file(tmp_path):
     out = tmp_path / "folder" / "new.keras"
-    status, output = migrate(FOLDER / "tf_shape.h5", "--out", out, "--upgrade")
+    status, output = run(FOLDER / "tf_shape.h5", "--out", out, "--upgrade")
     assert status == 0, output
     assert "merge" in output
     assert "FlattenFeatures" in output
@@ -97,30 +97,55 @@ def test_table_and_file(tmp_path):
 
 def test_what_is_left_gives_status_1_and_no_file(tmp_path):
     out = tmp_path / "new.keras"
-    status, output = migrate(FOLDER / "transposing.h5", "--out", out)
+    status, output = run(FOLDER / "transposing.h5", "--out", out)
     assert status == 1
     assert "left: transpose: Lambda: its stored function names transpose" in output
     assert "Nothing is written" in output
     assert not out.exists()
 
 
+def test_the_reshape_to_add_is_printed_and_works(tmp_path):
+    out = tmp_path / "new.keras"
+    status, output = run(FOLDER / "split.h5", "--out", out)
+    assert (status, out.exists()) == (1, False)
+    (option,) = re.findall(r"^ +(--reshape .+)$", output, re.MULTILINE)
+    assert run(FOLDER / "split.h5", "--out", out, *option.split())[0] == 0
+    assert out.exists()
+    status, output = run(FOLDER / "split.h5", "--json")
+    assert [step["reshapes"] for step in json.loads(output)["steps"] if step["reshapes"]] == [
+        ["split=10,3,5"]
+    ]
+
+
+def test_of_many_reshapes_some_are_printed(tmp_path):
+    inputs = keras.Input((60, 7))
+    x = keras.layers.Lambda(lambda t: keras.ops.reshape(t, (-1, 6, 10, 7)), name="split")(inputs)
+    keras.Model(inputs, keras.layers.Conv2D(2, 3)(x)).save(tmp_path / "model.h5")
+    status, output = run(tmp_path / "model.h5")
+    assert status == 1
+    assert re.findall(r"^    --reshape split=(\d+),(\d+),7$", output, re.MULTILINE) == [
+        (str(n), str(60 // n)) for n in (1, 2, 3, 4, 5, 6, 10, 12)
+    ]
+    assert "and 4 more sizes: see --json" in output
+
+
 def test_a_shape_may_be_given(tmp_path):
     out = tmp_path / "new.keras"
-    status, output = migrate(FOLDER / "scaling.h5", "--out", out, "--reshape", "scale=10,15")
+    status, output = run(FOLDER / "scaling.h5", "--out", out, "--reshape", "scale=10,15")
     assert (status, out.exists()) == (0, True), output
-    status, output = migrate(FOLDER / "scaling.h5", "--reshape", "scale=10,15,2")
+    status, output = run(FOLDER / "scaling.h5", "--reshape", "scale=10,15,2")
     assert status == 2
     assert "scale: Keras cannot" in output.replace("\n", " ")
     for wrong in ("scale", "scale=", "scale=0,3", "scale=-1,-1", "=3"):
-        assert migrate(FOLDER / "scaling.h5", "--reshape", wrong)[0] == 2
-    assert migrate(FOLDER / "scaling.h5", "--reshape", "other=10,15")[0] == 2
+        assert run(FOLDER / "scaling.h5", "--reshape", wrong)[0] == 2
+    assert run(FOLDER / "scaling.h5", "--reshape", "other=10,15")[0] == 2
 
 
 def test_nan_weights_give_status_1(tmp_path):
     path = shutil.copy(FOLDER / "tf_shape.h5", tmp_path / "old.h5")
     with h5py.File(path, "r+") as file:
         file["model_weights/dense/dense/bias:0"][0] = np.inf
-    status, output = migrate(path, "--out", tmp_path / "new.keras", "--json")
+    status, output = run(path, "--out", tmp_path / "new.keras", "--json")
     assert status == 1
     document = json.loads(output)
     assert [s["place"] for s in document["steps"] if s["action"] == "not finite"] == [
@@ -138,13 +163,13 @@ def test_wrong_use_and_bad_files_give_status_2(tmp_path):
         [FOLDER / "tf_shape.h5", "--trust"],
         [FOLDER / "tf_shape.h5", "--python", sys.executable],
     ):
-        status, output = migrate(*arguments)
+        status, output = run(*arguments)
         assert status == 2, output
 
 
 def test_verify_runs_a_file_without_functions_here(tmp_path):
     # Keras 3 wrote it, so this interpreter can run it, whatever backend it has.
-    status, output = migrate(FOLDER / "keras3_legacy.h5", "--upgrade", "--verify")
+    status, output = run(FOLDER / "keras3_legacy.h5", "--upgrade", "--verify")
     if Version(keras.__version__) < Version("3.15"):
         # Its initializers have arguments that earlier versions do not know.
         assert status == 2
@@ -155,13 +180,13 @@ def test_verify_runs_a_file_without_functions_here(tmp_path):
 
 
 def test_verify_runs_no_stored_function_without_trust(python):
-    status, output = migrate(FOLDER / "tf_shape.h5", "--verify", "--python", python({}))
+    status, output = run(FOLDER / "tf_shape.h5", "--verify", "--python", python({}))
     assert status == 3
     assert "add --trust" in output
 
 
 def test_verify_says_where_predictions_differ(python, tmp_path, monkeypatch):
-    model = replace_lambdas(FOLDER / "tf_shape.h5").model
+    model = migrate(FOLDER / "tf_shape.h5").model
     rng = np.random.default_rng(0)
     answers = {}
     for batch in (1, 3, 8):
@@ -169,36 +194,36 @@ def test_verify_says_where_predictions_differ(python, tmp_path, monkeypatch):
         answers[str(batch)] = keras.ops.convert_to_numpy(model(x))
     out = tmp_path / "new.keras"
     arguments = (FOLDER / "tf_shape.h5", "--out", out, "--verify", "--trust", "--python")
-    status, output = migrate(*arguments, python(answers))
+    status, output = run(*arguments, python(answers))
     assert status == 0, output
     assert out.exists()
     out.unlink()
     monkeypatch.chdir(tmp_path)
-    status, output = migrate(*arguments, os.path.join(".", pathlib.Path(python(answers)).name))
+    status, output = run(*arguments, os.path.join(".", pathlib.Path(python(answers)).name))
     assert status == 0, output
     out.unlink()
     answers["3"] = answers["3"] + np.float32(1e-3)
-    status, output = migrate(*arguments, python(answers))
+    status, output = run(*arguments, python(answers))
     assert status == 1
     assert re.search(r"batch 3: .* disagrees from output", output)
     assert "batch 8: agrees" in output
     for wrong in (answers["3"][:2], np.full((3, 1), np.nan, "float32")):
         answers["3"] = wrong
-        assert migrate(*arguments, python(answers))[0] == 1
+        assert run(*arguments, python(answers))[0] == 1
     assert not out.exists()
 
 
 def test_verify_that_cannot_run_gives_status_3_and_writes_nothing(python, tmp_path):
     out = tmp_path / "new.keras"
     arguments = (FOLDER / "tf_shape.h5", "--out", out, "--verify", "--trust", "--python", python())
-    status, output = migrate(*arguments, "--json")
+    status, output = run(*arguments, "--json")
     assert status == 3
     assert "no tf-keras here" in json.loads(output)["not_verified"]
-    status, output = migrate(*arguments)
+    status, output = run(*arguments)
     assert status == 3
     assert "Nothing is written" in output
     assert not out.exists()
-    model = replace_lambdas(FOLDER / "tf_shape.h5").model
+    model = migrate(FOLDER / "tf_shape.h5").model
     with pytest.raises(VerificationError, match="does not run"):
         verify(model, FOLDER / "tf_shape.h5", python="/no/such/python", trust=True)
 
@@ -218,7 +243,7 @@ TF_KERAS = os.environ.get("TF_KERAS_PYTHON")
 )
 @pytest.mark.filterwarnings("ignore:Layer 'merge' .*does not support masking")
 def test_verify_against_tf_keras(name):
-    status, output = migrate(FOLDER / name, "--verify", "--trust", "--python", TF_KERAS)
+    status, output = run(FOLDER / name, "--verify", "--trust", "--python", TF_KERAS)
     assert status == 0, output
     assert output.count("agrees") == 3
 
@@ -226,6 +251,6 @@ def test_verify_against_tf_keras(name):
 @pytest.mark.skipif(not TF_KERAS, reason="nox -s legacy runs it: TF_KERAS_PYTHON")
 def test_verify_against_tf_keras_finds_a_wrong_reshape():
     arguments = ("--reshape", "transpose=10,15", "--verify", "--trust", "--python", TF_KERAS)
-    status, output = migrate(FOLDER / "transposing.h5", *arguments)
+    status, output = run(FOLDER / "transposing.h5", *arguments)
     assert status == 1
     assert output.count("disagrees from output") == 3

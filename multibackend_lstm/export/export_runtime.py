@@ -1,4 +1,4 @@
-"""The process that loads a model on one backend, describes its inputs, and exports it."""
+"""The runtime that loads a model on one backend, describes its inputs, and exports it."""
 
 import sys
 import traceback

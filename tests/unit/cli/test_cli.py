@@ -218,6 +218,21 @@ def test_explain_names_the_path_of_each_recurrent_layer(tmp_path):
     assert "relu (multibackend_lstm.LSTM): keras.ops (ops); native refused" in explain(path)
 
 
+def test_explain_computes_nothing(tmp_path):
+    """The size asked for, 240 GB of input alone, has room nowhere."""
+    inputs = {"a": keras.Input((None, 2, 3), name="a"), "b": keras.Input((None, 2), name="b")}
+    x = keras.layers.TimeDistributed(LSTM(3, name="inside"))(inputs["a"])
+    x = keras.layers.Concatenate()([x, inputs["b"]])
+    x = LSTM(4, name="last")(keras.layers.Masking()(x))
+    keras.Model(inputs, x).save(tmp_path / "model.keras")
+    rows = json.loads(explain(tmp_path / "model.keras", "--batch", "1000000000", "--json"))[
+        "layers"
+    ]
+    assert {row["layer"]: row["implementation"] for row in rows} == {
+        "inside": "native", "last": "native"
+    }  # fmt: skip
+
+
 def test_explain_refuses_what_is_no_model(tmp_path):
     path = tmp_path / "model.keras"
     path.write_text("not a model")

@@ -12,22 +12,21 @@ import pytest
 from packaging.version import Version
 
 import multibackend_lstm
+from multibackend_lstm import porting
 from multibackend_lstm.layers.wrapping import sublayers
-from multibackend_lstm.porting import ModelFileError, replace_lambdas
+from multibackend_lstm.porting import ModelFileError, migrate
 from multibackend_lstm.upgrading import UPGRADED
 
 FOLDER = pathlib.Path(__file__).parent / "files"
-SHAPES = "alone fits that"
-STORED = "as stored in"
+SHAPES = " takes "
+STORED = "stored in the "
 # File, place of each stored function, what takes its place, and the kind of reason.
 MIGRATED = [
     ("tf_shape.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("sequential.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("sequential_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("backend_reshape.h5", {"merge": ("FlattenFeatures", "its output_shape")}),
-    ("expand_dims.h5", {"expand": ("Reshape", SHAPES)}),
     ("squeeze_v2.keras", {"squeeze": ("FlattenFeatures", STORED)}),
-    ("split.h5", {"split": ("Reshape", SHAPES)}),
     ("tf_op_reshape.h5", {"tf.reshape": ("FlattenFeatures", "arguments stored")}),
     ("bidirectional_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("bidirectional_23.h5", {"merge": ("FlattenFeatures", SHAPES)}),
@@ -47,11 +46,14 @@ MIGRATED = [
     ("keras36.keras", {}),
     ("keras36.h5", {}),
 ]
+# File, place of its stored function, why it is left, and what it could reshape to.
 LEFT = [
-    ("scaling.h5", "scale", "could do anything"),
-    ("transposing.h5", "transpose", "names transpose"),
-    ("slicing.h5", "slice", "more than one shape"),
-    ("tf_op_scale.h5", "tf.math.multiply", "is no reshape"),
+    ("scaling.h5", "scale", "could compute anything", ()),
+    ("transposing.h5", "transpose", "names transpose", ()),
+    ("slicing.h5", "slice", "so does taking axes away", ("slice=30,5",)),
+    ("tf_op_scale.h5", "tf.math.multiply", "is no reshape", ()),
+    ("expand_dims.h5", "expand", "nothing proves", ("expand=10,15,1",)),
+    ("split.h5", "split", "nothing proves", ("split=10,3,5",)),
 ]
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer 'merge' .*does not support masking")
@@ -83,7 +85,7 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
         pytest.skip("a newer Keras wrote it")
     before = hashlib.sha256((FOLDER / name).read_bytes()).digest()
     out = tmp_path / "new.keras"
-    migration = replace_lambdas(FOLDER / name, out)
+    migration = migrate(FOLDER / name, out)
     assert migration.complete
     assert migration.out == out
     found = {step.place: step.detail for step in migration.of("replaced")}
@@ -122,7 +124,8 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
     ],
 )
 def test_upgrade_puts_our_layers_in(name, upgraded):
-    migration = replace_lambdas(FOLDER / name, upgrade=True)
+    replacements = {"split": keras.layers.Reshape((10, 3, 5))} if name == "split.h5" else {}
+    migration = migrate(FOLDER / name, upgrade=True, replacements=replacements)
     assert {step.place for step in migration.of("upgraded")} == upgraded
     assert migration.of("not upgraded") == []
     stock = {getattr(keras.layers, name) for name in UPGRADED}
@@ -139,7 +142,7 @@ def test_upgrade_says_what_it_leaves(tmp_path):
     x = keras.layers.ConvLSTM1D(2, 2, name="b")(x)
     model = keras.Model(inputs, x)
     model.save(tmp_path / "model.keras")
-    migration = replace_lambdas(tmp_path / "model.keras", tmp_path / "new.keras", upgrade=True)
+    migration = migrate(tmp_path / "model.keras", tmp_path / "new.keras", upgrade=True)
     assert [step.place for step in migration.of("upgraded")] == ["b"]
     (step,) = migration.of("not upgraded")
     assert step.place == "a"
@@ -152,15 +155,29 @@ def test_upgrade_says_what_it_leaves(tmp_path):
     np.testing.assert_allclose(predictions(loaded, x), predictions(model, x), atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "place", "reason"), LEFT, ids=[name for name, *_ in LEFT])
-def test_what_may_not_be_a_reshape_is_left(tmp_path, name, place, reason):
-    migration = replace_lambdas(FOLDER / name, tmp_path / "new.keras")
+@pytest.mark.parametrize(
+    ("name", "place", "reason", "reshapes"), LEFT, ids=[name for name, *_ in LEFT]
+)
+def test_what_is_not_proved_is_left(tmp_path, name, place, reason, reshapes):
+    migration = migrate(FOLDER / name, tmp_path / "new.keras")
     (step,) = migration.left
     assert step.place == place
     assert reason in step.detail
+    assert step.reshapes == reshapes
     assert migration.model is None
     assert not migration.complete
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "sizes"),
+    [("expand_dims.h5", "expand", (10, 15, 1)), ("split.h5", "split", (10, 3, 5))],
+)
+def test_a_named_reshape_predicts_as_the_old_model(name, place, sizes):
+    replacements = {place: keras.layers.Reshape(sizes)}
+    model = migrate(FOLDER / name, replacements=replacements).model
+    inputs, expected = recorded(name)
+    np.testing.assert_allclose(predictions(model, inputs), expected, atol=2e-6, rtol=1e-5)
 
 
 def merging():
@@ -180,7 +197,8 @@ def test_functions_that_are_called_twice_or_wrapped_are_left(tmp_path):
         (wrapped, "steps > merge", "inside a TimeDistributed"),
     ):
         model.save(tmp_path / "model.keras")
-        (step,) = replace_lambdas(tmp_path / "model.keras").left
+        (step,) = migrate(tmp_path / "model.keras").left
+        assert step.reshapes == (("merge=15",) if model is twice else ())
         assert step.place == place
         assert reason in step.detail
 
@@ -191,25 +209,27 @@ def test_a_function_with_arguments_is_left(tmp_path):
         lambda t, scale: keras.ops.reshape(t * scale, (-1, 15)), (15,), arguments={"scale": 2.0}
     )
     keras.Model(inputs, keras.layers.Dense(2)(layer(inputs))).save(tmp_path / "model.keras")
-    (step,) = replace_lambdas(tmp_path / "model.keras").left
+    (step,) = migrate(tmp_path / "model.keras").left
     assert "takes arguments" in step.detail
 
 
 def test_the_caller_can_say_what_a_function_computes(tmp_path):
     replacements = {"scale": keras.layers.Rescaling(2.0)}
-    migration = replace_lambdas(
-        FOLDER / "scaling.h5", tmp_path / "new.keras", replacements=replacements
-    )
+    migration = migrate(FOLDER / "scaling.h5", tmp_path / "new.keras", replacements=replacements)
     assert "as the caller says" in migration.of("replaced")[0].detail
     inputs, expected = recorded("scaling.h5")
     loaded = keras.saving.load_model(migration.out)
     np.testing.assert_allclose(predictions(loaded, inputs), expected, atol=2e-6)
     with pytest.raises(ValueError, match=r"\['scales'\].*no such Lambda"):
-        replace_lambdas(FOLDER / "scaling.h5", replacements={"scales": replacements["scale"]})
+        migrate(FOLDER / "scaling.h5", replacements={"scales": replacements["scale"]})
+
+
+def test_the_old_name_still_works():
+    assert porting.replace_lambdas is migrate
 
 
 def test_a_trained_model_goes_on_training(tmp_path):
-    model = replace_lambdas(FOLDER / "sequential.h5", tmp_path / "new.keras").model
+    model = migrate(FOLDER / "sequential.h5", tmp_path / "new.keras").model
     x, y = recorded("sequential.h5")
     model.compile("adam", "mse")
     history = model.fit(x, y[::-1], epochs=2, verbose=0).history["loss"]
@@ -217,11 +237,11 @@ def test_a_trained_model_goes_on_training(tmp_path):
 
 
 def test_what_is_translated_is_said():
-    migration = replace_lambdas(FOLDER / "hard_sigmoid.h5")
+    migration = migrate(FOLDER / "hard_sigmoid.h5")
     details = {step.detail for step in migration.of("translated")}
     assert any("0.2 * x + 0.5" in detail for detail in details)
     assert any("time_major=False" in detail for detail in details)
-    compiled = replace_lambdas(FOLDER / "sequential.h5").of("translated")
+    compiled = migrate(FOLDER / "sequential.h5").of("translated")
     assert any("optimizer" in step.detail for step in compiled)
     document = migration.to_dict()
     assert json.loads(json.dumps(document)) == document
@@ -237,7 +257,7 @@ def test_a_gru_from_before_reset_after(tmp_path):
             layer["config"].pop("reset_after", None)
 
     edit_config(path, drop)
-    migration = replace_lambdas(path)
+    migration = migrate(path)
     inputs, expected = recorded("bidirectional_23.h5")
     np.testing.assert_allclose(predictions(migration.model, inputs), expected, atol=2e-6, rtol=1e-5)
 
@@ -255,16 +275,16 @@ def test_time_major_is_refused(tmp_path):
     with pytest.raises(
         ModelFileError, match=r"lstm: Keras 3 has no `time_major=True`.*set_weights"
     ):
-        replace_lambdas(path)
+        migrate(path)
 
 
 def test_out_is_neither_the_input_nor_another_format(tmp_path):
     path = tmp_path / "model.keras"
     shutil.copy(FOLDER / "keras3.keras", path)
     with pytest.raises(ValueError, match="another file"):
-        replace_lambdas(path, path)
+        migrate(path, path)
     with pytest.raises(ValueError, match=r"must end in \.keras"):
-        replace_lambdas(path, tmp_path / "new.h5")
+        migrate(path, tmp_path / "new.h5")
 
 
 def test_nan_weights_are_reported_and_kept(tmp_path):
@@ -272,7 +292,7 @@ def test_nan_weights_are_reported_and_kept(tmp_path):
     shutil.copy(FOLDER / "tf_shape.h5", path)
     with h5py.File(path, "r+") as file:
         file["model_weights/dense/dense/kernel:0"][3] = np.nan
-    migration = replace_lambdas(path, tmp_path / "new.keras")
+    migration = migrate(path, tmp_path / "new.keras")
     (step,) = migration.of("not finite")
     assert step.place == "dense/dense/kernel:0"
     assert step.detail.startswith("1 of 64 values")
@@ -288,7 +308,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         group = file["model_weights/dense"]
         group.attrs["weight_names"] = [b"dense/bias:0", b"dense/kernel:0"]
     with pytest.raises(ModelFileError, match=r"dense: .*named \['kernel', 'bias'\]"):
-        replace_lambdas(path)
+        migrate(path)
 
     def wider(config):
         config["config"]["layers"][-1]["config"]["units"] = 10**9
@@ -296,7 +316,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     shutil.copy(FOLDER / "tf_shape.h5", path)
     edit_config(path, wider)
     with pytest.raises(ModelFileError, match=r"dense: .*\(64, 1000000000\).*\(64, 1\)"):
-        replace_lambdas(path)
+        migrate(path)
 
 
 def test_custom_layers_need_the_callers_word(tmp_path):
@@ -311,10 +331,8 @@ def test_custom_layers_need_the_callers_word(tmp_path):
         model = keras.Model(inputs, multibackend_lstm.LSTM(2)(x))
         model.save(tmp_path / "model.keras")
         with pytest.raises(ModelFileError, match=r"doubling: 'Doubling'.*custom_objects"):
-            replace_lambdas(tmp_path / "model.keras")
-        migration = replace_lambdas(
-            tmp_path / "model.keras", custom_objects={"tests>Doubling": Doubling}
-        )
+            migrate(tmp_path / "model.keras")
+        migration = migrate(tmp_path / "model.keras", custom_objects={"tests>Doubling": Doubling})
         x = np.ones((2, 4, 3, 5), "float32")
         np.testing.assert_array_equal(predictions(migration.model, x), predictions(model, x))
     finally:

@@ -131,6 +131,15 @@ ON_A_BACKEND = {
     "migrate": lambda good, out: ["migrate", good / "model.keras"],
     "port": lambda good, out: ["port", good / "model.keras", "--out", out / "w.npz"],
 }  # fmt: skip
+ALL_COMMANDS = {
+    **ON_A_BACKEND,
+    "agree": lambda good, out: ["agree", good / "model.keras"],
+    "doctor": lambda good, out: ["doctor"],
+}
+
+
+def test_every_command_is_here():
+    assert set(ALL_COMMANDS) == set(main.commands)
 
 
 @pytest.mark.parametrize("name", ON_A_BACKEND)
@@ -142,29 +151,33 @@ def test_a_backend_that_is_not_installed_could_not_run(good, tmp_path, name, mon
     assert f"multibackend-lstm[{OTHER}]" in output
 
 
-def test_doctor_and_agree_of_a_backend_that_is_not_installed(good, monkeypatch):
+@pytest.mark.parametrize("name", [*ALL_COMMANDS, "demo on all"])
+def test_no_backend_at_all_could_not_run(good, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(environment, "installed_backends", list)
+    monkeypatch.setattr(probe, "probe", lambda name: {"devices": [], "precision": {}})
+    on_all = {"demo on all": lambda good, out: ["demo", "--all-backends", "--out", out]}
+    status, output = run(*(ALL_COMMANDS | on_all)[name](good, tmp_path))
+    assert status == 3, output
+    assert "multibackend-lstm[" in output
+
+
+def test_doctor_of_a_backend_that_is_not_installed(good, monkeypatch):
     monkeypatch.setattr(environment, "installed_backends", lambda: [BACKEND])
     monkeypatch.setattr(probe, "probe", lambda name: {"devices": [], "precision": {}})
     assert run("doctor")[0] == 0
     assert run("doctor", KERAS_BACKEND=OTHER)[0] == 3
-    monkeypatch.setattr(environment, "installed_backends", list)
-    assert run("doctor")[0] == 3
 
 
-@pytest.mark.parametrize("name", [*ON_A_BACKEND, "agree", "doctor"])
+@pytest.mark.parametrize("name", ALL_COMMANDS)
 def test_a_wrong_name_of_a_backend_is_wrong_use(good, tmp_path, name, monkeypatch):
     monkeypatch.setattr(probe, "probe", lambda name: {"devices": [], "precision": {}})
-    commands = {**ON_A_BACKEND, "agree": lambda good, out: ["agree", good / "model.keras"]}
-    commands["doctor"] = lambda good, out: ["doctor"]
-    command = commands[name](good, tmp_path)
+    command = ALL_COMMANDS[name](good, tmp_path)
     status, output = run(*command, KERAS_BACKEND="theano")
     assert status == 2, output
     assert "KERAS_BACKEND must be one of" in output
 
 
-@pytest.mark.parametrize(
-    "name", ["agree", "demo", "doctor", "explain", "export", "migrate", "port"]
-)
+@pytest.mark.parametrize("name", ALL_COMMANDS)
 def test_an_unknown_option_is_wrong_use_and_help_states_the_statuses(name):
     assert run(name, "--nothing")[0] == 2
     status, output = run(name, "--help")
