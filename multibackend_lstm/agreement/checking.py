@@ -248,7 +248,9 @@ def _check(
         pairs = [
             (result, worker)
             for result, (_, worker) in zip(report.results, started, strict=True)
-            if _calls_layers(worker) and worker.alive and "layers" not in result.failed
+            if _calls_layers(worker)
+            and worker.alive
+            and not {"target", "layers"} & {*result.failed}
         ]
         compare_alone(truth, reference, pairs, settings["twins"], progress)
         if save_truth is not None:

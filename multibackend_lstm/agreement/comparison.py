@@ -31,10 +31,12 @@ AGREES_UP_TO = 50.0
 #: four times as much.
 DISAGREES_ABOVE = 200.0
 
-#: Scores of a layer alone up to here agree, and above disagree: there nothing piles up.
-ALONE_UP_TO = 20.0
+#: Scores of a layer alone up to here agree, and above disagree, by the dtype that it computes in:
+#: there nothing piles up. Backends round to the narrow ones more seldom than the twins do, since
+#: they add up in float32.
+ALONE_UP_TO = {"float32": 20.0, "float16": 10.0, "bfloat16": 4.0}
 #: The same of the worst element, over that element's own floor.
-ALONE_WORST_UP_TO = 300.0
+ALONE_WORST_UP_TO = {"float32": 300.0, "float16": 100.0, "bfloat16": 40.0}
 # An element's floor, which few twins tell, is at least this share of its tensor's.
 _LEAST_ELEMENT = 0.1
 
@@ -111,11 +113,21 @@ def json_number(value: float) -> float | str:
     return value if np.isfinite(value) else str(float(value))
 
 
-def verdict_of(score: float, worst_score: float = 0.0, *, alone: bool = False) -> str:
-    """What scores mean: of a layer alone, or of a tensor of the whole model."""
-    if alone:
-        agrees = score <= ALONE_UP_TO and worst_score <= ALONE_WORST_UP_TO
-        return AGREES if agrees else DISAGREES
+def verdict_alone(score: float, worst_score: float, dtype: str) -> str:
+    """What the scores of a layer that computes in a dtype mean."""
+    agrees = score <= limit_alone(dtype) and worst_score <= ALONE_WORST_UP_TO.get(
+        dtype, ALONE_WORST_UP_TO["float32"]
+    )
+    return AGREES if agrees else DISAGREES
+
+
+def limit_alone(dtype: str) -> float:
+    """Up to which score a layer that computes in a dtype agrees."""
+    return ALONE_UP_TO.get(dtype, ALONE_UP_TO["float32"])
+
+
+def verdict_of(score: float) -> str:
+    """What the score of a tensor of the whole model means."""
     if score <= AGREES_UP_TO:
         return AGREES
     return SUSPICIOUS if score <= DISAGREES_ABOVE else DISAGREES
@@ -130,6 +142,7 @@ def compare(
     floor: float,
     elements: np.ndarray | None = None,
     layer: str | None = None,
+    computed_in: str = "float32",
     dtype: str = "float32",
     expected_dtype: str | None = None,
     exact: bool = True,
@@ -144,6 +157,7 @@ def compare(
         floor: how far the truth moves when inputs and weights are moved within their rounding.
         elements: the same of each element, for a layer alone.
         layer: its path.
+        computed_in: the dtype that it computes in.
         dtype: the name of the target's dtype.
         expected_dtype: the dtype it should have; None if any floating dtype will do.
         exact: whether the truth is float64; else it is rounded as the values are.
@@ -184,14 +198,18 @@ def compare(
     else:
         most = np.argmax(distance if elements is None else scores)
         worst = np.unravel_index(int(most), distance.shape)
-    alone = elements is not None
+    if elements is None:
+        verdict, limit = verdict_of(score), DISAGREES_ABOVE
+    else:
+        verdict = verdict_alone(score, worst_score, computed_in)
+        limit = limit_alone(computed_in)
     size = np.abs(np.where(finite, wide, 0.0))
     limits = np.finfo("float32")
     unit = np.spacing(np.clip(size, limits.tiny, limits.max / 2).astype("float32"))
     return Comparison(
         kind=kind,
         path=path,
-        verdict=verdict_of(score, worst_score, alone=alone),
+        verdict=verdict,
         score=score,
         problem=problem,
         floor=floor,
@@ -208,7 +226,7 @@ def compare(
         shape=tuple(values.shape),
         worst_score=worst_score,
         layer=layer,
-        noticed=(ALONE_UP_TO if alone else DISAGREES_ABOVE) * _over(floor, _rms(wide[finite])),
+        noticed=limit * _over(floor, _rms(wide[finite])),
     )
 
 

@@ -201,6 +201,7 @@ def _one(
         floor=floor,
         elements=elements,
         layer=truth.calls[number]["path"],
+        computed_in=truth.calls[number]["dtype"],
         dtype=tensor["dtype"],
         exact=truth.float64,
     )
@@ -235,6 +236,7 @@ def _find_peers(
                     found[other][key][1]["values"],
                     floor=comparison.floor,
                     elements=elements if elements.shape == arrays["values"].shape else None,
+                    computed_in=truth.calls[number]["dtype"],
                     dtype=tensor["dtype"],
                     exact=False,
                 )

@@ -351,16 +351,23 @@ def _backend(target: str) -> str:
 
 
 def _doubt(report: Report, result: TargetResult, c: Comparison) -> Finding:
-    """The finding that the backend of the truth is the one that is wrong."""
+    """The finding that the backend of the truth is wrong, or float64 no measure."""
     backend = report.reference_backend
+    kind = report.layers.get(c.layer or "", {}).get("class_name")
+    where = f"{c.kind} {c.path!r} ({kind})"
+    others = " and ".join((result.target, *c.peers))
+    worst = f"Worst at {list(c.worst)}: {c.values[0]:.8g}, {c.values[1]:.8g} in the truth"
+    if backend in _sides(report, result, c)[0]:
+        message = (
+            f"all of {others} agree with each other within noise in {where}, and differ from the "
+            f"truth: the dtype does more than the twins show, such as to a constant. {worst}"
+        )
+        return Finding(result.target, SUSPICIOUS, "layers alone", message, c.path, kind)
     named = [r.target for r in report.results if _backend(r.target) == backend]
     target = named[0] if named else f"{backend} (the reference)"
-    kind = report.layers.get(c.layer or "", {}).get("class_name")
     message = (
-        f"{target} stands alone in {c.kind} {c.path!r} ({kind}), and the truth, which {backend} "
-        f"computes too, is in doubt: {' and '.join((result.target, *c.peers))} agree with each "
-        f"other within noise, and differ from it. Worst at {list(c.worst)}: {c.values[0]:.8g} "
-        f"there, {c.values[1]:.8g} in the truth"
+        f"{target} stands alone in {where}, and the truth, which {backend} computes too, is in "
+        f"doubt: {others} agree with each other within noise, and differ from it. {worst}"
     )
     finding = Finding(target, DISAGREES, "layers alone", message, c.path, kind)
     own = [r for r in report.results if r.target == target]

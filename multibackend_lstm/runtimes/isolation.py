@@ -29,8 +29,8 @@ from multibackend_lstm.runtimes.noise_floor import NoiseFloor, perturbed, roundi
 LOSS, OPTIMIZER = "loss", "optimizer"
 #: Updates that the optimizer makes, with the same gradients.
 UPDATES = 2
-#: The number of terms of a sum that the twins' own noise stands for.
-TERMS = 256.0
+#: The number of terms of a sum that the twins' own noise stands for, by dtype.
+TERMS = {"float32": 256.0, "float16": 32.0, "bfloat16": 16.0}
 
 
 class Call(NamedTuple):
@@ -206,10 +206,7 @@ class Isolation:
     def _call(
         self, found: "_Recorded", dtypes: Mapping[str, str], upstream: Sequence[Any] | None
     ) -> Call:
-        operation = self.operations[found.path]
         dtype = dtypes.get(found.path, dtypes[""])
-        if isinstance(operation, keras.layers.Layer) and not operation.autocast:
-            dtype = "float32"
         return Call(
             found.path,
             found.name,
@@ -436,7 +433,7 @@ def _sum_factor(tensor: Tensor, call: Call) -> float:
         terms = max((x.size / x.shape[-1] for x in given), default=1.0)
     else:
         terms = max((x.size for x in given), default=1) / max(tensor.values.size, 1)
-    return math.sqrt(1 + terms / TERMS)
+    return math.sqrt(1 + terms / TERMS.get(call.dtype, TERMS["float32"]))
 
 
 class _Context(keras.layers.Layer):

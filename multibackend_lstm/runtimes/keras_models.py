@@ -81,6 +81,7 @@ class KerasModels(Runtime):
         from multibackend_lstm.runtimes.isolation import Isolation
 
         start = time.perf_counter()
+        self._isolation = self._inside = None  # those of another model
         self._wide = twins > 0 and dtype == "float64"
         with self._floatx():
             model, given = load(source, dtype)
