@@ -28,6 +28,7 @@ from multibackend_lstm.torch_weights.running import (
     run_torch,
 )
 from multibackend_lstm.torch_weights.state_dict import StateDict
+from multibackend_lstm.torch_weights.ties import sum_in_keras, sum_in_torch, tied_groups
 
 _BATCH, _STEPS = 3, 9
 _TWINS = 8
@@ -128,7 +129,7 @@ def check_pairs(
                 _assign(pairs, originals, model.weights, state)
             ours = of_keras(result, model, originals, arrays)
             truth, floor = perturbed_runs(run, module, arrays, dtype, _TWINS)
-            _compare(result, "model", dtype, ours, truth, floor, pairs)
+            _compare(result, "model", dtype, ours, truth, floor, pairs, state)
     report.findings += findings_of(report)
     return report
 
@@ -245,14 +246,20 @@ def _compare(
     truth: Values,
     floor: Floor,
     pairs: Sequence[Pair],
+    state: StateDict | None = None,
 ) -> None:
-    """Judge all tensors of a layer, or of the model."""
+    """Judge all tensors of a layer, or of the model (then with `state`).
+
+    Of weights that are tied on either side, the gradients of all uses are added up.
+    """
     if len(ours.outputs) != len(truth.outputs):
         raise PortingError(
             f"porting: {where} has {len(ours.outputs)} output(s) in Keras and "
             f"{len(truth.outputs)} in PyTorch. Give `forward`, which calls the module and returns "
             "what Keras does."
         )
+
+    tied = [] if state is None else tied_groups(pairs, state)
 
     def judge(kind: str, path: str, values: np.ndarray, of: Callable[[Values], Any]) -> None:
         expected = of(truth)
@@ -278,6 +285,8 @@ def _compare(
             found = ours.gradients.get(id(weight.variable))
             if found is None:  # not trainable
                 continue
+            if any(pair.part.names[name] in group for group in tied for name in weight.shapes):
+                continue  # judged below
 
             def of_weight(values: Values, pair: Pair = pair, weight: Any = weight) -> Any:
                 parts = {n: values.gradients[pair.part.names[n]] for n in weight.shapes}
@@ -285,6 +294,11 @@ def _compare(
 
             path = f"{prefix}/{' and '.join(weight.shapes)}"
             judge("weight gradient", path, found, of_weight)
+    for group in tied:
+        found = sum_in_keras(pairs, group, ours)
+        if found is not None and state is not None:
+            path = f"{where}/{' and '.join(group)}"
+            judge("weight gradient", path, found, sum_in_torch(group, state))
 
 
 def _nth(name: str, index: int) -> Callable[[Values], Any]:

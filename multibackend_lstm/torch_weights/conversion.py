@@ -120,9 +120,11 @@ def to_torch(
     for pair in pairs:
         for name, value in torch_values(pair).items():
             new[name] = _like(name, value, state)
+    ties = state.ties
+    _check_tied(new, ties)
     if state.module is None:
-        return new
-    state.module.load_state_dict(new, strict=True)
+        return {name: new[ties.get(name, name)] for name in new}
+    _load(state.module, new)
     return state.module
 
 
@@ -143,16 +145,18 @@ def check_settings(pairs: Sequence[Pair], state: StateDict) -> None:
         PortingError: if a module computes something else than its Keras layer.
     """
     found, assumed = [], []
-    modules = {} if state.module is None else dict(state.module.named_modules())
+    modules = state.modules
     for pair in pairs:
         layer = pair.layer
         if state.module is None:
             assumption = layer.rule.assumption(layer.layer)
             assumed += [f"{layer.path}: {assumption}"] if assumption else []
             continue
-        module = modules[pair.part.prefix]
-        for difference in layer.rule.differences(layer.layer, layer.inputs, module):
-            found.append(f"{pair.part.title} and {layer.path}: {difference}")
+        for part in pair.parts:
+            for difference in layer.rule.differences(
+                layer.layer, layer.inputs, modules[part.prefix]
+            ):
+                found.append(f"{part.title} and {layer.path}: {difference}")
     if found:
         raise PortingError(
             "porting: the weights fit, but the settings differ:\n"
@@ -168,18 +172,25 @@ def check_settings(pairs: Sequence[Pair], state: StateDict) -> None:
 
 
 def keras_values(pairs: Sequence[Pair], state: StateDict) -> list[tuple[Any, np.ndarray]]:
-    """Every Keras variable with its value, checked."""
-    values = []
-    for pair in pairs:
-        tensors = pair.short_names(state.tensors)
+    """Every Keras variable with its value, checked; what is tied in Keras must be equal."""
+    found: dict[int, tuple[Any, np.ndarray, str]] = {}
+    for pair, part in [(each, part) for each in pairs for part in each.parts]:
+        tensors = pair.short_names(state.tensors, part)
         for weight in pair.layer.weights:
             dtype = keras.backend.standardize_dtype(weight.variable.dtype)
             for name in weight.shapes:
-                check_values(pair.part.names[name], tensors[name], dtype, "Keras")
-            value = weight.to_keras(tensors)
+                check_values(part.names[name], tensors[name], dtype, "Keras")
             # NumPy has no bfloat16; assigning casts to it.
-            values.append((weight.variable, value.astype(_numpy_dtype(dtype))))
-    return values
+            value = weight.to_keras(tensors).astype(_numpy_dtype(dtype))
+            names = " and ".join(part.names[name] for name in weight.shapes)
+            first = found.setdefault(id(weight.variable), (weight.variable, value, names))
+            if not np.array_equal(first[1], value):
+                raise PortingError(
+                    f"porting: {weight.variable.path} is one weight in Keras, and in PyTorch "
+                    f"{first[2]} and {names} differ. Nothing was changed. Give each a Keras layer "
+                    "of its own, or tie them in PyTorch before training."
+                )
+    return [(variable, value) for variable, value, _ in found.values()]
 
 
 def torch_values(pair: Pair) -> dict[str, np.ndarray]:
@@ -253,6 +264,37 @@ def _like(name: str, value: np.ndarray, state: StateDict) -> Any:
         return value.astype(original.dtype)
     torch = sys.modules["torch"]
     return torch.as_tensor(value).to(dtype=original.dtype, device=original.device)
+
+
+def _check_tied(new: Mapping[str, Any], ties: Mapping[str, str]) -> None:
+    diverged = [
+        f"{name} and {first}" for name, first in ties.items() if not _equal(new[name], new[first])
+    ]
+    if diverged:
+        raise PortingError(
+            f"porting: {', '.join(diverged)} are tied, one weight under two names, and their Keras "
+            "layers hold different values. Nothing was changed. Untie them in PyTorch, or share "
+            "one layer (or its values) in Keras."
+        )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return bool((a == b).all())
+
+
+def _load(module: Any, new: Mapping[str, Any]) -> None:
+    """As `load_state_dict`; what shares memory in part must come out as it was put in."""
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.load_state_dict(new, strict=True)
+    now = module.state_dict()
+    wrong = [name for name, tensor in now.items() if not _equal(tensor, new[name])]
+    if wrong:
+        module.load_state_dict(before, strict=True)
+        raise PortingError(
+            f"porting: {', '.join(wrong)} share memory with others in PyTorch, transposed or in "
+            "part, and their Keras layers hold different values. Nothing was changed. Untie them "
+            "in PyTorch."
+        )
 
 
 def _as_tensors(state: Mapping[str, np.ndarray]) -> dict[str, Any]:

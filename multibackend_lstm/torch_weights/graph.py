@@ -70,6 +70,7 @@ class WeightedLayer:
         rule: how it corresponds to a torch module.
         inputs: the tensor that it takes, of its first call.
         weights: its weights.
+        calls: how often the model calls it; more than once, it is shared.
     """
 
     layer: Any
@@ -77,6 +78,7 @@ class WeightedLayer:
     rule: Rule
     inputs: Features
     weights: list[Weight]
+    calls: int = 1
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -233,6 +235,9 @@ class _Walk:
                 f"porting: layer '{path}' is called more than once, on features that PyTorch has "
                 "in different orders, so that no weights serve both."
             )
+        else:
+            first = self.layers[number]
+            self.layers[number] = replace(first, calls=first.calls + 1)
         return {number}
 
     def _axes(

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,13 @@ class Part:
         number: the layer's number within a recurrent module; None for any other.
         names: full names in the state dict, by the name within the module (of a recurrent one,
             without the layer's number: `weight_ih_reverse`).
+        tied: further parts that hold the same weights, for one Keras layer that is shared.
     """
 
     prefix: str
     number: int | None
     names: dict[str, str]
+    tied: list["Part"] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -49,13 +51,19 @@ class Pair:
     layer: WeightedLayer
     part: Part
 
-    def full_names(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Tensors under their names in the state dict."""
-        return {self.part.names[name]: value for name, value in tensors.items()}
+    @property
+    def parts(self) -> list[Part]:
+        """The part, and those tied to it."""
+        return [self.part, *self.part.tied]
 
-    def short_names(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Tensors of a state dict under their names in the module."""
-        return {name: tensors[self.part.names[name]] for name in self.layer.shapes}
+    def full_names(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Tensors under their names in the state dict, tied ones under each."""
+        return {part.names[name]: value for part in self.parts for name, value in tensors.items()}
+
+    def short_names(self, tensors: Mapping[str, Any], part: Part | None = None) -> dict[str, Any]:
+        """Tensors of a state dict under their names in the module, or in one tied to it."""
+        names = (part or self.part).names
+        return {name: tensors[names[name]] for name in self.layer.shapes}
 
 
 def parts_of(state: StateDict) -> list[Part]:
@@ -104,6 +112,8 @@ def match(
         PortingError: if anything is left over or missing, does not fit, or is ambiguous.
     """
     parts = parts_of(state)
+    if len(parts) > len(layers):
+        parts = _tied_together(parts, state.ties)
     matching = _Matching(list(layers), parts, state)
     for part in parts:
         matching.check_supported(part)
@@ -115,11 +125,22 @@ def match(
     return [Pair(layer, matching.found[i]) for i, layer in enumerate(layers)]
 
 
+def _tied_together(parts: Sequence[Part], ties: Mapping[str, str]) -> list[Part]:
+    """Parts of which each has weights of its own, with those tied to it."""
+    kept: dict[tuple[tuple[str, str], ...], Part] = {}
+    for part in parts:
+        tensors = tuple((leaf, ties.get(name, name)) for leaf, name in part.names.items())
+        first = kept.setdefault(tensors, part)
+        if first is not part:
+            first.tied.append(part)
+    return list(kept.values())
+
+
 class _Matching:
     def __init__(self, layers: list[WeightedLayer], parts: list[Part], state: StateDict) -> None:
         self.layers, self.parts, self.state = layers, parts, state
         self.found: dict[int, Part] = {}
-        self._modules = dict(state.module.named_modules()) if state.module is not None else {}
+        self._modules = state.modules
 
     def check_supported(self, part: Part) -> None:
         """Raise for a module that no Keras layer can stand for."""
@@ -146,7 +167,7 @@ class _Matching:
     def by_mapping(self, mapping: Mapped) -> None:
         """What the caller says."""
         for prefix, given in mapping.items():
-            parts = [part for part in self.parts if part.prefix == prefix]
+            parts = [part for part in self.parts if prefix in _prefixes(part)]
             if not parts:
                 prefixes = ", ".join(repr(p) for p in dict.fromkeys(p.prefix for p in self.parts))
                 raise MappingError(
@@ -161,11 +182,19 @@ class _Matching:
                 )
             for name, part in zip(names, parts, strict=True):
                 position = self._position(name)
-                if position in self.found:
-                    raise MappingError(f"porting: `mapping` names the Keras layer {name!r} twice.")
-                if not self._fits(part, self.layers[position]):
+                layer = self.layers[position]
+                if not self._fits(part, layer):
                     raise self._error(f"{part.title} does not fit {name!r}, as `mapping` has it")
-                self.found[position] = part
+                first = self.found.setdefault(position, part)
+                if first is part:
+                    continue
+                if layer.calls == 1:
+                    raise MappingError(
+                        f"porting: `mapping` names the Keras layer {name!r} twice, for "
+                        f"{first.title} and {part.title}, and the model calls it once."
+                    )
+                first.tied.append(part)
+                self.parts.remove(part)
 
     def by_names(self) -> None:
         """Equal names, if all are equal."""
@@ -238,8 +267,28 @@ class _Matching:
             problems.append(f"no Keras layer fits {', '.join(left)}")
         if missing:
             problems.append(f"no tensors fit the Keras layers {', '.join(missing)}")
+        problems += self._absent()
         if problems:
             raise self._error("; ".join(problems))
+
+    def _absent(self) -> list[str]:
+        """Tensors that a free part lacks, as files leave out all but one name of tied weights."""
+        found = []
+        for part in self._free_parts():
+            has = {leaf: self.state.tensors[name].shape for leaf, name in part.names.items()}
+            for _, layer in self._free_layers():
+                lacks = {x: shape for x, shape in layer.shapes.items() if x not in has}
+                if {**has, **lacks} != layer.shapes:
+                    continue
+                for leaf, shape in lacks.items():
+                    name = f"{part.prefix}.{part_name(leaf, part.number)}"
+                    alike = [n for n, x in self.state.tensors.items() if x.shape == shape]
+                    found.append(
+                        f"{name} is missing"
+                        + (f". If it is tied, add it: state[{name!r}] = " if alike else "")
+                        + " or ".join(f"state[{n!r}]" for n in alike)
+                    )
+        return found
 
     def _free_layers(self) -> list[tuple[int, WeightedLayer]]:
         return [(i, layer) for i, layer in enumerate(self.layers) if i not in self.found]
@@ -331,6 +380,10 @@ def _layer_cells(layer: WeightedLayer | None) -> tuple[str, str]:
 
 def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+
+
+def _prefixes(part: Part) -> list[str]:
+    return [part.prefix, *(each.prefix for each in part.tied)]
 
 
 def _by_number(parts: list[Part]) -> list[Part] | None:

@@ -134,7 +134,8 @@ def run_torch(
         [(zero(x) if x.grad is None else x.grad).numpy() for x in inputs if x.requires_grad],
         {
             name: (zero(p) if p.grad is None else p.grad).numpy()
-            for name, p in module.named_parameters()
+            # Under each name of a tied one.
+            for name, p in module.named_parameters(remove_duplicate=False)
         },
     )
 

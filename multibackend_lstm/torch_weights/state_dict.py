@@ -4,7 +4,10 @@ Nothing here unpickles: `.pt` files are read by `torch.load(weights_only=True)`.
 """
 
 import io
+import json
+import math
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,6 +53,20 @@ class StateDict:
     module: Any = None
     originals: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def modules(self) -> dict[str, Any]:
+        """The module's parts by their names, shared ones by each of theirs."""
+        if self.module is None:
+            return {}
+        return dict(self.module.named_modules(remove_duplicate=False))
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Names of tensors that are another one too (tied weights), with the first such name."""
+        first: dict[Any, str] = {}
+        roots = {name: first.setdefault(_memory(x), name) for name, x in self.originals.items()}
+        return {name: root for name, root in roots.items() if root != name}
+
 
 def read_state_dict(source: Any) -> StateDict:
     """The tensors of a `torch.nn.Module`, a state dict or a file.
@@ -86,6 +103,16 @@ def read_state_dict(source: Any) -> StateDict:
         )
     tensors = {str(name): _array(name, value) for name, value in source.items()}
     return StateDict(tensors, True, module, dict(source))
+
+
+def _memory(value: Any) -> Any:
+    """What two tensors have in common that are one: where and how their elements lie."""
+    if isinstance(value, np.ndarray):
+        place, strides = value.__array_interface__["data"][0], value.strides
+    else:
+        place, strides = value.data_ptr(), value.stride()
+    empty = not math.prod(value.shape) or not place  # lies nowhere, as others do
+    return id(value) if empty else (place, tuple(value.shape), strides, str(value.dtype))
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -147,8 +174,27 @@ def _read_safetensors(path: Path) -> StateDict:
         if entry["dtype"] == "BF16":  # the upper half of a float32
             values = (values.astype("<u4") << 16).view("<f4")
         tensors[name] = values
+    _add_tied(tensors, path)
     # The format sorts by dtype and name.
     return StateDict(tensors, ordered=False, originals=tensors)
+
+
+def _add_tied(tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Add the tied tensors that `safetensors.torch.save_model` leaves out, and names."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    left_out = {
+        name: kept
+        for name, kept in header.get("__metadata__", {}).items()
+        if kept in tensors and name not in tensors
+    }
+    tensors |= {name: tensors[kept] for name, kept in left_out.items()}
+    if left_out:
+        said = ", ".join(f"{name} is {kept}" for name, kept in left_out.items())
+        warnings.warn(
+            f"porting: tied weights are left out of {path.name}, which says that {said}: taken so.",
+            stacklevel=2,
+        )
 
 
 def _read_npz(path: Path) -> StateDict:

@@ -184,10 +184,10 @@ class SummedBias:
     def _shape(self) -> tuple[int, ...]:
         return tuple(self.variable.shape)
 
-    def to_torch(self, value: np.ndarray) -> dict[str, np.ndarray]:
+    def to_torch(self, value: np.ndarray, gradient: bool = False) -> dict[str, np.ndarray]:
         """See `Weight`."""
         first, second = self.shapes
-        return {first: value, second: np.zeros_like(value)}
+        return {first: value, second: value if gradient else np.zeros_like(value)}
 
     def to_keras(self, tensors: Tensors, gradient: bool = False) -> np.ndarray:
         """See `Weight`."""
@@ -215,7 +215,7 @@ class TwoBiases:
         size = (math.prod(self.variable.shape) // 2,)
         return dict.fromkeys((f"bias_ih{self.suffix}", f"bias_hh{self.suffix}"), size)
 
-    def to_torch(self, value: np.ndarray) -> dict[str, np.ndarray]:
+    def to_torch(self, value: np.ndarray, gradient: bool = False) -> dict[str, np.ndarray]:
         """See `Weight`."""
         return dict(zip(self.shapes, take_gates(value, self.gates), strict=True))
 
