@@ -562,11 +562,11 @@ def test_skip_connections_and_nested_models():
 def test_an_operation_that_is_not_known_is_refused_behind_a_convolution():
     inputs = keras.Input((6, 2))
     x = layers.Conv1D(3, 2)(inputs)
-    x = keras.ops.roll(x, 1, axis=1)
+    x = keras.ops.diff(x, axis=1)
     model = keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x)))
-    module = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(15, 4))
+    module = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(12, 4))
     before = model.get_weights()
-    with pytest.raises(PortingError, match=r"\(Roll\) does is not known.*flatten_order"):
+    with pytest.raises(PortingError, match=r"\(Diff\) does is not known.*flatten_order"):
         from_torch(module, model)
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
     from_torch(module, model, flatten_order="channels_last")
