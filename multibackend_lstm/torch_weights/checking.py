@@ -171,7 +171,8 @@ def _check_layer(
     module, call = found.rule.module_and_call(found.layer, found.inputs)
     module = module.double().eval()
     tensors = pair.short_names(state.tensors)
-    names = {n: part_name(n, None if pair.part.number is None else 0) for n in tensors}
+    number = 0 if found.rule.outputs == "sequence" else None
+    names = {name: part_name(name, number) for name in tensors}
     wanted = {names[name]: torch.tensor(np.array(value)) for name, value in tensors.items()}
     module.load_state_dict({**module.state_dict(), **wanted})
 

@@ -184,7 +184,65 @@ def test_a_recurrent_module_itself(kind, layer, shape, batch_first):
     check_port(module, model).raise_if_disagrees()
 
 
+class Cells(nn.Module):
+    """Two cells that are called step by step."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first(3, 4), second(4, 5)
+
+    def forward(self, x):
+        a = b = None
+        for step in x.unbind(1):
+            a = self.first(step, a)
+            b = self.second(a[0] if isinstance(a, tuple) else a, b)
+        return b[0] if isinstance(b, tuple) else b
+
+
+@pytest.mark.parametrize(
+    ("module", "stack"),
+    [
+        (lambda: Cells(nn.LSTMCell, nn.GRUCell), lambda: (LSTM(4, return_sequences=True), GRU(5))),
+        (
+            lambda: Cells(nn.GRUCell, nn.RNNCell),
+            lambda: (
+                layers.RNN(layers.GRUCell(4), return_sequences=True),
+                layers.RNN(layers.SimpleRNNCell(5)),
+            ),
+        ),
+        (
+            lambda: Cells(nn.RNNCell, nn.LSTMCell),
+            lambda: (
+                layers.SimpleRNN(4, return_sequences=True),
+                layers.RNN(layers.LSTMCell(5)),
+            ),
+        ),
+    ],
+)
+def test_cells(module, stack):
+    torch.manual_seed(0)
+    module, model = module(), keras.Sequential([keras.Input((7, 3)), *stack()])
+    from_torch(module, model)
+    check_port(module, model).raise_if_disagrees()
+    randomise_weights(model)
+    to_torch(model, module)
+    check_port(module, model).raise_if_disagrees()
+    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    check_port(state, model).raise_if_disagrees()
+
+
+def test_a_cell_of_another_nonlinearity():
+    model = keras.Sequential([keras.Input((7, 3)), layers.SimpleRNN(4)])
+    with pytest.raises(PortingError, match="nonlinearity: torch relu, Keras tanh"):
+        from_torch(nn.RNNCell(3, 4, nonlinearity="relu"), model)
+    both = keras.Sequential([keras.Input((7, 3)), layers.Bidirectional(layers.SimpleRNN(4))])
+    with pytest.raises(PortingError, match="no tensors fit the Keras layers bidirectional"):
+        from_torch(nn.RNNCell(3, 4), both)
+
+
 LAYERS = [
+    ((6, 4), layers.RNN(layers.LSTMCell(3), return_sequences=True)),
+    ((6, 4), layers.Bidirectional(layers.RNN(layers.GRUCell(3)))),
     ((12, 4), layers.Conv1D(6, 3, 2, "same", groups=2, activation="relu")),
     ((12, 4), layers.Conv1D(6, 3, padding="causal", dilation_rate=2)),
     ((8, 6, 2), layers.Conv2D(3, 2, data_format="channels_last")),

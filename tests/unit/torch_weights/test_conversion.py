@@ -590,7 +590,7 @@ def test_an_operation_that_is_not_known_is_refused_behind_a_convolution():
              4, activation="relu", go_backwards=True)),
          (5, 2), "tanh in one direction and relu in the other"),
         (nn.Bilinear(2, 2, 4), LSTM(4), (5, 2),
-         "type Bilinear.*not supported. Supported: LSTM, GRU, RNN, Conv1d"),
+         "type Bilinear.*not supported. Supported: LSTM, LSTMCell, GRU, GRUCell, RNN"),
         (nn.Linear(2, 4), layers.ConvLSTM1D(4, 2), (5, 6, 2), "ConvLSTM1D has weights and is not"),
         (nn.Linear(2, 4), layers.Embedding(4, 2), (5,), "no tensors fit the Keras layers embed"),
         (nn.Conv1d(2, 3, 2, 2), layers.Conv1D(3, 2), (5, 2), r"stride: torch \(2,\), Keras \(1,"),
