@@ -14,6 +14,7 @@ from multibackend_lstm.torch_weights.errors import MappingError, PortingError
 from multibackend_lstm.torch_weights.graph import Graph, read_graph
 from multibackend_lstm.torch_weights.matching import Mapped, Pair, match, named_parts
 from multibackend_lstm.torch_weights.state_dict import StateDict, read_state_dict
+from multibackend_lstm.torch_weights.stored_forms import stack_projections, stored_form
 
 
 def from_torch(
@@ -116,14 +117,16 @@ def to_torch(
         return _as_tensors(named_state_dict(graph))
     _, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order)
     check_settings(pairs, state)
-    new: dict[str, Any] = dict(state.originals)
+    values: dict[str, np.ndarray] = {}
     for pair in pairs:
-        for name, value in torch_values(pair).items():
-            new[name] = _like(name, value, state)
+        values |= torch_values(pair)
     ties = state.ties
-    _check_tied(new, ties)
-    if state.module is None:
-        return {name: new[ties.get(name, name)] for name in new}
+    _check_tied(values, ties)
+    new: dict[str, Any] = dict(state.originals)
+    for name, value in stored_form(values, state.stored).items():
+        new[name] = _like(name, value, state)
+    if state.module is None:  # ties stay ties
+        return {name: new.get(ties.get(name, name), value) for name, value in new.items()}
     _load(state.module, new)
     return state.module
 
@@ -218,7 +221,7 @@ def named_state_dict(graph: Graph) -> dict[str, np.ndarray]:
         prefix = pair.part.prefix
         for name in pair.layer.rule.optional:
             state[f"{prefix}.{name}"] = np.asarray(0, "int64")
-    return state
+    return stack_projections(state)
 
 
 def check_values(name: str, value: np.ndarray, dtype: str, side: str) -> None:
@@ -266,9 +269,11 @@ def _like(name: str, value: np.ndarray, state: StateDict) -> Any:
     return torch.as_tensor(value).to(dtype=original.dtype, device=original.device)
 
 
-def _check_tied(new: Mapping[str, Any], ties: Mapping[str, str]) -> None:
+def _check_tied(values: Mapping[str, np.ndarray], ties: Mapping[str, str]) -> None:
     diverged = [
-        f"{name} and {first}" for name, first in ties.items() if not _equal(new[name], new[first])
+        f"{name} and {first}"
+        for name, first in ties.items()
+        if name in values and not _equal(values[name], values[first])
     ]
     if diverged:
         raise PortingError(

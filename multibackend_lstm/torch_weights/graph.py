@@ -392,6 +392,9 @@ def _shapes(structure: Any) -> list[tuple[int | None, ...]]:
 
 def _output_shapes(layer: Any, inputs: list[Features]) -> list[tuple[int | None, ...]]:
     shapes = [x.shape for x in inputs]
+    if isinstance(layer, _L.MultiHeadAttention):  # alone, of a sequence to itself
+        shapes *= 2
+        return _shapes(layer.compute_output_shape(*shapes))
     return _shapes(layer.compute_output_shape(shapes[0] if len(shapes) == 1 else shapes))
 
 

@@ -12,8 +12,15 @@ from multibackend_lstm.torch_weights.errors import MappingError, PortingError
 from multibackend_lstm.torch_weights.graph import WeightedLayer
 from multibackend_lstm.torch_weights.rules import SUPPORTED_MODULES
 from multibackend_lstm.torch_weights.state_dict import StateDict
+from multibackend_lstm.torch_weights.stored_forms import attention_of
 
 _RECURRENT = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(\d+)(_reverse)?")
+
+# What to do about modules that are not supported, where there is something.
+_INSTEAD = {
+    "EmbeddingBag": "Build the Keras model with an Embedding and a GlobalAveragePooling1D (for "
+    "mode='mean'), and pass module.state_dict(). ",
+}
 
 #: What settles a matching: torch prefixes, with the Keras layers they belong to. Several layers
 #: stand for a recurrent module of several layers.
@@ -71,6 +78,9 @@ def parts_of(state: StateDict) -> list[Part]:
     found: dict[tuple[str, int | None], Part] = {}
     for name in state.tensors:
         prefix, _, leaf = name.rpartition(".")
+        attention = attention_of(prefix, state.tensors)
+        if attention is not None:
+            prefix, leaf = attention, f"out_proj.{leaf}"
         number = None
         match = _RECURRENT.fullmatch(leaf)
         if match:
@@ -149,19 +159,21 @@ class _Matching:
                 f"porting: {part.title} was made with `proj_size`, which no Keras layer has. "
                 "Train it without `proj_size`, or add a Dense layer and port the layers one by one."
             )
-        hint = next((n for n in part.names if n in ("weight_g", "original0", "weight_orig")), None)
+        computed = ("weight_g", "original", "original0", "weight_orig")
+        hint = next((name for name in part.names if name in computed), None)
         if hint is not None:
             raise PortingError(
                 f"porting: {part.title} computes its weight from others ({part.names[hint]}). "
                 "Bake it in before: torch.nn.utils.parametrize.remove_parametrizations(module, "
-                "'weight'), or torch.nn.utils.remove_weight_norm(module)."
+                "'weight'), or torch.nn.utils.remove_spectral_norm(module)."
             )
         module = self._modules.get(part.prefix)
         if module is not None and not self._kinds(module) & set(SUPPORTED_MODULES):
             raise PortingError(
                 f"porting: module {part.title} of type {type(module).__name__} has weights "
-                f"({', '.join(part.names)}) and is not supported. Supported: "
-                f"{', '.join(SUPPORTED_MODULES)}."
+                f"({', '.join(part.names)}) and is not supported. "
+                + _INSTEAD.get(type(module).__name__, "")
+                + f"Supported: {', '.join(SUPPORTED_MODULES)}."
             )
 
     def by_mapping(self, mapping: Mapped) -> None:

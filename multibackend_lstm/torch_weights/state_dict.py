@@ -33,6 +33,7 @@ from multibackend_lstm.torch_weights.errors import (
     PortingError,
     WeightFileError,
 )
+from multibackend_lstm.torch_weights.stored_forms import Sources, used_form
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 
@@ -42,16 +43,27 @@ class StateDict:
     """The tensors of a torch module, as NumPy arrays.
 
     Attributes:
-        tensors: by name. bfloat16, which NumPy lacks, is float32 here, which holds every value.
+        tensors: by name, in the form in which modules use them (see `stored_forms`). bfloat16,
+            which NumPy lacks, is float32 here, which holds every value.
         ordered: whether the order is that in which the module defines them.
         module: the module, where it is there.
         originals: the tensors as they were given.
+        stored: the same, as arrays.
+        sources: of each of `tensors`, what it is made of.
     """
 
-    tensors: dict[str, np.ndarray]
+    originals: Mapping[str, Any]
+    stored: dict[str, np.ndarray]
     ordered: bool = True
     module: Any = None
-    originals: Mapping[str, Any] = field(default_factory=dict)
+    tensors: dict[str, np.ndarray] = field(init=False)
+    sources: Sources = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Bring the tensors into the form in which modules use them."""
+        tensors, sources = used_form(self.stored)
+        object.__setattr__(self, "tensors", tensors)
+        object.__setattr__(self, "sources", sources)
 
     @property
     def modules(self) -> dict[str, Any]:
@@ -64,7 +76,10 @@ class StateDict:
     def ties(self) -> dict[str, str]:
         """Names of tensors that are another one too (tied weights), with the first such name."""
         first: dict[Any, str] = {}
-        roots = {name: first.setdefault(_memory(x), name) for name, x in self.originals.items()}
+        roots = {}
+        for name, (sources, part) in self.sources.items():
+            place = (*(_memory(self.originals[source]) for source in sources), part)
+            roots[name] = first.setdefault(place, name)
         return {name: root for name, root in roots.items() if root != name}
 
 
@@ -102,7 +117,7 @@ def read_state_dict(source: Any) -> StateDict:
             f"the weights, such as checkpoint[{nested[0]!r}]."
         )
     tensors = {str(name): _array(name, value) for name, value in source.items()}
-    return StateDict(tensors, True, module, dict(source))
+    return StateDict(dict(source), tensors, module=module)
 
 
 def _memory(value: Any) -> Any:
@@ -176,7 +191,7 @@ def _read_safetensors(path: Path) -> StateDict:
         tensors[name] = values
     _add_tied(tensors, path)
     # The format sorts by dtype and name.
-    return StateDict(tensors, ordered=False, originals=tensors)
+    return StateDict(tensors, tensors, ordered=False)
 
 
 def _add_tied(tensors: dict[str, np.ndarray], path: Path) -> None:
@@ -199,7 +214,7 @@ def _add_tied(tensors: dict[str, np.ndarray], path: Path) -> None:
 
 def _read_npz(path: Path) -> StateDict:
     tensors = read_arrays(path)
-    return StateDict(tensors, originals=tensors)
+    return StateDict(tensors, tensors)
 
 
 def _read_pt(path: Path) -> StateDict:

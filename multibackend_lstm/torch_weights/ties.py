@@ -69,7 +69,12 @@ def sum_in_torch(tied: Tied, state: StateDict) -> Callable[[Values], np.ndarray]
         state: the module's.
     """
     parameters = dict(state.module.named_parameters(remove_duplicate=False))
-    names = {id(parameters[name]): name for name in tied if name in parameters}.values()
+    stored = {name: state.sources[name] for name in tied}
+    names = {
+        (*(id(parameters[source]) for source in sources), part): name
+        for name, (sources, part) in stored.items()
+        if all(source in parameters for source in sources)
+    }.values()
 
     def total(values: Values) -> np.ndarray:
         added: np.ndarray = np.sum([values.gradients[name] for name in names], axis=0)

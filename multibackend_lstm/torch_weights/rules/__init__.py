@@ -11,6 +11,7 @@ import keras
 from multibackend_lstm.layers import GRU, LSTM, Bidirectional
 from multibackend_lstm.torch_weights.rules import (
     activations,
+    attention,
     convolutions,
     dense,
     embedding,
@@ -42,6 +43,7 @@ RULES: dict[type, Rule] = {
     keras.layers.GroupNormalization: normalization.GroupNormalization(),
     keras.layers.Embedding: embedding.Embedding(),
     keras.layers.PReLU: activations.PReLU(),
+    keras.layers.MultiHeadAttention: attention.MultiHeadAttention(),
 }
 
 # Of the cell in a `keras.layers.RNN`.

@@ -259,12 +259,15 @@ LAYERS = [
     ((6, 4), layers.SimpleRNN(3)),
     ((6, 4), layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True))),
     ((6, 4), layers.Dense(3, activation="softmax")),
+    ((6, 4), layers.MultiHeadAttention(2, 2)),
+    ((6, 4), layers.MultiHeadAttention(4, 1, use_bias=False)),
 ]
 
 
 @pytest.mark.parametrize(("shape", "layer"), LAYERS, ids=lambda x: getattr(x, "name", None))
 def test_every_kind_of_layer_is_compared_with_a_torch_module(shape, layer):
-    layer.build((None, *shape))
+    attention = isinstance(layer, layers.MultiHeadAttention)
+    layer.build(*[(None, *shape)] * (2 if attention else 1))
     randomise_weights(layer)
     state = to_torch(layer)
     check_port(state, layer).raise_if_disagrees()

@@ -629,7 +629,7 @@ def test_the_order_of_definition_is_not_trusted_where_numbers_say_otherwise():
 
 
 def test_weights_that_other_weights_make_are_explained():
-    module = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
+    module = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3))
     layer = layers.Dense(3)
     layer.build((None, 2))
     with pytest.raises(PortingError, match="remove_parametrizations"):
