@@ -40,6 +40,7 @@ def check_port(
     layer_or_model: Any,
     mapping: Mapped | None = None,
     *,
+    key: str | None = None,
     flatten_order: FlattenOrder = "channels_first",
     inputs: Any = None,
     forward: Callable[..., Any] | None = None,
@@ -61,6 +62,7 @@ def check_port(
         module_or_state_dict: as in `from_torch`.
         layer_or_model: as in `from_torch`.
         mapping: as in `from_torch`.
+        key: as in `from_torch`.
         flatten_order: as in `from_torch`.
         inputs: arrays for the whole model, one an input, as Keras takes them; drawn by default.
         forward: what PyTorch computes for the whole model, from a float64 copy of the module and
@@ -83,7 +85,7 @@ def check_port(
         raise PortingError(
             f"porting: a comparison with PyTorch needs it: {install_command('torch')}"
         ) from error
-    graph, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order)
+    graph, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order, key)
     return check_pairs(graph, state, pairs, layer_or_model, inputs, forward, seed=seed)
 
 

@@ -22,6 +22,7 @@ def from_torch(
     layer_or_model: Any,
     mapping: Mapped | None = None,
     *,
+    key: str | None = None,
     flatten_order: FlattenOrder = "channels_first",
 ) -> Any:
     """Put the weights of a `torch.nn` module into a Keras layer or model of the same form.
@@ -44,13 +45,15 @@ def from_torch(
 
     Args:
         module_or_state_dict: a `torch.nn.Module`; its state dict, of torch tensors or NumPy
-            arrays; or the path of a `.safetensors`, `.npz`, `.pt` or `.pth` file. PyTorch need not
-            be installed for arrays, `.safetensors` and `.npz`. Of a module, settings such as
-            strides and epsilon are compared too; a state dict does not hold them.
+            arrays; or the path of a `.safetensors`, `.npz`, `.pt`, `.pth` or `.ckpt` file. PyTorch
+            need not be installed for arrays, `.safetensors` and `.npz`. Of a module, settings such
+            as strides and epsilon are compared too; a state dict does not hold them.
         layer_or_model: a built Keras layer, or a functional or Sequential model. It is changed.
         mapping: settles what is ambiguous: torch prefixes, with the path of the Keras layer
             (`"block/conv"`, or `"conv"` alone where no other ends so). For a recurrent module of
             several layers a list of Keras layers.
+        key: where the state dict is in a checkpoint that holds several: the name of an entry, a
+            prefix of the tensors' names, or both, as in `"state_dict.model"`.
         flatten_order: how the PyTorch code flattens the output of convolutions:
             `"channels_first"`, as it comes, or `"channels_last"`, if it moves the filters last
             before, so that no weight is permuted.
@@ -64,7 +67,7 @@ def from_torch(
             that differ; for weights that are no floating-point numbers, NaN or infinite, or
             that would lose digits in the Keras variable's dtype.
     """
-    _, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order)
+    _, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order, key)
     values = keras_values(pairs, state)
     check_settings(pairs, state)
     for variable, value in values:
@@ -77,6 +80,7 @@ def to_torch(
     module_or_state_dict: Any = None,
     mapping: Mapped | None = None,
     *,
+    key: str | None = None,
     flatten_order: FlattenOrder = "channels_first",
 ) -> Any:
     """Put the weights of a Keras layer or model into a `torch.nn` module, or a state dict.
@@ -97,6 +101,7 @@ def to_torch(
             path of a file of one) whose names, order and dtypes to take; or None, for names made
             of the Keras layers' own: `"block.conv.weight"`.
         mapping: as in `from_torch`.
+        key: as in `from_torch`; what it chooses is what is returned.
         flatten_order: as in `from_torch`.
 
     Returns:
@@ -115,7 +120,7 @@ def to_torch(
         check_choice("to_torch", "flatten_order", flatten_order, FLATTEN_ORDERS)
         graph = read_graph(layer_or_model, flatten_order)
         return _as_tensors(named_state_dict(graph))
-    _, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order)
+    _, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order, key)
     check_settings(pairs, state)
     values: dict[str, np.ndarray] = {}
     for pair in pairs:
@@ -127,16 +132,20 @@ def to_torch(
         new[name] = _like(name, value, state)
     if state.module is None:  # ties stay ties
         return {name: new.get(ties.get(name, name), value) for name, value in new.items()}
-    _load(state.module, new)
+    load_checked(state.module, new)
     return state.module
 
 
 def plan(
-    module_or_state_dict: Any, layer_or_model: Any, mapping: Mapped | None, flatten_order: str
+    module_or_state_dict: Any,
+    layer_or_model: Any,
+    mapping: Mapped | None,
+    flatten_order: str,
+    key: str | None = None,
 ) -> tuple[Graph, StateDict, list[Pair]]:
     """Read both sides and pair their layers; nothing is changed."""
     check_choice("porting", "flatten_order", flatten_order, FLATTEN_ORDERS)
-    state = read_state_dict(module_or_state_dict)
+    state = read_state_dict(module_or_state_dict, key)
     graph = read_graph(layer_or_model, flatten_order)
     return graph, state, match(graph.layers, state, mapping)
 
@@ -287,7 +296,7 @@ def _equal(a: Any, b: Any) -> bool:
     return bool((a == b).all())
 
 
-def _load(module: Any, new: Mapping[str, Any]) -> None:
+def load_checked(module: Any, new: Mapping[str, Any]) -> None:
     """As `load_state_dict`; what shares memory in part must come out as it was put in."""
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.load_state_dict(new, strict=True)
@@ -296,9 +305,8 @@ def _load(module: Any, new: Mapping[str, Any]) -> None:
     if wrong:
         module.load_state_dict(before, strict=True)
         raise PortingError(
-            f"porting: {', '.join(wrong)} share memory with others in PyTorch, transposed or in "
-            "part, and their Keras layers hold different values. Nothing was changed. Untie them "
-            "in PyTorch."
+            f"porting: {', '.join(wrong)} share memory with others in PyTorch, and are to hold "
+            "other values than those. Nothing was changed. Untie them in PyTorch."
         )
 
 

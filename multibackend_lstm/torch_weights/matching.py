@@ -151,6 +151,7 @@ class _Matching:
         self.layers, self.parts, self.state = layers, parts, state
         self.found: dict[int, Part] = {}
         self._modules = state.modules
+        self._common = _common_prefix(parts)
 
     def check_supported(self, part: Part) -> None:
         """Raise for a module that no Keras layer can stand for."""
@@ -179,7 +180,8 @@ class _Matching:
     def by_mapping(self, mapping: Mapped) -> None:
         """What the caller says."""
         for prefix, given in mapping.items():
-            parts = [part for part in self.parts if prefix in _prefixes(part)]
+            accepted = {prefix, f"{self._common}{prefix}"}
+            parts = [part for part in self.parts if accepted & set(_prefixes(part))]
             if not parts:
                 prefixes = ", ".join(repr(p) for p in dict.fromkeys(p.prefix for p in self.parts))
                 raise MappingError(
@@ -212,6 +214,8 @@ class _Matching:
         """Equal names, if all are equal."""
         names = {layer.path.replace("/", "."): i for i, layer in self._free_layers()}
         parts = {part.prefix: part for part in self._free_parts()}
+        if self._common and names.keys() != parts.keys():
+            parts = {prefix.removeprefix(self._common): x for prefix, x in parts.items()}
         if names.keys() == parts.keys() and len(parts) == len(self._free_parts()):
             pairs = {i: parts[name] for name, i in names.items()}
             if all(self._fits(part, self.layers[i]) for i, part in pairs.items()):
@@ -396,6 +400,13 @@ def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def _prefixes(part: Part) -> list[str]:
     return [part.prefix, *(each.prefix for each in part.tied)]
+
+
+def _common_prefix(parts: Sequence[Part]) -> str:
+    """What all names begin with: "model." of Lightning, "module." of DataParallel."""
+    names = [part.prefix.split(".")[:-1] for part in parts]
+    shared = itertools.takewhile(lambda pieces: len(set(pieces)) == 1, zip(*names, strict=False))
+    return "".join(f"{pieces[0]}." for pieces in shared)
 
 
 def _by_number(parts: list[Part]) -> list[Part] | None:

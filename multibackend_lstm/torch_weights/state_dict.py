@@ -10,7 +10,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ from multibackend_lstm.torch_weights.errors import (
 )
 from multibackend_lstm.torch_weights.stored_forms import Sources, used_form
 
+#: Of files that are written, and, with `.ckpt`, read.
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+READ_SUFFIXES = (*SUFFIXES, ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,14 @@ class StateDict:
         return {name: root for name, root in roots.items() if root != name}
 
 
-def read_state_dict(source: Any) -> StateDict:
+def read_state_dict(source: Any, key: str | None = None) -> StateDict:
     """The tensors of a `torch.nn.Module`, a state dict or a file.
+
+    Args:
+        source: one of these. A training checkpoint, a dict or file that holds one state dict
+            besides other things, stands for that.
+        key: where in a dict or file the state dict is: the name of an entry, a prefix of the
+            tensors' names, or both (`"state_dict.model"`).
 
     Raises:
         PortingError: if it is none of these.
@@ -92,7 +100,7 @@ def read_state_dict(source: Any) -> StateDict:
             damaged or unsafe.
     """
     if isinstance(source, (str, Path)):
-        return _read_file(Path(source))
+        return _read_file(Path(source), key)
     if isinstance(source, keras.layers.Layer):
         raise PortingError(
             f"porting: expected a torch module or its state dict. Received the Keras layer "
@@ -102,22 +110,69 @@ def read_state_dict(source: Any) -> StateDict:
     torch = sys.modules.get("torch")
     module = None
     if torch is not None and isinstance(source, torch.nn.Module):
+        if key is not None:
+            raise PortingError(
+                "porting: `key` chooses from a checkpoint. Of a module give the part itself, such "
+                f"as module.{key}. Received key={key!r} and a {type(source).__name__}."
+            )
         module, source = source, source.state_dict()
     if not isinstance(source, Mapping):
         raise PortingError(
             "porting: expected a torch module, a state dict (a mapping of names to arrays), or the "
-            f"path of a {', '.join(SUFFIXES)} file. Received an object of type "
+            f"path of a {', '.join(READ_SUFFIXES)} file. Received an object of type "
             f"{type(source).__module__}.{type(source).__name__}."
         )
-    nested = [name for name, value in source.items() if isinstance(value, Mapping)]
-    if nested:
-        raise PortingError(
-            "porting: a state dict holds arrays. This one holds further dicts, "
-            f"{', '.join(map(repr, nested))}, as training checkpoints do: pass the one that holds "
-            f"the weights, such as checkpoint[{nested[0]!r}]."
-        )
+    source = _at(source, key) if key else _only_state_dict(source)
     tensors = {str(name): _array(name, value) for name, value in source.items()}
     return StateDict(dict(source), tensors, module=module)
+
+
+def _only_state_dict(source: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """A state dict itself, or the only one that a checkpoint holds."""
+    nested = [name for name, value in source.items() if isinstance(value, Mapping)]
+    if not nested:
+        return source
+    weights = [name for name, x in source.items() if _is_tensor(x) and len(x.shape)]
+    states = [
+        name for name in nested if source[name] and all(map(_is_tensor, source[name].values()))
+    ]
+    if len(states) == 1 and not weights:
+        return dict(source[states[0]])
+    raise PortingError(
+        "porting: a state dict holds arrays. This one holds further dicts, "
+        f"{', '.join(map(repr, nested))}, as training checkpoints do: choose the one that holds "
+        f"the weights by `key` (--key), such as key={str((states or nested)[0])!r}."
+    )
+
+
+def _at(source: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
+    """What a key chooses: an entry, the tensors of a prefix, or those of a prefix in an entry."""
+    rest, found = key, source
+    while rest:
+        entries = [name for name, value in found.items() if isinstance(value, Mapping)]
+        inner = [name for name in entries if f"{rest}.".startswith(f"{name}.")]
+        if inner:
+            name = max(inner, key=lambda each: len(str(each)))
+            found, rest = found[name], rest[len(str(name)) + 1 :]
+            continue
+        prefix = f"{rest}."
+        chosen = {
+            str(name).removeprefix(prefix): value
+            for name, value in found.items()
+            if str(name).startswith(prefix)
+        }
+        if not chosen:
+            there = entries or list(dict.fromkeys(str(name).split(".")[0] for name in found))
+            raise PortingError(
+                f"porting: `key` must name a dict in the checkpoint, or a prefix of the names of "
+                f"its tensors. Received {key!r}, and there are: {', '.join(map(repr, there))}."
+            )
+        return chosen
+    return _only_state_dict(found)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or hasattr(value, "detach")
 
 
 def _memory(value: Any) -> Any:
@@ -147,25 +202,25 @@ def _array(name: str, value: Any) -> np.ndarray:
     return array.astype("float32") if array.dtype.name == "bfloat16" else array
 
 
-def _read_file(path: Path) -> StateDict:
-    readers = {
-        ".safetensors": _read_safetensors,
-        ".npz": _read_npz,
-        ".pt": _read_pt,
-        ".pth": _read_pt,
-    }
-    if path.suffix not in readers:
+def _read_file(path: Path, key: str | None) -> StateDict:
+    if path.suffix not in READ_SUFFIXES:
         raise PortingError(
-            f"porting: weights are read from {', '.join(SUFFIXES)} files. Received {path}."
+            f"porting: weights are read from {', '.join(READ_SUFFIXES)} files. Received {path}."
         )
     try:
         check_file(path)
-        return readers[path.suffix](path)
+        # The format sorts by dtype and name.
+        ordered = path.suffix != ".safetensors"
+        if path.suffix == ".npz":
+            loaded: Mapping[Any, Any] = read_arrays(path)
+        else:
+            loaded = _read_pt(path) if ordered else _read_safetensors(path)
     except (FileNotFoundError, ModelFileError) as error:
         raise WeightFileError(f"porting: {error}") from error
+    return replace(read_state_dict(loaded, key), ordered=ordered)
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     safetensors = _safetensors()
     with refusing(path, "is no whole safetensors file"):
         check_safetensors_header(path)
@@ -190,8 +245,7 @@ def _read_safetensors(path: Path) -> StateDict:
             values = (values.astype("<u4") << 16).view("<f4")
         tensors[name] = values
     _add_tied(tensors, path)
-    # The format sorts by dtype and name.
-    return StateDict(tensors, tensors, ordered=False)
+    return tensors
 
 
 def _add_tied(tensors: dict[str, np.ndarray], path: Path) -> None:
@@ -212,12 +266,7 @@ def _add_tied(tensors: dict[str, np.ndarray], path: Path) -> None:
         )
 
 
-def _read_npz(path: Path) -> StateDict:
-    tensors = read_arrays(path)
-    return StateDict(tensors, tensors)
-
-
-def _read_pt(path: Path) -> StateDict:
+def _read_pt(path: Path) -> Any:
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -237,7 +286,7 @@ def _read_pt(path: Path) -> StateDict:
                 "the module."
             ) from error
         check_expansion(_size(loaded, torch), path.stat().st_size, "what it holds")
-    return read_state_dict(loaded)
+    return loaded
 
 
 def _size(loaded: Any, torch: Any) -> int:
