@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from multibackend_lstm.agreement.comparison import compare
+from multibackend_lstm.agreement.comparison import DISAGREES, compare
 from multibackend_lstm.agreement.report import Report, TargetResult, findings_of
 from multibackend_lstm.environment import install_command, versions
 from multibackend_lstm.layers.wrapping import sublayers
@@ -145,6 +145,15 @@ def check_pairs(
             truth, floor = perturbed_runs(run, module, arrays, dtype, _TWINS)
             _compare(result, "model", dtype, ours, truth, floor, pairs, state)
     report.findings += findings_of(report)
+    wrong = [f for f in report.findings if f.verdict == DISAGREES]
+    if wrong and all((f.path or "").split("/")[0] == "model" for f in wrong):
+        first = wrong[0]
+        hint = (
+            "Each layer alone agrees, so that weights are right, and how layers are joined or the "
+            "module is called is not: see `forward` and `flatten_order`"
+        )
+        at = report.findings.index(first)
+        report.findings[at] = replace(first, message=f"{first.message}. {hint}")
     return report
 
 

@@ -14,12 +14,14 @@ from multibackend_lstm.agreement.report import TargetResult
 from multibackend_lstm.backends import Refused
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.runtimes import backend_runtime
+from multibackend_lstm.runtimes.loading import cause
 from multibackend_lstm.runtimes.noise_floor import (
     FLOAT64_ROUNDING,
     ROUNDING,
     NoiseFloor,
     perturbed,
 )
+from multibackend_lstm.torch_weights.errors import PortingError
 from multibackend_lstm.torch_weights.graph import Graph
 from multibackend_lstm.torch_weights.state_dict import StateDict
 from multibackend_lstm.torch_weights.stored_forms import split_projections
@@ -155,11 +157,49 @@ def of_module(
     module = _without_weight_norm(state).eval()
 
     def run(module: Any, arrays: list[np.ndarray], factors: Factors | None) -> Values:
-        if forward is None:
-            return run_torch(module, lambda *xs: _called(module, graph, xs), arrays, factors)
-        return run_torch(module, lambda *xs: forward(module, *xs), arrays, factors)
+        def call(*xs: Any) -> Any:
+            try:
+                outputs = _called(module, graph, xs) if forward is None else forward(module, *xs)
+            except Exception as error:  # whatever a module raises that gets other axes
+                what = (
+                    f"`{type(module).__name__}`, called as the Keras model is,"
+                    if (forward is None)
+                    else "`forward`"
+                )
+                raise PortingError(
+                    f"porting: {what} failed on inputs of {_shapes(xs)}: {cause(error)}. "
+                    + _FORWARD
+                ) from error
+            return _checked(outputs)
+
+        return run_torch(module, call, arrays, factors)
 
     return module, run
+
+
+_FORWARD = (
+    "Give `forward` (on the command line --forward), which calls the module on tensors as Keras "
+    "takes them, and returns what Keras does: "
+    "forward=lambda module, x: module(x.transpose(0, 1))[0]."
+)
+
+
+def _shapes(xs: Sequence[Any]) -> str:
+    return " and ".join(f"shape {tuple(x.shape)}" for x in xs)
+
+
+def _checked(outputs: Any) -> Any:
+    """The outputs, if they are tensors of floating-point numbers."""
+    import torch
+
+    for each in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
+        if not isinstance(each, torch.Tensor) or not each.is_floating_point():
+            found = each.dtype if isinstance(each, torch.Tensor) else type(each).__name__
+            raise PortingError(
+                f"porting: the module returns a {type(outputs).__name__} with a {found}, where "
+                f"outputs are tensors of floating-point numbers, one for each of Keras. {_FORWARD}"
+            )
+    return outputs
 
 
 def _without_weight_norm(state: StateDict) -> Any:

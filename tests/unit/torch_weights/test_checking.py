@@ -134,6 +134,61 @@ def test_forward_says_how_to_call_the_module():
         check_port(module, model, forward=lambda m, x: m(x)[:, 0])
 
 
+class TimeFirst(nn.Module):
+    """(time, batch, features), with the states beside the outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 4)
+
+    def forward(self, x):
+        return self.rnn(x)
+
+
+class ChannelsFirst(nn.Module):
+    """A linear layer before the convolution, so that the axes cannot be told."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 3, 2)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.conv(self.fc(x.movedim(1, 2)).movedim(2, 1))
+
+
+def test_a_wrong_call_names_forward():
+    module = TimeFirst().eval()
+    model = keras.Sequential([keras.Input((7, 4)), LSTM(4, return_sequences=True)])
+    from_torch(module, model)
+    with pytest.raises(DisagreementError, match=r"Each layer alone agrees.*see `forward`"):
+        check_port(module, model).raise_if_disagrees()
+    with pytest.raises(PortingError, match=r"returns a tuple with a tuple.*Give `forward`.*\[0\]"):
+        check_port(module, model, forward=lambda m, x: m(x))
+
+    def forward(module, x):
+        return module(x.transpose(0, 1))[0].transpose(0, 1)
+
+    check_port(module, model, forward=forward).raise_if_disagrees()
+    with pytest.raises(
+        PortingError, match=r"`forward` failed on inputs of shape \(3, 7, 4\): shape"
+    ):
+        check_port(module, model, forward=lambda m, x: m(x.reshape(-1, 5)))
+
+    module = ChannelsFirst().eval()
+    inputs = keras.Input((7, 4))
+    hidden = layers.Dense(4)(inputs)
+    model = keras.Model(inputs, layers.Conv1D(3, 2)(hidden))
+    from_torch(module, model)
+    with pytest.raises(
+        PortingError, match=r"`ChannelsFirst`, called as the Keras model is, failed"
+    ):
+        check_port(module, model)
+    check_port(
+        module, model, forward=lambda m, x: m(x.movedim(2, 1)).movedim(1, 2)
+    ).raise_if_disagrees()
+
+
 def test_nan_would_agree_with_anything():
     module, model = net(), keras_net()
     from_torch(module, model)
