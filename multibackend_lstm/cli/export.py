@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Fix the number of time steps. Default: as the model has it, or free.",
 )
+@click.option(
+    "--opset",
+    type=click.IntRange(min=1),
+    help="Version of ONNX's operators, for --format onnx. Default: the exporter's own choice.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an artefact at --out.")
 @click.option(
     "--timeout",
@@ -62,6 +67,7 @@ def export(
     backend: str | None,
     batch: int | None,
     time: int | None,
+    opset: int | None,
     overwrite: bool,
     timeout: float,
     as_json: bool,
@@ -98,7 +104,7 @@ def export(
                 report = check_artefact(model, out, format, **options)
             else:
                 report = export_model(
-                    model, out, format, check=check, overwrite=overwrite, **options
+                    model, out, format, opset=opset, check=check, overwrite=overwrite, **options
                 )
     except ExportError as error:
         report = error.report

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +52,23 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="How the PyTorch code flattens the output of convolutions: as it comes, or with the "
     "filters moved last before.",
 )
+@click.option(
+    "--key",
+    help="Where the weights are in a checkpoint that holds several: the name of an entry, a prefix "
+    'of the tensors\' names, or both: "ema", "state_dict.model".',
+)
+@click.option(
+    "--module",
+    metavar="PACKAGE.MODULE:FUNCTION",
+    help="A function that builds the torch module. It is imported and called, and the whole model "
+    "is compared with the module, whose settings and ties are known then.",
+)
+@click.option(
+    "--forward",
+    metavar="PACKAGE.MODULE:FUNCTION",
+    help="With --module: a function of the module and tensors as Keras takes them, that returns "
+    "what Keras does. Default: the module is called, with its axes moved where that follows.",
+)
 @backend_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def port(
@@ -59,6 +78,9 @@ def port(
     like: Path | None,
     mapping: Path | None,
     flatten_order: str,
+    key: str | None,
+    module: str | None,
+    forward: str | None,
     backend: str | None,
     as_json: bool,
 ) -> None:
@@ -68,8 +90,9 @@ def port(
     port weights.safetensors model.keras --out ported.keras
     port model.keras --out weights.safetensors
 
-    SOURCE is a .safetensors, .npz or .pt file and MODEL the Keras model of the same form; or
-    SOURCE is a .keras file alone. Neither is changed, and none of their code is run. Where PyTorch
+    SOURCE is a .safetensors, .npz, .pt or .ckpt file and MODEL the Keras model of the same form; or
+    SOURCE is a .keras file alone. Neither is changed, and none of their code is run (of --module
+    and --forward it is). Where PyTorch
     is installed, every layer is compared with a torch.nn module on random input, forward and in
     its gradients, before anything is written.
 
@@ -78,7 +101,8 @@ def port(
     what reads the file, is not installed.
     """
     to_keras = model is not None
-    _check_paths(source, model, out, like, mapping)
+    _check_paths(source, model, out, like, mapping, module)
+    _check_module(module, forward, like, key, model)
     chosen = environment.choose_backend(backend)
     if find_spec("torch") is not None:
         import torch  # noqa: F401  (before TensorFlow, which some builds of both need)
@@ -93,13 +117,15 @@ def port(
     )
 
     options = {"mapping": _mapping(mapping), "flatten_order": flatten_order}
+    if module is not None:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             if model is not None:
-                rows, check = _to_keras(source, model, out, options)
+                rows, check = _to_keras(source, model, out, options, key, module, forward)
             else:
-                rows, check = _to_torch(source, like, out, options)
+                rows, check = _to_torch(source, like, out, options, key, module, forward)
     except (MappingError, MissingPackageError, WeightFileError):
         raise
     except PortingError as error:
@@ -128,9 +154,15 @@ def port(
 
 
 def _check_paths(
-    source: Path, model: Path | None, out: Path, like: Path | None, mapping: Path | None
+    source: Path,
+    model: Path | None,
+    out: Path,
+    like: Path | None,
+    mapping: Path | None,
+    module: str | None,
 ) -> None:
     weights = (".safetensors", ".npz", ".pt", ".pth")
+    read = (*weights, ".ckpt")
     if model is None and source.suffix != ".keras":
         raise click.UsageError(
             f"a .keras file is needed: `port {source} MODEL.keras --out {out}` to Keras, or "
@@ -139,20 +171,35 @@ def _check_paths(
     wanted = (".keras",) if model is not None else weights
     if out.suffix not in wanted:
         raise click.UsageError(f"--out must end in {' or '.join(wanted)}. Received {out}.")
-    if model is not None and (model.suffix != ".keras" or source.suffix not in weights):
+    if model is not None and (model.suffix != ".keras" or source.suffix not in read):
         raise click.UsageError(
-            f"SOURCE must end in {' or '.join(weights)}, and MODEL in .keras. Received {source} "
+            f"SOURCE must end in {' or '.join(read)}, and MODEL in .keras. Received {source} "
             f"and {model}."
         )
     if like is not None and model is not None:
         raise click.UsageError("--like is for the way to PyTorch: `port MODEL.keras --like FILE`.")
-    if mapping is not None and model is None and like is None:
+    if mapping is not None and model is None and like is None and module is None:
         raise click.UsageError(
-            "--mapping says which names in PyTorch to take, so that it needs them: add --like FILE."
+            "--mapping says which names in PyTorch to take, so that it needs them: add --like FILE "
+            "or --module."
         )
     for given in (source, model, like):
         if given is not None and out.exists() and out.samefile(given):
             raise click.UsageError(f"--out must not be an input file. Received {out} for both.")
+
+
+def _check_module(
+    module: str | None, forward: str | None, like: Path | None, key: str | None, model: Path | None
+) -> None:
+    for option, name in (("--module", module), ("--forward", forward)):
+        if name is not None and not all(name.partition(":")):
+            raise click.UsageError(f"{option} must be PACKAGE.MODULE:FUNCTION. Received {name}.")
+    if forward is not None and module is None:
+        raise click.UsageError("--forward calls the module, so that it needs --module.")
+    if like is not None and module is not None:
+        raise click.UsageError("--like and --module both say which names to take: give one.")
+    if key is not None and model is None and like is None:
+        raise click.UsageError("--key chooses in the weights that are read: give --like FILE.")
 
 
 def _mapping(path: Path | None) -> dict[str, Any] | None:
@@ -175,15 +222,26 @@ def _mapping(path: Path | None) -> dict[str, Any] | None:
 
 
 def _to_keras(
-    source: Path, model: Path, out: Path, options: dict[str, Any]
+    source: Path,
+    model: Path,
+    out: Path,
+    options: dict[str, Any],
+    key: str | None,
+    module: str | None,
+    forward: str | None,
 ) -> tuple[list[dict[str, Any]], Report | None]:
     from multibackend_lstm.runtimes.loading import load_keras_model
     from multibackend_lstm.torch_weights.conversion import from_torch, plan
 
     loaded = load_keras_model(model)
-    from_torch(source, loaded, **options)
-    graph, state, pairs = plan(source, loaded, **options)
-    check = _check(graph, state, pairs, loaded)
+    given: Any = source
+    if module is not None:
+        from multibackend_lstm.torch_weights.modules import built_module, load
+
+        given, key = load(built_module(module), source, key), None
+    from_torch(given, loaded, key=key, **options)
+    graph, state, pairs = plan(given, loaded, key=key, **options)
+    check = _check(graph, state, pairs, loaded, forward)
     if check is None or check.agrees:
         with replacing(out) as temporary:
             loaded.save(temporary)
@@ -191,23 +249,36 @@ def _to_keras(
 
 
 def _to_torch(
-    source: Path, like: Path | None, out: Path, options: dict[str, Any]
+    source: Path,
+    like: Path | None,
+    out: Path,
+    options: dict[str, Any],
+    key: str | None,
+    module: str | None,
+    forward: str | None,
 ) -> tuple[list[dict[str, Any]], Report | None]:
     from multibackend_lstm.runtimes.loading import load_keras_model
     from multibackend_lstm.torch_weights.conversion import plan, to_torch
     from multibackend_lstm.torch_weights.state_dict import write_state_dict
 
     loaded = load_keras_model(source)
-    new = to_torch(loaded, like, **options)
+    target: Any = like
+    if module is not None:
+        from multibackend_lstm.torch_weights.modules import built_module
+
+        target = built_module(module)
+    new = to_torch(loaded, target, key=key, **options)
     graph, state, pairs = plan(new, loaded, **options)
-    check = _check(graph, state, pairs, loaded)
+    check = _check(graph, state, pairs, loaded, forward)
     if check is None or check.agrees:
         with replacing(out) as temporary:
-            write_state_dict(new, temporary)
+            write_state_dict(new if module is None else new.state_dict(), temporary)
     return _rows(pairs), check
 
 
-def _check(graph: Any, state: Any, pairs: Any, model: keras.Model) -> Report | None:
+def _check(
+    graph: Any, state: Any, pairs: Any, model: keras.Model, forward: str | None
+) -> Report | None:
     """The comparison with PyTorch; None where it is not installed."""
     if find_spec("torch") is None:
         return None
@@ -217,7 +288,10 @@ def _check(graph: Any, state: Any, pairs: Any, model: keras.Model) -> Report | N
 
     # Each layer is a function of its own, which TensorFlow would warn of.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    return check_pairs(graph, state, pairs, model)
+    from multibackend_lstm.runtimes.imports import imported
+
+    call = None if forward is None else imported(forward)
+    return check_pairs(graph, state, pairs, model, forward=call)
 
 
 def _rows(pairs: Any) -> list[dict[str, Any]]:

@@ -11,8 +11,10 @@ import numpy as np
 from keras import ops
 
 import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
-from multibackend_lstm.export.exporters import EXPORTERS, Spec, settle
+from multibackend_lstm.export.exporters import EXPORTERS, Request, Spec, settle
+from multibackend_lstm.export.labels import metadata, output_names
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.artefacts import portable
 from multibackend_lstm.runtimes.errors import InputError
 from multibackend_lstm.runtimes.execution import describe
 from multibackend_lstm.runtimes.loading import load_keras_model
@@ -22,7 +24,8 @@ from multibackend_lstm.runtimes.runtime import Answer, Runtime, first_line
 class Exporter(Runtime):
     """Exports from the backend that `KERAS_BACKEND` names.
 
-    {"do": "export", "model", "format", "artefact", "batch", "time"} -> {"exported"}
+    {"do": "export", "model", "format", "artefact", "batch", "time", "opset", "model_sha256"} ->
+    {"exported"}
     """
 
     parts = ()
@@ -50,6 +53,8 @@ def _export(
     artefact: str | None,
     batch: int | None,
     time: int | None,
+    opset: int | None,
+    model_sha256: str | None,
 ) -> None:
     """Export a model, or only describe its inputs where there is no artefact to write.
 
@@ -67,7 +72,10 @@ def _export(
         ]
         if artefact is not None:
             settle(loaded, specs)
-            EXPORTERS[format, keras.backend.backend()](loaded, specs, artefact)
+            outputs = output_names(loaded, [spec["name"] for spec in specs])
+            about = metadata(specs, outputs, model_sha256)
+            request = Request(specs, outputs, artefact, opset, about)
+            EXPORTERS[format, keras.backend.backend()](loaded, request)
     except ModelError as error:
         exported["refused"] = str(error)
     except InputError:
@@ -104,6 +112,13 @@ def _load(path: str) -> keras.Model:
 def _specs(model: keras.Model, batch: int | None, time: int | None) -> list[Spec]:
     """Name, shape and dtype of each input, with the sizes asked for."""
     specs = describe(model)["inputs"]
+    for spec in specs:
+        spec["name"] = portable(spec["name"])
+    if len({spec["name"] for spec in specs}) < len(specs):
+        raise ModelError(
+            "two inputs have names that differ only in what no format can hold: "
+            + ", ".join(repr(x.name) for x in model.inputs)
+        )
     for axis, size, option in ((0, batch, "batch"), (1, time, "time")):
         if size is None:
             continue

@@ -1,8 +1,10 @@
 """The exporters: from a model on the running backend to an artefact."""
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,12 @@ from keras import ops, tree
 
 from multibackend_lstm import backends
 from multibackend_lstm.agreement.case import draw_inputs
+from multibackend_lstm.export.labels import (
+    METADATA_FILE,
+    label_onnx,
+    label_openvino,
+    label_saved_model,
+)
 from multibackend_lstm.layers import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
 from multibackend_lstm.layers.recurrent import Recurrent
 from multibackend_lstm.layers.wrapping import sublayers
@@ -21,6 +29,25 @@ TRACED_BATCH, TRACED_TIME = 2, 3
 
 #: Name, shape (None for a free axis), dtype and categories of an input.
 Spec = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an exporter is asked for.
+
+    Attributes:
+        specs: of the inputs, in flat order.
+        outputs: names of the outputs, in flat order.
+        path: of the artefact.
+        opset: version of ONNX's operators; None for the exporter's own choice.
+        about: the metadata.
+    """
+
+    specs: list[Spec]
+    outputs: list[str]
+    path: str
+    opset: int | None
+    about: Mapping[str, str]
 
 
 def sized(specs: list[Spec], batch: int, time: int) -> list[Spec]:
@@ -70,10 +97,14 @@ def _signature(model: keras.Model, specs: list[Spec]) -> list[Any]:
     return [_packed(model, flat)]
 
 
-def _saved_model(model: keras.Model, specs: list[Spec], path: str) -> None:
+def _saved_model(model: keras.Model, request: Request) -> None:
     model.export(
-        path, format="tf_saved_model", input_signature=_signature(model, specs), verbose=False
+        request.path,
+        format="tf_saved_model",
+        input_signature=_signature(model, request.specs),
+        verbose=False,
     )
+    label_saved_model(request.path, request.about)
 
 
 @contextmanager
@@ -91,20 +122,27 @@ def _portable_graphs(model: keras.Model) -> Iterator[None]:
                 layer.implementation = implementation
 
 
-def _onnx_from_tensorflow(model: keras.Model, specs: list[Spec], path: str) -> None:
-    signature = _signature(model, specs)
+def _onnx_from_tensorflow(model: keras.Model, request: Request) -> None:
+    signature = _signature(model, request.specs)
     with _portable_graphs(model):
-        model.export(path, format="onnx", input_signature=signature, verbose=False)
+        model.export(
+            request.path,
+            format="onnx",
+            input_signature=signature,
+            verbose=False,
+            opset_version=request.opset,
+        )
+    label_onnx(request.path, request.outputs, request.about)
 
 
-def _litert(model: keras.Model, specs: list[Spec], path: str) -> None:
+def _litert(model: keras.Model, request: Request) -> None:
     import tensorflow as tf
 
     with _portable_graphs(model):
         model.export(
-            path,
+            request.path,
             format="litert",
-            input_signature=_signature(model, specs),
+            input_signature=_signature(model, request.specs),
             verbose=False,
             # Without those of TensorFlow, which LiteRT's own package cannot run.
             target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
@@ -177,14 +215,14 @@ def _argsort(graph: Any, x: Any, *arguments: Any) -> Any:
     return graph.op("TopK", x, size, outputs=2, **options)[1]
 
 
-def _onnx_from_torch(model: keras.Model, specs: list[Spec], path: str) -> None:
+def _onnx_from_torch(model: keras.Model, request: Request) -> None:
     import torch
 
+    specs, path, outputs = request.specs, request.path, request.outputs
     _check_time(model, specs)
-    opset = 18
+    opset = request.opset or 18
     torch.onnx.register_custom_op_symbolic("aten::argsort", _argsort, opset)
     names = [spec["name"] for spec in specs]
-    outputs = [f"output_{index}" for index in range(len(model.outputs))]
     free = {
         spec["name"]: {
             axis: ("batch", "time")[axis] for axis, s in enumerate(spec["shape"]) if s is None
@@ -205,11 +243,13 @@ def _onnx_from_torch(model: keras.Model, specs: list[Spec], path: str) -> None:
             output_names=outputs,
             dynamic_axes=free,
         )
+    label_onnx(path, outputs, request.about)
 
 
-def _torch(model: keras.Model, specs: list[Spec], path: str) -> None:
+def _torch(model: keras.Model, request: Request) -> None:
     import torch
 
+    specs = request.specs
     if any(spec["shape"][1:2] == [None] for spec in specs):
         raise NeedsTimeError(
             "torch.export wants the number of time steps of an LSTM, of torch.nn.LSTM too: fix "
@@ -220,34 +260,37 @@ def _torch(model: keras.Model, specs: list[Spec], path: str) -> None:
     program = torch.export.export(
         _flat_module(model), _traced_inputs(specs), dynamic_shapes=[dims], strict=False
     )
-    torch.export.save(program, path)
+    about = {METADATA_FILE: json.dumps(request.about, indent=1)}
+    torch.export.save(program, request.path, extra_files=about)
 
 
-def _save_openvino(source: str, specs: list[Spec], path: str) -> None:
+def _save_openvino(source: str, request: Request) -> None:
     import openvino
 
     model = openvino.convert_model(source)
-    names = [spec["name"] for spec in specs]
-    if len(names) == 1:
-        model.inputs[0].tensor.set_names({names[0]})
-    openvino.save_model(model, path, compress_to_fp16=False)
+    found = [argument.any_name for argument in model.inputs]
+    names = [spec["name"] for spec in request.specs]
+    # From a SavedModel they may come in another order, under their names.
+    ordered = found if sorted(found) == sorted(names) else names
+    label_openvino(model, ordered, request.outputs, request.about)
+    openvino.save_model(model, request.path, compress_to_fp16=False)
 
 
-def _openvino_from_torch(model: keras.Model, specs: list[Spec], path: str) -> None:
-    through = str(Path(path).with_suffix(".through.onnx"))
-    _onnx_from_torch(model, specs, through)
-    _save_openvino(through, specs, path)
+def _openvino_from_torch(model: keras.Model, request: Request) -> None:
+    through = str(Path(request.path).with_suffix(".through.onnx"))
+    _onnx_from_torch(model, replace(request, path=through))
+    _save_openvino(through, request)
     Path(through).unlink()
 
 
-def _openvino_from_tensorflow(model: keras.Model, specs: list[Spec], path: str) -> None:
-    through = str(Path(path).with_suffix(".through"))
-    _saved_model(model, specs, through)
-    _save_openvino(through, specs, path)
+def _openvino_from_tensorflow(model: keras.Model, request: Request) -> None:
+    through = str(Path(request.path).with_suffix(".through"))
+    _saved_model(model, replace(request, path=through))
+    _save_openvino(through, request)
     shutil.rmtree(through)
 
 
-EXPORTERS: dict[tuple[str, str], Callable[[keras.Model, list[Spec], str], None]] = {
+EXPORTERS: dict[tuple[str, str], Callable[[keras.Model, Request], None]] = {
     ("onnx", "torch"): _onnx_from_torch,
     ("onnx", "tensorflow"): _onnx_from_tensorflow,
     ("saved_model", "tensorflow"): _saved_model,

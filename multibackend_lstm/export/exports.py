@@ -1,5 +1,6 @@
 """Export a model, and check that the artefact gives in its own runtime what Keras gives."""
 
+import hashlib
 import json
 import math
 import os
@@ -162,6 +163,7 @@ def export(
     backend: str | None = None,
     batch: int | None = None,
     time: int | None = None,
+    opset: int | None = None,
     check: bool = True,
     overwrite: bool = False,
     timeout: float = 600.0,
@@ -187,6 +189,7 @@ def export(
         backend: the only one to try.
         batch: fixes the batch size. By default it is free.
         time: fixes the number of time steps, where the model leaves it open.
+        opset: version of ONNX's operators, for the format onnx. By default the exporter's own.
         check: whether to run the artefact in its own runtime on random inputs of several batch
             sizes and lengths, masked steps among them where the model has a `Masking`, and to
             compare it with the Keras model as `agreement.check` compares backends. What differs
@@ -208,6 +211,8 @@ def export(
         ExportError: if no backend succeeds. Nothing is written then.
     """
     kind = _format(format)
+    if opset is not None and format != "onnx":
+        raise ValueError(f"`opset` is of the format onnx. Received opset={opset} for {format}.")
     target = Path(path)
     _check_target(target, format, overwrite)
     candidates = _candidates(format, kind, backend)
@@ -221,7 +226,11 @@ def export(
                 artefact = Path(folder, name, target.name)
                 artefact.parent.mkdir()
                 progress(f"exporting on {name}")
-                attempt, batches = _attempt(file, format, artefact, name, batch, time, timeout)
+                request = _request(file, format, batch, time)
+                request |= {"artefact": str(artefact.absolute()), "opset": opset}
+                if isinstance(model, (str, os.PathLike)):
+                    request["model_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+                attempt, batches = _attempt(request, name, timeout)
                 if check and attempt.error is None:
                     progress(f"running it with {kind.runtime}")
                     attempt = _checked(attempt, file, kind, artefact, batches, timeout)
@@ -277,7 +286,7 @@ def check_export(
         _as_file(model, Path(folder, "artefact")) as file,
     ):
         progress(f"loading {file.name} on {name}")
-        attempt, batches = _attempt(file, format, None, name, batch, time, timeout)
+        attempt, batches = _attempt(_request(file, format, batch, time), name, timeout)
         if attempt.error is None:
             progress(f"running {target} with {kind.runtime}")
             attempt = _checked(attempt, file, kind, target, batches, timeout)
@@ -379,28 +388,28 @@ def _as_file(model: Any, target: Path) -> Iterator[Path]:
         yield file
 
 
+def _request(file: Path, format: str, batch: int | None, time: int | None) -> dict[str, Any]:
+    """What the worker is asked for: only to describe the model, without an artefact to write."""
+    return {
+        "do": "export",
+        "model": str(file.absolute()),
+        "format": format,
+        "artefact": None,
+        "batch": batch,
+        "time": time,
+        "opset": None,
+        "model_sha256": None,
+    }
+
+
 def _attempt(
-    file: Path,
-    format: str,
-    artefact: Path | None,
-    backend: str,
-    batch: int | None,
-    time: int | None,
-    timeout: float,
+    request: dict[str, Any], backend: str, timeout: float
 ) -> tuple[Attempt, list[list[np.ndarray]]]:
     """Describe a model on a backend, and export it if there is an artefact to write.
 
     Returns:
         The attempt without its comparisons, and inputs of several sizes to compare it on.
     """
-    request = {
-        "do": "export",
-        "model": str(file.absolute()),
-        "format": format,
-        "artefact": None if artefact is None else str(artefact.absolute()),
-        "batch": batch,
-        "time": time,
-    }
     try:
         worker = Worker(Target(backend), None, "default", timeout, runtime=_EXPORTER)
         try:
@@ -412,7 +421,7 @@ def _attempt(
             raise ModelFileError(error.refusal) from error
         return Attempt(backend, f"{backend}: {error}"), []
     if "refused" in answer:
-        return Attempt(backend, f"{file}: {answer['refused']}"), []
+        return Attempt(backend, f"{request['model']}: {answer['refused']}"), []
     specs = answer.get("inputs", [])
     inputs = tuple({key: spec[key] for key in ("name", "shape", "dtype")} for spec in specs)
     attempt = Attempt(backend, answer["error"], inputs)

@@ -1,7 +1,7 @@
 """Artefacts in their own engines: nothing of Keras or this package's layers runs here."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -10,18 +10,26 @@ import numpy as np
 from multibackend_lstm.runtimes.runtime import InferenceRuntime
 
 
+def portable(name: str) -> str:
+    """A name of an input or output as every format can have it: `"my input"` is `"my_input"`."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", name)
+
+
 def _in_order(names: Sequence[str], found: Sequence[str]) -> list[int]:
     """The place in `names` of each input found: by its name, or by its place if names differ."""
-    if sorted(names) == sorted(found):
-        return [names.index(name) for name in found]
+    for known in (list(names), [portable(name) for name in names]):
+        if sorted(known) == sorted(found):
+            return [known.index(name) for name in found]
     if len(names) != len(found):
         raise ValueError(f"the artefact has the inputs {list(found)}, the model {list(names)}")
     return list(range(len(names)))
 
 
-def _natural(name: str) -> list[Any]:
-    """Sorts `output_10` behind `output_9`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+def _flat(outputs: Mapping[str, Any]) -> list[Any]:
+    """Outputs in Keras's flat order: by number, `output_10` behind `output_9`, or by key."""
+    numbered = all(re.fullmatch(r"output_\d+", name) for name in outputs)
+    order = sorted(outputs, key=lambda name: int(name[7:]) if numbered else name)
+    return [outputs[name] for name in order]
 
 
 def _ready(*packages: str) -> dict[str, Any]:
@@ -78,7 +86,7 @@ class SavedModel(InferenceRuntime):
             for name, place in zip(found, _in_order(names, found), strict=True)
         }
         outputs = self._serve(**given)
-        return [outputs[name].numpy() for name in sorted(outputs, key=_natural)]
+        return [output.numpy() for output in _flat(outputs)]
 
 
 class LiteRT(InferenceRuntime):
@@ -99,7 +107,7 @@ class LiteRT(InferenceRuntime):
         found = list(runner.get_input_details())
         order = _in_order(names, found)
         outputs = runner(**{name: inputs[place] for name, place in zip(found, order, strict=True)})
-        return [outputs[name] for name in sorted(outputs, key=_natural)]
+        return _flat(outputs)
 
 
 class OpenVINOModel(InferenceRuntime):

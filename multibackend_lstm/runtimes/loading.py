@@ -79,6 +79,9 @@ def cause(error: BaseException) -> str:
     # Keras names the innermost reason last, below the whole configuration of each layer around it.
     for start in ("Exception encountered:", "Example error message for object"):
         message = message.rpartition(start)[2]
+    # What Keras appends: the config, the values of a variable, what Python code can do about it.
+    for end in ("Full object config:", "Target variable:", "If you trust the source"):
+        message = message.partition(end)[0]
     message = message.strip() or type(error).__name__
     message = message.replace(">:\n\n", ">: ")  # the object, then what is wrong with it
     line = " ".join(message.splitlines()[0].split()) if message.splitlines() else message
@@ -169,7 +172,11 @@ def load_keras_model(path: str | os.PathLike[str], *, compile: bool = False) -> 
     try:
         return keras.saving.load_model(path, compile=compile, safe_mode=True)
     except Exception as error:  # whatever a foreign file brings up
-        raise ModelFileError(f"{path} cannot be loaded: {cause(error)}") from error
+        reason = cause(error)
+        remedy = ""
+        if "`Lambda`" in reason:
+            remedy = " `multibackend-lstm migrate` replaces those that it can read without running."
+        raise ModelFileError(f"{path} cannot be loaded: {reason}{remedy}") from error
 
 
 # ---- archives

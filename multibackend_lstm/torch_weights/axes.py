@@ -8,7 +8,7 @@ is another column of the other: Keras's column `position * filters + filter` is 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,12 +31,15 @@ class Axis:
         steps: whether it is the time axis of a `TimeDistributed`, which stays before the filters,
             since PyTorch folds it into the batch.
         order: for each index along the axis in Keras the index in PyTorch; None for the same.
+        moved: whether they are filters whose place in PyTorch is not known any more, since a
+            product of matrices needs them last there too.
     """
 
     size: int | None
     filters: bool = False
     steps: bool = False
     order: tuple[int, ...] | None = None
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def merge(axes: Sequence[Axis]) -> Axis:
     kept = [axis for axis in axes if axis.size != 1]
     if len(kept) == 1:
         return kept[0]
+    if any(axis.moved for axis in kept):
+        raise UnknownOrder("the filters of a convolution are merged behind a product of matrices")
     if any(axis.size is None for axis in kept):
         if any(axis.filters or axis.order for axis in kept):
             raise UnknownOrder(
@@ -100,13 +105,31 @@ def merge(axes: Sequence[Axis]) -> Axis:
 def join(axes: Sequence[Axis]) -> Axis:
     """The axis that concatenating some axes gives."""
     if any(axis.size is None for axis in axes):
+        if any(axis.order for axis in axes):
+            raise UnknownOrder("features in another order are joined with others of unknown number")
         return Axis(None)
     order: list[int] = []
     for axis in axes:
         before = len(order)
         order += (before + index for index in axis.order or range(axis.size or 0))
     ordered = tuple(order) if any(axis.order for axis in axes) else None
-    return Axis(len(order), filters=any(axis.filters for axis in axes), order=ordered)
+    filters, moved = any(axis.filters for axis in axes), any(axis.moved for axis in axes)
+    return Axis(len(order), filters=filters, order=ordered, moved=moved)
+
+
+def same_axes(candidates: Sequence[Sequence[Axis]]) -> list[Axis]:
+    """The axes that several tensors share.
+
+    Raises:
+        UnknownOrder: if their features are in different orders.
+    """
+    found = []
+    for axes in zip(*candidates, strict=True):
+        if len({axis.order for axis in axes}) > 1:
+            raise UnknownOrder("it joins features that PyTorch has in different orders")
+        filters, moved = any(axis.filters for axis in axes), any(axis.moved for axis in axes)
+        found.append(replace(axes[0], filters=filters, moved=moved))
+    return found
 
 
 def reshape(axes: Sequence[Axis], target: Sequence[int | None]) -> list[Axis]:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from multibackend_lstm.agreement.comparison import compare
+from multibackend_lstm.agreement.comparison import DISAGREES, compare
 from multibackend_lstm.agreement.report import Report, TargetResult, findings_of
 from multibackend_lstm.environment import install_command, versions
 from multibackend_lstm.layers.wrapping import sublayers
@@ -28,6 +28,8 @@ from multibackend_lstm.torch_weights.running import (
     run_torch,
 )
 from multibackend_lstm.torch_weights.state_dict import StateDict
+from multibackend_lstm.torch_weights.stored_forms import stack_projections
+from multibackend_lstm.torch_weights.ties import sum_in_keras, sum_in_torch, tied_groups
 
 _BATCH, _STEPS = 3, 9
 _TWINS = 8
@@ -38,6 +40,7 @@ def check_port(
     layer_or_model: Any,
     mapping: Mapped | None = None,
     *,
+    key: str | None = None,
     flatten_order: FlattenOrder = "channels_first",
     inputs: Any = None,
     forward: Callable[..., Any] | None = None,
@@ -59,6 +62,7 @@ def check_port(
         module_or_state_dict: as in `from_torch`.
         layer_or_model: as in `from_torch`.
         mapping: as in `from_torch`.
+        key: as in `from_torch`.
         flatten_order: as in `from_torch`.
         inputs: arrays for the whole model, one an input, as Keras takes them; drawn by default.
         forward: what PyTorch computes for the whole model, from a float64 copy of the module and
@@ -81,7 +85,7 @@ def check_port(
         raise PortingError(
             f"porting: a comparison with PyTorch needs it: {install_command('torch')}"
         ) from error
-    graph, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order)
+    graph, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order, key)
     return check_pairs(graph, state, pairs, layer_or_model, inputs, forward, seed=seed)
 
 
@@ -108,9 +112,18 @@ def check_pairs(
         layers={pair.layer.path: layer_config(pair.layer.layer) for pair in pairs},
     )
     generator = np.random.default_rng(seed)
+    not_in_float64 = {
+        pair.layer.path: pair.layer.rule.not_in_float64
+        for pair in pairs
+        if pair.layer.rule.not_in_float64
+    }
     for dtype, result in zip(dtypes, report.results, strict=True):
         for pair in pairs:
+            if dtype == "float64" and pair.layer.path in not_in_float64:
+                continue
             _check_layer(result, pair, state, dtype, generator)
+        if dtype == "float64" and not_in_float64:
+            result.not_compared |= {**not_in_float64, "model": "a layer is not in float64"}
         if backend != "tensorflow":
             result.not_compared["float64"] = f"Keras does not compute in it on {backend}"
         if state.module is not None and not isinstance(layer_or_model, keras.Model):
@@ -122,14 +135,25 @@ def check_pairs(
         _check_finite(arrays)
         module, run = of_module(graph, state, forward)
         for dtype, result in zip(dtypes, report.results, strict=True):
+            if "model" in result.not_compared:
+                continue
             model, originals = layer_or_model, layer_or_model.weights
             if dtype == "float64":
                 model = _in_float64(layer_or_model)
                 _assign(pairs, originals, model.weights, state)
             ours = of_keras(result, model, originals, arrays)
             truth, floor = perturbed_runs(run, module, arrays, dtype, _TWINS)
-            _compare(result, "model", dtype, ours, truth, floor, pairs)
+            _compare(result, "model", dtype, ours, truth, floor, pairs, state)
     report.findings += findings_of(report)
+    wrong = [f for f in report.findings if f.verdict == DISAGREES]
+    if wrong and all((f.path or "").split("/")[0] == "model" for f in wrong):
+        first = wrong[0]
+        hint = (
+            "Each layer alone agrees, so that weights are right, and how layers are joined or the "
+            "module is called is not: see `forward` and `flatten_order`"
+        )
+        at = report.findings.index(first)
+        report.findings[at] = replace(first, message=f"{first.message}. {hint}")
     return report
 
 
@@ -160,7 +184,7 @@ def _check_layer(
     else:
         x = generator.normal(size=shape).astype("float32")
     inputs = keras.Input(batch_shape=shape, dtype="int32" if x.dtype.kind == "i" else dtype)
-    model = keras.Model(inputs, layer(inputs))
+    model = keras.Model(inputs, found.rule.call_keras(layer, inputs))
     if dtype == "float64":
         _assign([pair], found.layer.weights, layer.weights, state)
     else:
@@ -170,8 +194,10 @@ def _check_layer(
     module, call = found.rule.module_and_call(found.layer, found.inputs)
     module = module.double().eval()
     tensors = pair.short_names(state.tensors)
-    names = {n: part_name(n, None if pair.part.number is None else 0) for n in tensors}
-    wanted = {names[name]: torch.tensor(np.array(value)) for name, value in tensors.items()}
+    number = 0 if found.rule.outputs == "sequence" else None
+    names = {name: part_name(name, number) for name in tensors}
+    stored = stack_projections({names[name]: value for name, value in tensors.items()})
+    wanted = {name: torch.tensor(np.array(value)) for name, value in stored.items()}
     module.load_state_dict({**module.state_dict(), **wanted})
 
     def run(module: Any, arrays: list[np.ndarray], factors: Factors | None) -> Values:
@@ -245,14 +271,20 @@ def _compare(
     truth: Values,
     floor: Floor,
     pairs: Sequence[Pair],
+    state: StateDict | None = None,
 ) -> None:
-    """Judge all tensors of a layer, or of the model."""
+    """Judge all tensors of a layer, or of the model (then with `state`).
+
+    Of weights that are tied on either side, the gradients of all uses are added up.
+    """
     if len(ours.outputs) != len(truth.outputs):
         raise PortingError(
             f"porting: {where} has {len(ours.outputs)} output(s) in Keras and "
             f"{len(truth.outputs)} in PyTorch. Give `forward`, which calls the module and returns "
             "what Keras does."
         )
+
+    tied = [] if state is None else tied_groups(pairs, state)
 
     def judge(kind: str, path: str, values: np.ndarray, of: Callable[[Values], Any]) -> None:
         expected = of(truth)
@@ -278,6 +310,8 @@ def _compare(
             found = ours.gradients.get(id(weight.variable))
             if found is None:  # not trainable
                 continue
+            if any(pair.part.names[name] in group for group in tied for name in weight.shapes):
+                continue  # judged below
 
             def of_weight(values: Values, pair: Pair = pair, weight: Any = weight) -> Any:
                 parts = {n: values.gradients[pair.part.names[n]] for n in weight.shapes}
@@ -285,6 +319,11 @@ def _compare(
 
             path = f"{prefix}/{' and '.join(weight.shapes)}"
             judge("weight gradient", path, found, of_weight)
+    for group in tied:
+        found = sum_in_keras(pairs, group, ours)
+        if found is not None and state is not None:
+            path = f"{where}/{' and '.join(group)}"
+            judge("weight gradient", path, found, sum_in_torch(group, state))
 
 
 def _nth(name: str, index: int) -> Callable[[Values], Any]:

@@ -14,6 +14,7 @@ from multibackend_lstm.torch_weights.errors import MappingError, PortingError
 from multibackend_lstm.torch_weights.graph import Graph, read_graph
 from multibackend_lstm.torch_weights.matching import Mapped, Pair, match, named_parts
 from multibackend_lstm.torch_weights.state_dict import StateDict, read_state_dict
+from multibackend_lstm.torch_weights.stored_forms import stack_projections, stored_form
 
 
 def from_torch(
@@ -21,6 +22,7 @@ def from_torch(
     layer_or_model: Any,
     mapping: Mapped | None = None,
     *,
+    key: str | None = None,
     flatten_order: FlattenOrder = "channels_first",
 ) -> Any:
     """Put the weights of a `torch.nn` module into a Keras layer or model of the same form.
@@ -43,13 +45,15 @@ def from_torch(
 
     Args:
         module_or_state_dict: a `torch.nn.Module`; its state dict, of torch tensors or NumPy
-            arrays; or the path of a `.safetensors`, `.npz`, `.pt` or `.pth` file. PyTorch need not
-            be installed for arrays, `.safetensors` and `.npz`. Of a module, settings such as
-            strides and epsilon are compared too; a state dict does not hold them.
+            arrays; or the path of a `.safetensors`, `.npz`, `.pt`, `.pth` or `.ckpt` file. PyTorch
+            need not be installed for arrays, `.safetensors` and `.npz`. Of a module, settings such
+            as strides and epsilon are compared too; a state dict does not hold them.
         layer_or_model: a built Keras layer, or a functional or Sequential model. It is changed.
         mapping: settles what is ambiguous: torch prefixes, with the path of the Keras layer
             (`"block/conv"`, or `"conv"` alone where no other ends so). For a recurrent module of
             several layers a list of Keras layers.
+        key: where the state dict is in a checkpoint that holds several: the name of an entry, a
+            prefix of the tensors' names, or both, as in `"state_dict.model"`.
         flatten_order: how the PyTorch code flattens the output of convolutions:
             `"channels_first"`, as it comes, or `"channels_last"`, if it moves the filters last
             before, so that no weight is permuted.
@@ -63,7 +67,7 @@ def from_torch(
             that differ; for weights that are no floating-point numbers, NaN or infinite, or
             that would lose digits in the Keras variable's dtype.
     """
-    _, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order)
+    _, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order, key)
     values = keras_values(pairs, state)
     check_settings(pairs, state)
     for variable, value in values:
@@ -76,6 +80,7 @@ def to_torch(
     module_or_state_dict: Any = None,
     mapping: Mapped | None = None,
     *,
+    key: str | None = None,
     flatten_order: FlattenOrder = "channels_first",
 ) -> Any:
     """Put the weights of a Keras layer or model into a `torch.nn` module, or a state dict.
@@ -96,6 +101,7 @@ def to_torch(
             path of a file of one) whose names, order and dtypes to take; or None, for names made
             of the Keras layers' own: `"block.conv.weight"`.
         mapping: as in `from_torch`.
+        key: as in `from_torch`; what it chooses is what is returned.
         flatten_order: as in `from_torch`.
 
     Returns:
@@ -114,24 +120,32 @@ def to_torch(
         check_choice("to_torch", "flatten_order", flatten_order, FLATTEN_ORDERS)
         graph = read_graph(layer_or_model, flatten_order)
         return _as_tensors(named_state_dict(graph))
-    _, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order)
+    _, state, pairs = plan(module_or_state_dict, layer_or_model, mapping, flatten_order, key)
     check_settings(pairs, state)
-    new: dict[str, Any] = dict(state.originals)
+    values: dict[str, np.ndarray] = {}
     for pair in pairs:
-        for name, value in torch_values(pair).items():
-            new[name] = _like(name, value, state)
-    if state.module is None:
-        return new
-    state.module.load_state_dict(new, strict=True)
+        values |= torch_values(pair)
+    ties = state.ties
+    _check_tied(values, ties)
+    new: dict[str, Any] = dict(state.originals)
+    for name, value in stored_form(values, state.stored).items():
+        new[name] = _like(name, value, state)
+    if state.module is None:  # ties stay ties
+        return {name: new.get(ties.get(name, name), value) for name, value in new.items()}
+    load_checked(state.module, new)
     return state.module
 
 
 def plan(
-    module_or_state_dict: Any, layer_or_model: Any, mapping: Mapped | None, flatten_order: str
+    module_or_state_dict: Any,
+    layer_or_model: Any,
+    mapping: Mapped | None,
+    flatten_order: str,
+    key: str | None = None,
 ) -> tuple[Graph, StateDict, list[Pair]]:
     """Read both sides and pair their layers; nothing is changed."""
     check_choice("porting", "flatten_order", flatten_order, FLATTEN_ORDERS)
-    state = read_state_dict(module_or_state_dict)
+    state = read_state_dict(module_or_state_dict, key)
     graph = read_graph(layer_or_model, flatten_order)
     return graph, state, match(graph.layers, state, mapping)
 
@@ -143,16 +157,18 @@ def check_settings(pairs: Sequence[Pair], state: StateDict) -> None:
         PortingError: if a module computes something else than its Keras layer.
     """
     found, assumed = [], []
-    modules = {} if state.module is None else dict(state.module.named_modules())
+    modules = state.modules
     for pair in pairs:
         layer = pair.layer
         if state.module is None:
             assumption = layer.rule.assumption(layer.layer)
             assumed += [f"{layer.path}: {assumption}"] if assumption else []
             continue
-        module = modules[pair.part.prefix]
-        for difference in layer.rule.differences(layer.layer, layer.inputs, module):
-            found.append(f"{pair.part.title} and {layer.path}: {difference}")
+        for part in pair.parts:
+            for difference in layer.rule.differences(
+                layer.layer, layer.inputs, modules[part.prefix]
+            ):
+                found.append(f"{part.title} and {layer.path}: {difference}")
     if found:
         raise PortingError(
             "porting: the weights fit, but the settings differ:\n"
@@ -168,18 +184,25 @@ def check_settings(pairs: Sequence[Pair], state: StateDict) -> None:
 
 
 def keras_values(pairs: Sequence[Pair], state: StateDict) -> list[tuple[Any, np.ndarray]]:
-    """Every Keras variable with its value, checked."""
-    values = []
-    for pair in pairs:
-        tensors = pair.short_names(state.tensors)
+    """Every Keras variable with its value, checked; what is tied in Keras must be equal."""
+    found: dict[int, tuple[Any, np.ndarray, str]] = {}
+    for pair, part in [(each, part) for each in pairs for part in each.parts]:
+        tensors = pair.short_names(state.tensors, part)
         for weight in pair.layer.weights:
             dtype = keras.backend.standardize_dtype(weight.variable.dtype)
             for name in weight.shapes:
-                check_values(pair.part.names[name], tensors[name], dtype, "Keras")
-            value = weight.to_keras(tensors)
+                check_values(part.names[name], tensors[name], dtype, "Keras")
             # NumPy has no bfloat16; assigning casts to it.
-            values.append((weight.variable, value.astype(_numpy_dtype(dtype))))
-    return values
+            value = weight.to_keras(tensors).astype(_numpy_dtype(dtype))
+            names = " and ".join(part.names[name] for name in weight.shapes)
+            first = found.setdefault(id(weight.variable), (weight.variable, value, names))
+            if not np.array_equal(first[1], value):
+                raise PortingError(
+                    f"porting: {weight.variable.path} is one weight in Keras, and in PyTorch "
+                    f"{first[2]} and {names} differ. Nothing was changed. Give each a Keras layer "
+                    "of its own, or tie them in PyTorch before training."
+                )
+    return [(variable, value) for variable, value, _ in found.values()]
 
 
 def torch_values(pair: Pair) -> dict[str, np.ndarray]:
@@ -207,7 +230,7 @@ def named_state_dict(graph: Graph) -> dict[str, np.ndarray]:
         prefix = pair.part.prefix
         for name in pair.layer.rule.optional:
             state[f"{prefix}.{name}"] = np.asarray(0, "int64")
-    return state
+    return stack_projections(state)
 
 
 def check_values(name: str, value: np.ndarray, dtype: str, side: str) -> None:
@@ -253,6 +276,38 @@ def _like(name: str, value: np.ndarray, state: StateDict) -> Any:
         return value.astype(original.dtype)
     torch = sys.modules["torch"]
     return torch.as_tensor(value).to(dtype=original.dtype, device=original.device)
+
+
+def _check_tied(values: Mapping[str, np.ndarray], ties: Mapping[str, str]) -> None:
+    diverged = [
+        f"{name} and {first}"
+        for name, first in ties.items()
+        if name in values and not _equal(values[name], values[first])
+    ]
+    if diverged:
+        raise PortingError(
+            f"porting: {', '.join(diverged)} are tied, one weight under two names, and their Keras "
+            "layers hold different values. Nothing was changed. Untie them in PyTorch, or share "
+            "one layer (or its values) in Keras."
+        )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return bool((a == b).all())
+
+
+def load_checked(module: Any, new: Mapping[str, Any]) -> None:
+    """As `load_state_dict`; what shares memory in part must come out as it was put in."""
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.load_state_dict(new, strict=True)
+    now = module.state_dict()
+    wrong = [name for name, tensor in now.items() if not _equal(tensor, new[name])]
+    if wrong:
+        module.load_state_dict(before, strict=True)
+        raise PortingError(
+            f"porting: {', '.join(wrong)} share memory with others in PyTorch, and are to hold "
+            "other values than those. Nothing was changed. Untie them in PyTorch."
+        )
 
 
 def _as_tensors(state: Mapping[str, np.ndarray]) -> dict[str, Any]:

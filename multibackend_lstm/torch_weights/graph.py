@@ -20,8 +20,10 @@ from multibackend_lstm.torch_weights.axes import (
     join,
     merge,
     reshape,
+    same_axes,
 )
 from multibackend_lstm.torch_weights.errors import PortingError
+from multibackend_lstm.torch_weights.operations import broadcast, contract, follow
 from multibackend_lstm.torch_weights.rules import SUPPORTED, rule_of
 from multibackend_lstm.torch_weights.rules.base import Rule
 from multibackend_lstm.torch_weights.weights import Weight
@@ -46,18 +48,8 @@ _RESIZING = (
     *_ZERO_PADDING, _L.Cropping1D, _L.Cropping2D, _L.Cropping3D,
     _L.UpSampling1D, _L.UpSampling2D, _L.UpSampling3D,
 )  # fmt: skip
-_SEVERAL_INPUTS = (*_MERGING, _L.Concatenate, _L.Dot)
-# Operations of `keras.ops`, and of arithmetic with tensors, by the names of their classes.
-_ELEMENTWISE_OPERATIONS = frozenset(
-    {
-        "Abs", "Cast", "Elu", "Exp", "Gelu", "HardSigmoid", "HardTanh", "LeakyRelu", "Log",
-        "LogSoftmax", "Mish", "Negative", "Relu", "Relu6", "Selu", "Sigmoid", "Silu", "Softmax",
-        "Softplus", "Softsign", "Sqrt", "Square", "Tanh",
-    }
-)  # fmt: skip
-_MERGING_OPERATIONS = frozenset(
-    {"Add", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide"}
-)
+_ATTENTION = (_L.Attention, _L.AdditiveAttention)
+_SEVERAL_INPUTS = (*_MERGING, _L.Concatenate, _L.Dot, *_ATTENTION)
 
 
 @dataclass(frozen=True)
@@ -70,6 +62,7 @@ class WeightedLayer:
         rule: how it corresponds to a torch module.
         inputs: the tensor that it takes, of its first call.
         weights: its weights.
+        calls: how often the model calls it; more than once, it is shared.
     """
 
     layer: Any
@@ -77,6 +70,7 @@ class WeightedLayer:
     rule: Rule
     inputs: Features
     weights: list[Weight]
+    calls: int = 1
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -146,7 +140,12 @@ class _Walk:
         self._filters_first = filters_first
 
     def visit(
-        self, layer: Any, path: str, inputs: list[Features], shapes: list[Any] | None
+        self,
+        layer: Any,
+        path: str,
+        inputs: list[Features],
+        shapes: list[Any] | None,
+        arguments: Sequence[Any] = (),
     ) -> list[Features]:
         """The outputs of a layer for its inputs.
 
@@ -155,6 +154,7 @@ class _Walk:
             path: its place in the model.
             inputs: what it takes.
             shapes: of its outputs, where the caller knows them.
+            arguments: of an operation, with `Features` in the place of tensors.
         """
         behind = frozenset[int]().union(*(x.behind for x in inputs))
         model = self._model(layer)
@@ -183,7 +183,10 @@ class _Walk:
             )
         reason = next((x.unknown for x in inputs if x.unknown), None)
         try:
-            axes = self._axes(layer, rule, inputs, shapes)
+            if isinstance(layer, keras.layers.Layer):
+                axes = self._axes(layer, rule, inputs, shapes)
+            else:
+                axes = follow(layer, _operands(arguments), arguments, shapes)
             if axes is None and all(x.plain for x in inputs):
                 axes = [[Axis(size) for size in shape] for shape in shapes]
             if axes is None:
@@ -233,6 +236,9 @@ class _Walk:
                 f"porting: layer '{path}' is called more than once, on features that PyTorch has "
                 "in different orders, so that no weights serve both."
             )
+        else:
+            first = self.layers[number]
+            self.layers[number] = replace(first, calls=first.calls + 1)
         return {number}
 
     def _axes(
@@ -264,26 +270,30 @@ class _Walk:
             return [[axes[0], merge(axes[1:])]]
         if kind is FlattenFeatures:
             return [[*axes[:2], merge(axes[2:])]]
-        if kind is _L.Reshape or kind.__name__ == "Reshape":
+        if kind is _L.Reshape:
             return [[axes[0], *reshape(axes[1:], shape[1:])]]
         if kind is _L.Permute:
             return [[axes[0], *(axes[i] for i in layer.dims)]]
-        if kind.__name__ == "Transpose" and layer.axes is not None:
-            return [[axes[i] for i in layer.axes]]
         if kind is _L.RepeatVector:
             return [[axes[0], Axis(shape[1]), *axes[1:]]]
-        if kind is _L.Concatenate or kind.__name__ == "Concatenate":
+        if kind is _L.Concatenate:
             along = layer.axis % len(axes)
-            together = _same_axes([x.axes[:along] + x.axes[along + 1 :] for x in inputs])
+            together = same_axes([x.axes[:along] + x.axes[along + 1 :] for x in inputs])
             joined = join([x.axes[along] for x in inputs])
             return [[*together[:along], joined, *together[along:]]]
-        if kind in _MERGING or kind.__name__ in _MERGING_OPERATIONS:
-            alike = [x.axes for x in inputs if x.shape == tuple(shape)]
-            rest = [x for x in inputs if x.shape != tuple(shape)]
-            if not alike or not all(x.plain for x in rest):
-                return None
-            return [_same_axes(alike)]
-        if rule is not None or kind in _ELEMENTWISE or kind.__name__ in _ELEMENTWISE_OPERATIONS:
+        if kind in _MERGING:
+            # Where ranks differ, Keras puts axes of size 1 behind the batch.
+            missing = [len(shape) - len(x.axes) for x in inputs]
+            operands = [
+                (x.axes[0], *[Axis(1)] * count, *x.axes[1:])
+                for x, count in zip(inputs, missing, strict=True)
+            ]
+            return [broadcast(operands, shape)]
+        if kind is _L.Dot:
+            return [_dot(layer, axes, inputs[1].axes)]
+        if kind in _ATTENTION:
+            return _attention([x.axes for x in inputs], len(shapes))
+        if rule is not None or kind in _ELEMENTWISE:
             return [list(axes)]
         return None
 
@@ -309,7 +319,9 @@ class _Walk:
                 layer = node.operation
                 given = [known[id(x)] for x in node.input_tensors if id(x) in known]
                 shapes = [tuple(x.shape) for x in node.outputs]
-                found = self.visit(layer, _joined(path, layer.name), given, shapes)
+                place = _joined(path, layer.name)
+                arguments = _arguments(node, known)
+                found = self.visit(layer, place, given, shapes, arguments)
                 known.update(zip(map(id, node.outputs), found, strict=False))
         return [known[id(x)] for x in model.outputs]
 
@@ -380,6 +392,9 @@ def _shapes(structure: Any) -> list[tuple[int | None, ...]]:
 
 def _output_shapes(layer: Any, inputs: list[Features]) -> list[tuple[int | None, ...]]:
     shapes = [x.shape for x in inputs]
+    if isinstance(layer, _L.MultiHeadAttention):  # alone, of a sequence to itself
+        shapes *= 2
+        return _shapes(layer.compute_output_shape(*shapes))
     return _shapes(layer.compute_output_shape(shapes[0] if len(shapes) == 1 else shapes))
 
 
@@ -401,15 +416,46 @@ def _filters(shape: Sequence[Any], channels: int, order: tuple[int, ...] | None)
     return found
 
 
-def _same_axes(candidates: list[tuple[Axis, ...]]) -> list[Axis]:
-    """The axes that several tensors share."""
-    for axes in zip(*candidates, strict=True):
-        if len({axis.order for axis in axes}) > 1:
-            raise UnknownOrder("it joins features that PyTorch has in different orders")
+def _arguments(node: Any, known: dict[int, Features]) -> list[Any]:
+    """What a node calls its operation with, in order; `Features` in the place of tensors."""
+
+    def seen(argument: Any) -> Any:
+        return known.get(id(argument), argument)
+
     return [
-        replace(axes[0], filters=any(axis.filters for axis in axes))
-        for axes in zip(*candidates, strict=True)
+        tree.map_structure(seen, argument)
+        for argument in (*node.arguments.args, *node.arguments.kwargs.values())
     ]
+
+
+def _operands(arguments: Sequence[Any]) -> list[Sequence[Axis]]:
+    """The axes of all tensors in an operation's arguments, of constants that are arrays too."""
+    found: list[Sequence[Axis]] = []
+    for argument in arguments:
+        for part in tree.flatten(argument):
+            if isinstance(part, Features):
+                found.append(part.axes)
+            elif len(getattr(part, "shape", ())):
+                found.append([Axis(size) for size in part.shape])
+    return found
+
+
+def _dot(layer: Any, first: Sequence[Axis], second: Sequence[Axis]) -> list[Axis]:
+    """The axes of a `Dot` layer's output."""
+    given = layer.axes if isinstance(layer.axes, (list, tuple)) else (layer.axes, layer.axes)
+    i, j = given[0] % len(first), given[1] % len(second)
+    kept = [axis for at, axis in enumerate(first) if at != i]
+    kept += [axis for at, axis in enumerate(second) if at not in (0, j)]
+    return contract(first, second, [(i, j)], kept if len(kept) > 1 else [*kept, Axis(1)])
+
+
+def _attention(tensors: list[Sequence[Axis]], outputs: int) -> list[list[Axis]]:
+    """The axes of an attention layer without weights: the values' features for every query."""
+    query, value, *key = tensors
+    keys = key[0] if key else value
+    pair = [(len(query) - 1, len(keys) - 1)]
+    found = contract(query, keys, pair, [query[0], query[1], value[2]])
+    return [found, [query[0], Axis(query[1].size), Axis(keys[1].size)]][:outputs]
 
 
 def _zero_padding(layer: Any) -> tuple[tuple[int, int], ...] | None:

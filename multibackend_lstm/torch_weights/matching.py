@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,15 @@ from multibackend_lstm.torch_weights.errors import MappingError, PortingError
 from multibackend_lstm.torch_weights.graph import WeightedLayer
 from multibackend_lstm.torch_weights.rules import SUPPORTED_MODULES
 from multibackend_lstm.torch_weights.state_dict import StateDict
+from multibackend_lstm.torch_weights.stored_forms import attention_of
 
 _RECURRENT = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(\d+)(_reverse)?")
+
+# What to do about modules that are not supported, where there is something.
+_INSTEAD = {
+    "EmbeddingBag": "Build the Keras model with an Embedding and a GlobalAveragePooling1D (for "
+    "mode='mean'), and pass module.state_dict(). ",
+}
 
 #: What settles a matching: torch prefixes, with the Keras layers they belong to. Several layers
 #: stand for a recurrent module of several layers.
@@ -29,11 +36,13 @@ class Part:
         number: the layer's number within a recurrent module; None for any other.
         names: full names in the state dict, by the name within the module (of a recurrent one,
             without the layer's number: `weight_ih_reverse`).
+        tied: further parts that hold the same weights, for one Keras layer that is shared.
     """
 
     prefix: str
     number: int | None
     names: dict[str, str]
+    tied: list["Part"] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -49,13 +58,19 @@ class Pair:
     layer: WeightedLayer
     part: Part
 
-    def full_names(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Tensors under their names in the state dict."""
-        return {self.part.names[name]: value for name, value in tensors.items()}
+    @property
+    def parts(self) -> list[Part]:
+        """The part, and those tied to it."""
+        return [self.part, *self.part.tied]
 
-    def short_names(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Tensors of a state dict under their names in the module."""
-        return {name: tensors[self.part.names[name]] for name in self.layer.shapes}
+    def full_names(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Tensors under their names in the state dict, tied ones under each."""
+        return {part.names[name]: value for part in self.parts for name, value in tensors.items()}
+
+    def short_names(self, tensors: Mapping[str, Any], part: Part | None = None) -> dict[str, Any]:
+        """Tensors of a state dict under their names in the module, or in one tied to it."""
+        names = (part or self.part).names
+        return {name: tensors[names[name]] for name in self.layer.shapes}
 
 
 def parts_of(state: StateDict) -> list[Part]:
@@ -63,6 +78,9 @@ def parts_of(state: StateDict) -> list[Part]:
     found: dict[tuple[str, int | None], Part] = {}
     for name in state.tensors:
         prefix, _, leaf = name.rpartition(".")
+        attention = attention_of(prefix, state.tensors)
+        if attention is not None:
+            prefix, leaf = attention, f"out_proj.{leaf}"
         number = None
         match = _RECURRENT.fullmatch(leaf)
         if match:
@@ -104,6 +122,8 @@ def match(
         PortingError: if anything is left over or missing, does not fit, or is ambiguous.
     """
     parts = parts_of(state)
+    if len(parts) > len(layers):
+        parts = _tied_together(parts, state.ties)
     matching = _Matching(list(layers), parts, state)
     for part in parts:
         matching.check_supported(part)
@@ -115,11 +135,23 @@ def match(
     return [Pair(layer, matching.found[i]) for i, layer in enumerate(layers)]
 
 
+def _tied_together(parts: Sequence[Part], ties: Mapping[str, str]) -> list[Part]:
+    """Parts of which each has weights of its own, with those tied to it."""
+    kept: dict[tuple[tuple[str, str], ...], Part] = {}
+    for part in parts:
+        tensors = tuple((leaf, ties.get(name, name)) for leaf, name in part.names.items())
+        first = kept.setdefault(tensors, part)
+        if first is not part:
+            first.tied.append(part)
+    return list(kept.values())
+
+
 class _Matching:
     def __init__(self, layers: list[WeightedLayer], parts: list[Part], state: StateDict) -> None:
         self.layers, self.parts, self.state = layers, parts, state
         self.found: dict[int, Part] = {}
-        self._modules = dict(state.module.named_modules()) if state.module is not None else {}
+        self._modules = state.modules
+        self._common = _common_prefix(parts)
 
     def check_supported(self, part: Part) -> None:
         """Raise for a module that no Keras layer can stand for."""
@@ -128,25 +160,28 @@ class _Matching:
                 f"porting: {part.title} was made with `proj_size`, which no Keras layer has. "
                 "Train it without `proj_size`, or add a Dense layer and port the layers one by one."
             )
-        hint = next((n for n in part.names if n in ("weight_g", "original0", "weight_orig")), None)
+        computed = ("weight_g", "original", "original0", "weight_orig")
+        hint = next((name for name in part.names if name in computed), None)
         if hint is not None:
             raise PortingError(
                 f"porting: {part.title} computes its weight from others ({part.names[hint]}). "
                 "Bake it in before: torch.nn.utils.parametrize.remove_parametrizations(module, "
-                "'weight'), or torch.nn.utils.remove_weight_norm(module)."
+                "'weight'), or torch.nn.utils.remove_spectral_norm(module)."
             )
         module = self._modules.get(part.prefix)
         if module is not None and not self._kinds(module) & set(SUPPORTED_MODULES):
             raise PortingError(
                 f"porting: module {part.title} of type {type(module).__name__} has weights "
-                f"({', '.join(part.names)}) and is not supported. Supported: "
-                f"{', '.join(SUPPORTED_MODULES)}."
+                f"({', '.join(part.names)}) and is not supported. "
+                + _INSTEAD.get(type(module).__name__, "")
+                + f"Supported: {', '.join(SUPPORTED_MODULES)}."
             )
 
     def by_mapping(self, mapping: Mapped) -> None:
         """What the caller says."""
         for prefix, given in mapping.items():
-            parts = [part for part in self.parts if part.prefix == prefix]
+            accepted = {prefix, f"{self._common}{prefix}"}
+            parts = [part for part in self.parts if accepted & set(_prefixes(part))]
             if not parts:
                 prefixes = ", ".join(repr(p) for p in dict.fromkeys(p.prefix for p in self.parts))
                 raise MappingError(
@@ -161,16 +196,26 @@ class _Matching:
                 )
             for name, part in zip(names, parts, strict=True):
                 position = self._position(name)
-                if position in self.found:
-                    raise MappingError(f"porting: `mapping` names the Keras layer {name!r} twice.")
-                if not self._fits(part, self.layers[position]):
+                layer = self.layers[position]
+                if not self._fits(part, layer):
                     raise self._error(f"{part.title} does not fit {name!r}, as `mapping` has it")
-                self.found[position] = part
+                first = self.found.setdefault(position, part)
+                if first is part:
+                    continue
+                if layer.calls == 1:
+                    raise MappingError(
+                        f"porting: `mapping` names the Keras layer {name!r} twice, for "
+                        f"{first.title} and {part.title}, and the model calls it once."
+                    )
+                first.tied.append(part)
+                self.parts.remove(part)
 
     def by_names(self) -> None:
         """Equal names, if all are equal."""
         names = {layer.path.replace("/", "."): i for i, layer in self._free_layers()}
         parts = {part.prefix: part for part in self._free_parts()}
+        if self._common and names.keys() != parts.keys():
+            parts = {prefix.removeprefix(self._common): x for prefix, x in parts.items()}
         if names.keys() == parts.keys() and len(parts) == len(self._free_parts()):
             pairs = {i: parts[name] for name, i in names.items()}
             if all(self._fits(part, self.layers[i]) for i, part in pairs.items()):
@@ -238,8 +283,28 @@ class _Matching:
             problems.append(f"no Keras layer fits {', '.join(left)}")
         if missing:
             problems.append(f"no tensors fit the Keras layers {', '.join(missing)}")
+        problems += self._absent()
         if problems:
             raise self._error("; ".join(problems))
+
+    def _absent(self) -> list[str]:
+        """Tensors that a free part lacks, as files leave out all but one name of tied weights."""
+        found = []
+        for part in self._free_parts():
+            has = {leaf: self.state.tensors[name].shape for leaf, name in part.names.items()}
+            for _, layer in self._free_layers():
+                lacks = {x: shape for x, shape in layer.shapes.items() if x not in has}
+                if {**has, **lacks} != layer.shapes:
+                    continue
+                for leaf, shape in lacks.items():
+                    name = f"{part.prefix}.{part_name(leaf, part.number)}"
+                    alike = [n for n, x in self.state.tensors.items() if x.shape == shape]
+                    found.append(
+                        f"{name} is missing"
+                        + (f". If it is tied, add it: state[{name!r}] = " if alike else "")
+                        + " or ".join(f"state[{n!r}]" for n in alike)
+                    )
+        return found
 
     def _free_layers(self) -> list[tuple[int, WeightedLayer]]:
         return [(i, layer) for i, layer in enumerate(self.layers) if i not in self.found]
@@ -331,6 +396,17 @@ def _layer_cells(layer: WeightedLayer | None) -> tuple[str, str]:
 
 def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+
+
+def _prefixes(part: Part) -> list[str]:
+    return [part.prefix, *(each.prefix for each in part.tied)]
+
+
+def _common_prefix(parts: Sequence[Part]) -> str:
+    """What all names begin with: "model." of Lightning, "module." of DataParallel."""
+    names = [part.prefix.split(".")[:-1] for part in parts]
+    shared = itertools.takewhile(lambda pieces: len(set(pieces)) == 1, zip(*names, strict=False))
+    return "".join(f"{pieces[0]}." for pieces in shared)
 
 
 def _by_number(parts: list[Part]) -> list[Part] | None:

@@ -14,14 +14,17 @@ from multibackend_lstm.agreement.report import TargetResult
 from multibackend_lstm.backends import Refused
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.runtimes import backend_runtime
+from multibackend_lstm.runtimes.loading import cause
 from multibackend_lstm.runtimes.noise_floor import (
     FLOAT64_ROUNDING,
     ROUNDING,
     NoiseFloor,
     perturbed,
 )
+from multibackend_lstm.torch_weights.errors import PortingError
 from multibackend_lstm.torch_weights.graph import Graph
 from multibackend_lstm.torch_weights.state_dict import StateDict
+from multibackend_lstm.torch_weights.stored_forms import split_projections
 
 #: The gradient of each output.
 Factors = list[np.ndarray]
@@ -132,10 +135,13 @@ def run_torch(
     return Values(
         values,
         [(zero(x) if x.grad is None else x.grad).numpy() for x in inputs if x.requires_grad],
-        {
-            name: (zero(p) if p.grad is None else p.grad).numpy()
-            for name, p in module.named_parameters()
-        },
+        split_projections(
+            {
+                name: (zero(p) if p.grad is None else p.grad).numpy()
+                # Under each name of a tied one.
+                for name, p in module.named_parameters(remove_duplicate=False)
+            }
+        ),
     )
 
 
@@ -148,14 +154,91 @@ def of_module(
     graph: Graph, state: StateDict, forward: Callable[..., Any] | None
 ) -> tuple[Any, Run]:
     """A float64 copy of the given module, and a function that runs it."""
-    module = copy.deepcopy(state.module).eval().double()
+    module = _without_weight_norm(state).eval()
 
     def run(module: Any, arrays: list[np.ndarray], factors: Factors | None) -> Values:
-        if forward is None:
-            return run_torch(module, lambda *xs: _called(module, graph, xs), arrays, factors)
-        return run_torch(module, lambda *xs: forward(module, *xs), arrays, factors)
+        def call(*xs: Any) -> Any:
+            try:
+                outputs = _called(module, graph, xs) if forward is None else forward(module, *xs)
+            except Exception as error:  # whatever a module raises that gets other axes
+                what = (
+                    f"`{type(module).__name__}`, called as the Keras model is,"
+                    if (forward is None)
+                    else "`forward`"
+                )
+                raise PortingError(
+                    f"porting: {what} failed on inputs of {_shapes(xs)}: {cause(error)}. "
+                    + _FORWARD
+                ) from error
+            return _checked(outputs)
+
+        return run_torch(module, call, arrays, factors)
 
     return module, run
+
+
+_FORWARD = (
+    "Give `forward` (on the command line --forward), which calls the module on tensors as Keras "
+    "takes them, and returns what Keras does: "
+    "forward=lambda module, x: module(x.transpose(0, 1))[0]."
+)
+
+
+def _shapes(xs: Sequence[Any]) -> str:
+    return " and ".join(f"shape {tuple(x.shape)}" for x in xs)
+
+
+def _checked(outputs: Any) -> Any:
+    """The outputs, if they are tensors of floating-point numbers."""
+    import torch
+
+    for each in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
+        if not isinstance(each, torch.Tensor) or not each.is_floating_point():
+            found = each.dtype if isinstance(each, torch.Tensor) else type(each).__name__
+            raise PortingError(
+                f"porting: the module returns a {type(outputs).__name__} with a {found}, where "
+                f"outputs are tensors of floating-point numbers, one for each of Keras. {_FORWARD}"
+            )
+    return outputs
+
+
+def _without_weight_norm(state: StateDict) -> Any:
+    """A float64 copy of the module, whose normalised weights are parameters, as they were read."""
+    module = state.module
+    import torch
+    from torch.nn.utils import parametrize, remove_weight_norm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    hooks = [
+        (name, hook)
+        for name, each in module.named_modules()
+        for hook in each._forward_pre_hooks.values()
+        if isinstance(hook, WeightNorm)
+    ]
+    computed = [(module.get_submodule(name).__dict__, hook.name) for name, hook in hooks]
+    kept = [attributes[name] for attributes, name in computed]
+    try:
+        for (attributes, name), weight in zip(computed, kept, strict=True):
+            attributes[name] = weight.detach()  # what has a history cannot be copied
+        copied = copy.deepcopy(module).double()
+    finally:
+        for (attributes, name), weight in zip(computed, kept, strict=True):
+            attributes[name] = weight
+    for name, hook in hooks:
+        remove_weight_norm(copied.get_submodule(name), hook.name)
+    for each in list(copied.modules()):
+        if not parametrize.is_parametrized(each):
+            continue
+        # Not by `remove_parametrizations`, which changes the class, that of the original too.
+        weights = {name: getattr(each, name).detach() for name in each.parametrizations}
+        each.__class__ = type(each).__bases__[0]
+        del each.parametrizations
+        for name, weight in weights.items():
+            setattr(each, name, torch.nn.Parameter(weight))
+    for weight, (sources, _) in state.sources.items():
+        if len(sources) == 2:  # magnitude and direction; the product is rounded once
+            copied.get_parameter(weight).data.copy_(torch.tensor(state.tensors[weight]))
+    return copied
 
 
 def perturbed_runs(

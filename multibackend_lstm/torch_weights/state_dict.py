@@ -4,10 +4,13 @@ Nothing here unpickles: `.pt` files are read by `torch.load(weights_only=True)`.
 """
 
 import io
+import json
+import math
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,11 @@ from multibackend_lstm.torch_weights.errors import (
     PortingError,
     WeightFileError,
 )
+from multibackend_lstm.torch_weights.stored_forms import Sources, used_form
 
+#: Of files that are written, and, with `.ckpt`, read.
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+READ_SUFFIXES = (*SUFFIXES, ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -39,20 +45,54 @@ class StateDict:
     """The tensors of a torch module, as NumPy arrays.
 
     Attributes:
-        tensors: by name. bfloat16, which NumPy lacks, is float32 here, which holds every value.
+        tensors: by name, in the form in which modules use them (see `stored_forms`). bfloat16,
+            which NumPy lacks, is float32 here, which holds every value.
         ordered: whether the order is that in which the module defines them.
         module: the module, where it is there.
         originals: the tensors as they were given.
+        stored: the same, as arrays.
+        sources: of each of `tensors`, what it is made of.
     """
 
-    tensors: dict[str, np.ndarray]
+    originals: Mapping[str, Any]
+    stored: dict[str, np.ndarray]
     ordered: bool = True
     module: Any = None
-    originals: Mapping[str, Any] = field(default_factory=dict)
+    tensors: dict[str, np.ndarray] = field(init=False)
+    sources: Sources = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Bring the tensors into the form in which modules use them."""
+        tensors, sources = used_form(self.stored)
+        object.__setattr__(self, "tensors", tensors)
+        object.__setattr__(self, "sources", sources)
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        """The module's parts by their names, shared ones by each of theirs."""
+        if self.module is None:
+            return {}
+        return dict(self.module.named_modules(remove_duplicate=False))
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Names of tensors that are another one too (tied weights), with the first such name."""
+        first: dict[Any, str] = {}
+        roots = {}
+        for name, (sources, part) in self.sources.items():
+            place = (*(_memory(self.originals[source]) for source in sources), part)
+            roots[name] = first.setdefault(place, name)
+        return {name: root for name, root in roots.items() if root != name}
 
 
-def read_state_dict(source: Any) -> StateDict:
+def read_state_dict(source: Any, key: str | None = None) -> StateDict:
     """The tensors of a `torch.nn.Module`, a state dict or a file.
+
+    Args:
+        source: one of these. A training checkpoint, a dict or file that holds one state dict
+            besides other things, stands for that.
+        key: where in a dict or file the state dict is: the name of an entry, a prefix of the
+            tensors' names, or both (`"state_dict.model"`).
 
     Raises:
         PortingError: if it is none of these.
@@ -60,7 +100,7 @@ def read_state_dict(source: Any) -> StateDict:
             damaged or unsafe.
     """
     if isinstance(source, (str, Path)):
-        return _read_file(Path(source))
+        return _read_file(Path(source), key)
     if isinstance(source, keras.layers.Layer):
         raise PortingError(
             f"porting: expected a torch module or its state dict. Received the Keras layer "
@@ -70,22 +110,79 @@ def read_state_dict(source: Any) -> StateDict:
     torch = sys.modules.get("torch")
     module = None
     if torch is not None and isinstance(source, torch.nn.Module):
+        if key is not None:
+            raise PortingError(
+                "porting: `key` chooses from a checkpoint. Of a module give the part itself, such "
+                f"as module.{key}. Received key={key!r} and a {type(source).__name__}."
+            )
         module, source = source, source.state_dict()
     if not isinstance(source, Mapping):
         raise PortingError(
             "porting: expected a torch module, a state dict (a mapping of names to arrays), or the "
-            f"path of a {', '.join(SUFFIXES)} file. Received an object of type "
+            f"path of a {', '.join(READ_SUFFIXES)} file. Received an object of type "
             f"{type(source).__module__}.{type(source).__name__}."
         )
-    nested = [name for name, value in source.items() if isinstance(value, Mapping)]
-    if nested:
-        raise PortingError(
-            "porting: a state dict holds arrays. This one holds further dicts, "
-            f"{', '.join(map(repr, nested))}, as training checkpoints do: pass the one that holds "
-            f"the weights, such as checkpoint[{nested[0]!r}]."
-        )
+    source = _at(source, key) if key else _only_state_dict(source)
     tensors = {str(name): _array(name, value) for name, value in source.items()}
-    return StateDict(tensors, True, module, dict(source))
+    return StateDict(dict(source), tensors, module=module)
+
+
+def _only_state_dict(source: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """A state dict itself, or the only one that a checkpoint holds."""
+    nested = [name for name, value in source.items() if isinstance(value, Mapping)]
+    if not nested:
+        return source
+    weights = [name for name, x in source.items() if _is_tensor(x) and len(x.shape)]
+    states = [
+        name for name in nested if source[name] and all(map(_is_tensor, source[name].values()))
+    ]
+    if len(states) == 1 and not weights:
+        return dict(source[states[0]])
+    raise PortingError(
+        "porting: a state dict holds arrays. This one holds further dicts, "
+        f"{', '.join(map(repr, nested))}, as training checkpoints do: choose the one that holds "
+        f"the weights by `key` (--key), such as key={str((states or nested)[0])!r}."
+    )
+
+
+def _at(source: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
+    """What a key chooses: an entry, the tensors of a prefix, or those of a prefix in an entry."""
+    rest, found = key, source
+    while rest:
+        entries = [name for name, value in found.items() if isinstance(value, Mapping)]
+        inner = [name for name in entries if f"{rest}.".startswith(f"{name}.")]
+        if inner:
+            name = max(inner, key=lambda each: len(str(each)))
+            found, rest = found[name], rest[len(str(name)) + 1 :]
+            continue
+        prefix = f"{rest}."
+        chosen = {
+            str(name).removeprefix(prefix): value
+            for name, value in found.items()
+            if str(name).startswith(prefix)
+        }
+        if not chosen:
+            there = entries or list(dict.fromkeys(str(name).split(".")[0] for name in found))
+            raise PortingError(
+                f"porting: `key` must name a dict in the checkpoint, or a prefix of the names of "
+                f"its tensors. Received {key!r}, and there are: {', '.join(map(repr, there))}."
+            )
+        return chosen
+    return _only_state_dict(found)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or hasattr(value, "detach")
+
+
+def _memory(value: Any) -> Any:
+    """What two tensors have in common that are one: where and how their elements lie."""
+    if isinstance(value, np.ndarray):
+        place, strides = value.__array_interface__["data"][0], value.strides
+    else:
+        place, strides = value.data_ptr(), value.stride()
+    empty = not math.prod(value.shape) or not place  # lies nowhere, as others do
+    return id(value) if empty else (place, tuple(value.shape), strides, str(value.dtype))
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -105,25 +202,25 @@ def _array(name: str, value: Any) -> np.ndarray:
     return array.astype("float32") if array.dtype.name == "bfloat16" else array
 
 
-def _read_file(path: Path) -> StateDict:
-    readers = {
-        ".safetensors": _read_safetensors,
-        ".npz": _read_npz,
-        ".pt": _read_pt,
-        ".pth": _read_pt,
-    }
-    if path.suffix not in readers:
+def _read_file(path: Path, key: str | None) -> StateDict:
+    if path.suffix not in READ_SUFFIXES:
         raise PortingError(
-            f"porting: weights are read from {', '.join(SUFFIXES)} files. Received {path}."
+            f"porting: weights are read from {', '.join(READ_SUFFIXES)} files. Received {path}."
         )
     try:
         check_file(path)
-        return readers[path.suffix](path)
+        # The format sorts by dtype and name.
+        ordered = path.suffix != ".safetensors"
+        if path.suffix == ".npz":
+            loaded: Mapping[Any, Any] = read_arrays(path)
+        else:
+            loaded = _read_pt(path) if ordered else _read_safetensors(path)
     except (FileNotFoundError, ModelFileError) as error:
         raise WeightFileError(f"porting: {error}") from error
+    return replace(read_state_dict(loaded, key), ordered=ordered)
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     safetensors = _safetensors()
     with refusing(path, "is no whole safetensors file"):
         check_safetensors_header(path)
@@ -147,16 +244,29 @@ def _read_safetensors(path: Path) -> StateDict:
         if entry["dtype"] == "BF16":  # the upper half of a float32
             values = (values.astype("<u4") << 16).view("<f4")
         tensors[name] = values
-    # The format sorts by dtype and name.
-    return StateDict(tensors, ordered=False, originals=tensors)
+    _add_tied(tensors, path)
+    return tensors
 
 
-def _read_npz(path: Path) -> StateDict:
-    tensors = read_arrays(path)
-    return StateDict(tensors, originals=tensors)
+def _add_tied(tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Add the tied tensors that `safetensors.torch.save_model` leaves out, and names."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    left_out = {
+        name: kept
+        for name, kept in header.get("__metadata__", {}).items()
+        if kept in tensors and name not in tensors
+    }
+    tensors |= {name: tensors[kept] for name, kept in left_out.items()}
+    if left_out:
+        said = ", ".join(f"{name} is {kept}" for name, kept in left_out.items())
+        warnings.warn(
+            f"porting: tied weights are left out of {path.name}, which says that {said}: taken so.",
+            stacklevel=2,
+        )
 
 
-def _read_pt(path: Path) -> StateDict:
+def _read_pt(path: Path) -> Any:
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -176,7 +286,7 @@ def _read_pt(path: Path) -> StateDict:
                 "the module."
             ) from error
         check_expansion(_size(loaded, torch), path.stat().st_size, "what it holds")
-    return read_state_dict(loaded)
+    return loaded
 
 
 def _size(loaded: Any, torch: Any) -> int:

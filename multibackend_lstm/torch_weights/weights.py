@@ -23,8 +23,8 @@ class Weight(Protocol):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
-    def to_torch(self, value: np.ndarray) -> dict[str, np.ndarray]:
-        """The parameters from the variable's value."""
+    def to_torch(self, value: np.ndarray, gradient: bool = False) -> dict[str, np.ndarray]:
+        """The parameters from the variable's value (or their gradients from its gradient)."""
 
     def to_keras(self, tensors: Tensors, gradient: bool = False) -> np.ndarray:
         """The variable's value from the parameters (or its gradient from their gradients)."""
@@ -62,7 +62,7 @@ class Moved:
         moved = tuple(self.variable.shape[axis] for axis in self._axes)
         return {self.name: self.shape or moved}
 
-    def to_torch(self, value: np.ndarray) -> dict[str, np.ndarray]:
+    def to_torch(self, value: np.ndarray, gradient: bool = False) -> dict[str, np.ndarray]:
         """See `Weight`."""
         if self.columns is not None:
             value = value.take(np.argsort(self.columns), axis=self.along)

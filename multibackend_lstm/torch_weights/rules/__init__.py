@@ -11,6 +11,7 @@ import keras
 from multibackend_lstm.layers import GRU, LSTM, Bidirectional
 from multibackend_lstm.torch_weights.rules import (
     activations,
+    attention,
     convolutions,
     dense,
     embedding,
@@ -19,7 +20,7 @@ from multibackend_lstm.torch_weights.rules import (
 )
 from multibackend_lstm.torch_weights.rules.base import Rule
 
-_LSTM, _GRU = recurrent.LSTM(), recurrent.GRU()
+_LSTM, _GRU, _RNN = recurrent.LSTM(), recurrent.GRU(), recurrent.SimpleRNN()
 
 #: The rule of each kind of layer, by its exact type: a subclass may compute something else.
 RULES: dict[type, Rule] = {
@@ -27,7 +28,7 @@ RULES: dict[type, Rule] = {
     LSTM: _LSTM,
     keras.layers.GRU: _GRU,
     GRU: _GRU,
-    keras.layers.SimpleRNN: recurrent.SimpleRNN(),
+    keras.layers.SimpleRNN: _RNN,
     keras.layers.Conv1D: convolutions.Convolution(1),
     keras.layers.Conv2D: convolutions.Convolution(2),
     keras.layers.Conv3D: convolutions.Convolution(3),
@@ -42,6 +43,14 @@ RULES: dict[type, Rule] = {
     keras.layers.GroupNormalization: normalization.GroupNormalization(),
     keras.layers.Embedding: embedding.Embedding(),
     keras.layers.PReLU: activations.PReLU(),
+    keras.layers.MultiHeadAttention: attention.MultiHeadAttention(),
+}
+
+# Of the cell in a `keras.layers.RNN`.
+_CELLS: dict[type, Rule] = {
+    keras.layers.LSTMCell: _LSTM,
+    keras.layers.GRUCell: _GRU,
+    keras.layers.SimpleRNNCell: _RNN,
 }
 
 _RECURRENT = dict.fromkeys(
@@ -50,6 +59,7 @@ _RECURRENT = dict.fromkeys(
 #: Kinds of layers that a message lists as supported.
 SUPPORTED = (
     *dict.fromkeys(layer.__name__ for layer in RULES),
+    f"RNN of {', '.join(cell.__name__ for cell in _CELLS)}",
     f"Bidirectional of {' or '.join(_RECURRENT)}",
     "TimeDistributed",
     "TimeDistributedConv",
@@ -63,7 +73,9 @@ SUPPORTED_MODULES = tuple(dict.fromkeys(name for rule in RULES.values() for name
 def rule_of(layer: Any) -> Rule | None:
     """The rule of a Keras layer; None if there is none."""
     if type(layer) in (keras.layers.Bidirectional, Bidirectional):
-        forward, backward = (RULES.get(type(x)) for x in recurrent.directions(layer))
+        forward, backward = (rule_of(x) for x in recurrent.directions(layer))
         same = forward is backward and isinstance(forward, recurrent.Recurrent)
         return forward if same else None
+    if type(layer) is keras.layers.RNN:
+        return _CELLS.get(type(layer.cell))
     return RULES.get(type(layer))

@@ -22,6 +22,8 @@ class Rule(ABC):
         outputs: what becomes of the axes: `"filters"` (a convolution's), `"features"` (a new last
             axis), `"sequence"` (all axes new) or `"same"`.
         optional: parameters and buffers of the module that Keras has no counterpart of.
+        not_in_float64: why the layer does not compute in float64 where the rest of Keras does; None
+            where it does.
         compared_with: settings of the copy of the layer that `check_port` compares with the module
             of `module_and_call`. A setting that the layer does not have is left out.
     """
@@ -29,6 +31,7 @@ class Rule(ABC):
     modules: tuple[str, ...] = ()
     outputs = "same"
     optional: frozenset[str] = frozenset()
+    not_in_float64: str | None = None
     compared_with: ClassVar[Mapping[str, Any]] = {"activation": "linear"}
 
     def refusal(self, layer: Any, inputs: Features) -> str | None:
@@ -46,6 +49,10 @@ class Rule(ABC):
     def assumption(self, layer: Any) -> str | None:
         """What weights alone do not tell of the module, and is not PyTorch's default."""
         return None
+
+    def call_keras(self, layer: Any, x: Any) -> Any:
+        """What the layer gives for the tensor that it is compared on."""
+        return layer(x)
 
     @abstractmethod
     def module_and_call(self, layer: Any, inputs: Features) -> tuple[Any, Call]:

@@ -6,6 +6,10 @@
 | `GRU` | `GRU` | transposed; gates z, r, h from r, z, n; two biases in both |
 | `SimpleRNN` | `RNN` | transposed; `b_ih + b_hh` is one bias |
 | `Bidirectional` of these | the same, `bidirectional=True` | both directions |
+| `RNN` of an `LSTMCell`, ... | the same | the cell's |
+
+A torch `LSTMCell`, `GRUCell` or `RNNCell`, which PyTorch code calls step by step, has the weights
+of one layer in one direction, and serves the same Keras layers.
 """
 
 import math
@@ -41,7 +45,7 @@ class Recurrent(Rule):
         """As in `Rule`."""
         for inner in directions(layer):
             for argument, names in self.activations.items():
-                found = getattr(inner, argument)
+                found = getattr(inner.cell, argument)
                 if not any(_is(found, name) for name in names):
                     given = getattr(found, "__name__", found)
                     return f"{argument}={given!r}, and torch.nn has {' and '.join(names)} alone"
@@ -68,7 +72,10 @@ class Recurrent(Rule):
 
     def differences(self, layer: Any, inputs: Features, module: Any) -> list[str]:
         """As in `Rule`."""
-        return different({**self._settings(layer), "proj_size": 0}, module)
+        expected = {**self._settings(layer), "proj_size": 0}
+        if type(module).__name__.endswith("Cell"):  # one direction, without a projection
+            expected = {name: value for name, value in expected.items() if name == "nonlinearity"}
+        return different(expected, module)
 
     def module_and_call(self, layer: Any, inputs: Features) -> tuple[Any, Call]:
         """As in `Rule`."""
@@ -111,18 +118,18 @@ class Recurrent(Rule):
 class LSTM(Recurrent):
     """`LSTM`."""
 
-    modules = ("LSTM",)
+    modules = ("LSTM", "LSTMCell")
 
 
 class GRU(Recurrent):
     """`GRU`."""
 
-    modules = ("GRU",)
+    modules = ("GRU", "GRUCell")
     gates = (1, 0, 2)  # of z, r, h
 
     def refusal(self, layer: Any, inputs: Features) -> str | None:
         """As in `Rule`."""
-        if not all(inner.reset_after for inner in directions(layer)):
+        if not all(inner.cell.reset_after for inner in directions(layer)):
             return (
                 "reset_after=False, and torch.nn.GRU applies the reset gate after the matrix "
                 "product: build the layer with reset_after=True"
@@ -136,7 +143,7 @@ class GRU(Recurrent):
 class SimpleRNN(Recurrent):
     """`SimpleRNN`, with either of PyTorch's two nonlinearities."""
 
-    modules = ("RNN",)
+    modules = ("RNN", "RNNCell")
     activations: ClassVar = {"activation": ("tanh", "relu")}
 
     def refusal(self, layer: Any, inputs: Features) -> str | None:
@@ -161,7 +168,7 @@ class SimpleRNN(Recurrent):
 
     @staticmethod
     def _nonlinearity(layer: Any) -> str:
-        return "relu" if _is(directions(layer)[0].activation, "relu") else "tanh"
+        return "relu" if _is(directions(layer)[0].cell.activation, "relu") else "tanh"
 
 
 @dataclass(frozen=True)
@@ -184,10 +191,10 @@ class SummedBias:
     def _shape(self) -> tuple[int, ...]:
         return tuple(self.variable.shape)
 
-    def to_torch(self, value: np.ndarray) -> dict[str, np.ndarray]:
+    def to_torch(self, value: np.ndarray, gradient: bool = False) -> dict[str, np.ndarray]:
         """See `Weight`."""
         first, second = self.shapes
-        return {first: value, second: np.zeros_like(value)}
+        return {first: value, second: value if gradient else np.zeros_like(value)}
 
     def to_keras(self, tensors: Tensors, gradient: bool = False) -> np.ndarray:
         """See `Weight`."""
@@ -215,7 +222,7 @@ class TwoBiases:
         size = (math.prod(self.variable.shape) // 2,)
         return dict.fromkeys((f"bias_ih{self.suffix}", f"bias_hh{self.suffix}"), size)
 
-    def to_torch(self, value: np.ndarray) -> dict[str, np.ndarray]:
+    def to_torch(self, value: np.ndarray, gradient: bool = False) -> dict[str, np.ndarray]:
         """See `Weight`."""
         return dict(zip(self.shapes, take_gates(value, self.gates), strict=True))
 

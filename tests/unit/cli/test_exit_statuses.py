@@ -194,7 +194,7 @@ def test_an_unknown_option_is_wrong_use_and_help_states_the_statuses(name):
         (["functions:build", "--optimizer", "adamant"], "`optimizer` must be the name"),
         (["functions:build", "--loss", "mse2"], "`loss` must be the name"),
         (["functions:build", "--import", "surely_absent"], "there is no module 'surely_absent'"),
-        (["lambda.keras"], "cannot be loaded: .*safe_mode"),
+        (["lambda.keras"], "cannot be loaded: .*by default. .multibackend-lstm migrate"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

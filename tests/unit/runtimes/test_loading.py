@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -159,10 +160,30 @@ def test_the_cause_of_a_failed_load_is_one_line(tmp_path):
     for _ in range(5):
         x = keras.layers.Dense(3)(x)
     keras.Model(inputs, keras.layers.Lambda(lambda t: t * 2)(x)).save(tmp_path / "m.keras")
-    with pytest.raises(ModelFileError, match=r"m\.keras cannot be loaded: .*safe_mode") as caught:
+    with pytest.raises(ModelFileError, match=r"m\.keras cannot be loaded: .*by default") as caught:
         load_keras_model(tmp_path / "m.keras")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600 + len(str(tmp_path))
+
+
+def test_what_keras_quotes_of_a_config_is_left_out(tmp_path):
+    class Odd(keras.layers.Layer):
+        pass
+
+    path = tmp_path / "odd.keras"
+    keras.Sequential([keras.Input((3,)), Odd()]).save(path)
+    with pytest.raises(ModelFileError) as caught:
+        load_keras_model(path)
+    assert re.search(r"Could not locate class 'Odd'\. .* load them\.$", str(caught.value))
+
+    keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: 2 * x)]).save(path)
+    with pytest.raises(
+        ModelFileError, match=r"disallowed by default\. `multibackend-lstm migrate`"
+    ):
+        load_keras_model(path)
+
+    text = "shape (2, 3) must match (2, 4). Target variable: <Variable value=[[0.1 0.2]]>"
+    assert cause(ValueError(text)) == "shape (2, 3) must match (2, 4)."
 
 
 def test_the_cause_of_an_error():

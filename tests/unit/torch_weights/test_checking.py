@@ -134,6 +134,61 @@ def test_forward_says_how_to_call_the_module():
         check_port(module, model, forward=lambda m, x: m(x)[:, 0])
 
 
+class TimeFirst(nn.Module):
+    """(time, batch, features), with the states beside the outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 4)
+
+    def forward(self, x):
+        return self.rnn(x)
+
+
+class ChannelsFirst(nn.Module):
+    """A linear layer before the convolution, so that the axes cannot be told."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 3, 2)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.conv(self.fc(x.movedim(1, 2)).movedim(2, 1))
+
+
+def test_a_wrong_call_names_forward():
+    module = TimeFirst().eval()
+    model = keras.Sequential([keras.Input((7, 4)), LSTM(4, return_sequences=True)])
+    from_torch(module, model)
+    with pytest.raises(DisagreementError, match=r"Each layer alone agrees.*see `forward`"):
+        check_port(module, model).raise_if_disagrees()
+    with pytest.raises(PortingError, match=r"returns a tuple with a tuple.*Give `forward`.*\[0\]"):
+        check_port(module, model, forward=lambda m, x: m(x))
+
+    def forward(module, x):
+        return module(x.transpose(0, 1))[0].transpose(0, 1)
+
+    check_port(module, model, forward=forward).raise_if_disagrees()
+    with pytest.raises(
+        PortingError, match=r"`forward` failed on inputs of shape \(3, 7, 4\): shape"
+    ):
+        check_port(module, model, forward=lambda m, x: m(x.reshape(-1, 5)))
+
+    module = ChannelsFirst().eval()
+    inputs = keras.Input((7, 4))
+    hidden = layers.Dense(4)(inputs)
+    model = keras.Model(inputs, layers.Conv1D(3, 2)(hidden))
+    from_torch(module, model)
+    with pytest.raises(
+        PortingError, match=r"`ChannelsFirst`, called as the Keras model is, failed"
+    ):
+        check_port(module, model)
+    check_port(
+        module, model, forward=lambda m, x: m(x.movedim(2, 1)).movedim(1, 2)
+    ).raise_if_disagrees()
+
+
 def test_nan_would_agree_with_anything():
     module, model = net(), keras_net()
     from_torch(module, model)
@@ -184,7 +239,65 @@ def test_a_recurrent_module_itself(kind, layer, shape, batch_first):
     check_port(module, model).raise_if_disagrees()
 
 
+class Cells(nn.Module):
+    """Two cells that are called step by step."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first(3, 4), second(4, 5)
+
+    def forward(self, x):
+        a = b = None
+        for step in x.unbind(1):
+            a = self.first(step, a)
+            b = self.second(a[0] if isinstance(a, tuple) else a, b)
+        return b[0] if isinstance(b, tuple) else b
+
+
+@pytest.mark.parametrize(
+    ("module", "stack"),
+    [
+        (lambda: Cells(nn.LSTMCell, nn.GRUCell), lambda: (LSTM(4, return_sequences=True), GRU(5))),
+        (
+            lambda: Cells(nn.GRUCell, nn.RNNCell),
+            lambda: (
+                layers.RNN(layers.GRUCell(4), return_sequences=True),
+                layers.RNN(layers.SimpleRNNCell(5)),
+            ),
+        ),
+        (
+            lambda: Cells(nn.RNNCell, nn.LSTMCell),
+            lambda: (
+                layers.SimpleRNN(4, return_sequences=True),
+                layers.RNN(layers.LSTMCell(5)),
+            ),
+        ),
+    ],
+)
+def test_cells(module, stack):
+    torch.manual_seed(0)
+    module, model = module(), keras.Sequential([keras.Input((7, 3)), *stack()])
+    from_torch(module, model)
+    check_port(module, model).raise_if_disagrees()
+    randomise_weights(model)
+    to_torch(model, module)
+    check_port(module, model).raise_if_disagrees()
+    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    check_port(state, model).raise_if_disagrees()
+
+
+def test_a_cell_of_another_nonlinearity():
+    model = keras.Sequential([keras.Input((7, 3)), layers.SimpleRNN(4)])
+    with pytest.raises(PortingError, match="nonlinearity: torch relu, Keras tanh"):
+        from_torch(nn.RNNCell(3, 4, nonlinearity="relu"), model)
+    both = keras.Sequential([keras.Input((7, 3)), layers.Bidirectional(layers.SimpleRNN(4))])
+    with pytest.raises(PortingError, match="no tensors fit the Keras layers bidirectional"):
+        from_torch(nn.RNNCell(3, 4), both)
+
+
 LAYERS = [
+    ((6, 4), layers.RNN(layers.LSTMCell(3), return_sequences=True)),
+    ((6, 4), layers.Bidirectional(layers.RNN(layers.GRUCell(3)))),
     ((12, 4), layers.Conv1D(6, 3, 2, "same", groups=2, activation="relu")),
     ((12, 4), layers.Conv1D(6, 3, padding="causal", dilation_rate=2)),
     ((8, 6, 2), layers.Conv2D(3, 2, data_format="channels_last")),
@@ -201,12 +314,15 @@ LAYERS = [
     ((6, 4), layers.SimpleRNN(3)),
     ((6, 4), layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True))),
     ((6, 4), layers.Dense(3, activation="softmax")),
+    ((6, 4), layers.MultiHeadAttention(2, 2)),
+    ((6, 4), layers.MultiHeadAttention(4, 1, use_bias=False)),
 ]
 
 
 @pytest.mark.parametrize(("shape", "layer"), LAYERS, ids=lambda x: getattr(x, "name", None))
 def test_every_kind_of_layer_is_compared_with_a_torch_module(shape, layer):
-    layer.build((None, *shape))
+    attention = isinstance(layer, layers.MultiHeadAttention)
+    layer.build(*[(None, *shape)] * (2 if attention else 1))
     randomise_weights(layer)
     state = to_torch(layer)
     check_port(state, layer).raise_if_disagrees()

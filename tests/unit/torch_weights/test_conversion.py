@@ -562,11 +562,11 @@ def test_skip_connections_and_nested_models():
 def test_an_operation_that_is_not_known_is_refused_behind_a_convolution():
     inputs = keras.Input((6, 2))
     x = layers.Conv1D(3, 2)(inputs)
-    x = keras.ops.roll(x, 1, axis=1)
+    x = keras.ops.diff(x, axis=1)
     model = keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x)))
-    module = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(15, 4))
+    module = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(12, 4))
     before = model.get_weights()
-    with pytest.raises(PortingError, match=r"\(Roll\) does is not known.*flatten_order"):
+    with pytest.raises(PortingError, match=r"\(Diff\) does is not known.*flatten_order"):
         from_torch(module, model)
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
     from_torch(module, model, flatten_order="channels_last")
@@ -590,7 +590,7 @@ def test_an_operation_that_is_not_known_is_refused_behind_a_convolution():
              4, activation="relu", go_backwards=True)),
          (5, 2), "tanh in one direction and relu in the other"),
         (nn.Bilinear(2, 2, 4), LSTM(4), (5, 2),
-         "type Bilinear.*not supported. Supported: LSTM, GRU, RNN, Conv1d"),
+         "type Bilinear.*not supported. Supported: LSTM, LSTMCell, GRU, GRUCell, RNN"),
         (nn.Linear(2, 4), layers.ConvLSTM1D(4, 2), (5, 6, 2), "ConvLSTM1D has weights and is not"),
         (nn.Linear(2, 4), layers.Embedding(4, 2), (5,), "no tensors fit the Keras layers embed"),
         (nn.Conv1d(2, 3, 2, 2), layers.Conv1D(3, 2), (5, 2), r"stride: torch \(2,\), Keras \(1,"),
@@ -629,7 +629,7 @@ def test_the_order_of_definition_is_not_trusted_where_numbers_say_otherwise():
 
 
 def test_weights_that_other_weights_make_are_explained():
-    module = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
+    module = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3))
     layer = layers.Dense(3)
     layer.build((None, 2))
     with pytest.raises(PortingError, match="remove_parametrizations"):

@@ -1,6 +1,7 @@
 """`multibackend-lstm port`."""
 
 import json
+import re
 import sys
 
 import keras
@@ -154,3 +155,104 @@ def test_without_torch_it_says_what_is_not_compared(files, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "pip install 'multibackend-lstm[torch]'" in result.output
     assert (folder / "o.keras").exists()
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    """A module with tied weights in a file of Python, its weights, and the Keras model."""
+    torch = pytest.importorskip("torch")
+    (tmp_path / "ported_network.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.encoder = torch.nn.Embedding(7, 4)\n"
+        "        self.rnn = torch.nn.GRU(4, 4, batch_first=True)\n"
+        "        self.decoder = torch.nn.Linear(4, 7)\n"
+        "        self.decoder.weight = self.encoder.weight\n"
+        "    def forward(self, x):\n"
+        "        return self.decoder(self.rnn(self.encoder(x))[0])\n"
+        "def build():\n"
+        "    torch.manual_seed(0)\n"
+        "    return Net()\n"
+        "def shifted(module, x):\n"
+        "    return module(x) + 1\n"
+        "nothing = dict\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "ported_network", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    import ported_network
+
+    monkeypatch.delitem(sys.modules, "ported_network")
+    module = ported_network.build()
+    state = {f"model.{name}": x + 0.1 for name, x in module.state_dict().items()}
+    del state["model.decoder.weight"]  # as tied weights are left out
+    torch.save({"epoch": 1, "state_dict": state, "ema": state}, tmp_path / "last.ckpt")
+    model = keras.Sequential(
+        [
+            keras.Input((5,), dtype="int32"),
+            layers.Embedding(7, 4),
+            layers.GRU(4, return_sequences=True),
+            layers.Dense(7),
+        ]
+    )
+    model.save(tmp_path / "model.keras")
+    return tmp_path
+
+
+def test_the_whole_model_is_compared_with_a_module(network):
+    module = ("--module", "ported_network:build", "--key", "state_dict")
+    result = port("last.ckpt", "model.keras", "--out", "ported.keras", *module, "--json")
+    assert result.exit_code == 0, result.output
+    compared = json.loads(result.stdout)["check"]["targets"][0]["comparisons"]
+    assert {"model", "model/encoder.weight and decoder.weight"} <= {c["path"] for c in compared}
+
+    result = port(
+        "last.ckpt", "model.keras", "--out", "other.keras", *module,
+        "--forward", "ported_network:shifted",
+    )  # fmt: skip
+    assert result.exit_code == 1, result.output
+    assert not (network / "other.keras").exists()
+
+    result = port("ported.keras", "--out", "back.pt", "--module", "ported_network:build")
+    assert result.exit_code == 0, result.output
+    assert len(read_state_dict(network / "back.pt").ties) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("--module", "ported_network:build"), 1, "'state_dict', 'ema'.*--key"),
+        (("--module", "ported_network:nothing", "--key", "ema"), 1, "must return a torch.nn.Modu"),
+        (("--module", "ported_network:other", "--key", "ema"), 2, "names 'other', which"),
+        (("--module", "no_such_module:build", "--key", "ema"), 2, "no module 'no_such_module'"),
+        (("--module", "ported_network"), 2, "must be PACKAGE.MODULE:FUNCTION"),
+        (("--forward", "ported_network:shifted"), 2, "needs --module"),
+        (("--key", "ema"), 1, "decoder.weight is missing. If it is tied, add it"),
+        (("--key", "no"), 1, "Received 'no'"),
+    ],
+)
+def test_what_is_wrong_about_a_module_is_said(network, arguments, status, message):
+    result = port("last.ckpt", "model.keras", "--out", "ported.keras", *arguments)
+    assert result.exit_code == status, result.output
+    assert re.search(message, " ".join(result.output.split()))
+    assert not (network / "ported.keras").exists()
+
+
+def test_weights_of_another_module_are_refused_by_name(network):
+    torch = pytest.importorskip("torch")
+    saved = torch.load("last.ckpt", weights_only=True)["ema"]
+    saved["model.decoder.weight"] = saved["model.encoder.weight"] + 1
+    torch.save(saved, "diverged.pt")
+    del saved["model.rnn.bias_hh_l0"]
+    torch.save({**saved, "model.more": torch.ones(2)}, "odd.pt")
+    for file, message in (
+        ("diverged.pt", "weight share memory .*other values"),
+        ("odd.pt", "rnn.bias_hh_l0 is missing; more is not the module's"),
+    ):
+        arguments = ("--out", "ported.keras", "--module", "ported_network:build")
+        result = port(file, "model.keras", *arguments)
+        assert result.exit_code == 1, result.output
+        assert re.search(message, " ".join(result.output.split()))

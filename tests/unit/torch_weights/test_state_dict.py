@@ -159,7 +159,7 @@ def test_a_file_without_an_order_is_ambiguous_where_names_have_no_numbers(tmp_pa
         (lambda s: s.update({"0.bias": normal(4, dtype="float64")}), "whose digits float32"),
         (lambda s: s.update({"0.bias": np.full(4, np.nan, "float32")}), "4 of 4 values that are N"),
         (lambda s: s.update({"0.bias": [1.0, 2.0]}), "0.bias must be a torch tensor or a NumPy"),
-        (lambda s: s.update({"model": {}}), r"pass the one that holds.*checkpoint\['model'\]"),
+        (lambda s: s.update({"model": {}}), "choose the one that holds.*key='model'"),
     ],
 )
 def test_what_is_wrong_in_a_state_dict_is_said_and_changes_nothing(change, message):
