@@ -36,8 +36,8 @@ def check(
     workers: Workers | None = None,
     interpreters: Mapping[str, str] | None = None,
     steps: int = 5,
-    optimizer: Any = "adam",
-    loss: Any = "mean_squared_error",
+    optimizer: Any = None,
+    loss: Any = None,
     dtype: str | None = None,
     precision: str = "strict",
     twins: int = 8,
@@ -73,8 +73,10 @@ def check(
         interpreters: another Python for a backend, a runtime or a label,
             `{"torch": "/path/python", "jax#next": "/other/python"}`.
         steps: training steps, on one batch; 0 for the gradients alone, None for no training.
-        optimizer: name or config of a Keras optimizer.
-        loss: name or config of a Keras loss; the losses of several outputs are added.
+        optimizer: name or config of a Keras optimizer; by default the one that the model is
+            compiled with, else `"adam"`.
+        loss: name or config of a Keras loss, of each output, which are added; by default the one
+            that the model is compiled with, else `"mean_squared_error"`.
         dtype: policy to give every layer, such as `"mixed_bfloat16"`; as it is by default.
         precision: `"strict"` turns TF32 and reduced-precision reductions off.
         twins: how many perturbed runs the noise floor is taken from.
@@ -126,6 +128,9 @@ def check(
             if case.inputs is None:
                 case.inputs = draw_inputs(described["inputs"], input_shapes, batch, seed)
                 case.structure = 0 if case.structure is None else case.structure
+            if training is not None:
+                for name, default in (("optimizer", "adam"), ("loss", "mean_squared_error")):
+                    training[name] = training[name] or described["compiled"][name] or default
         if training is not None and loaded is None:
             _check_training(workers, case, training)
         saved_as = None if save_truth is None else Path(save_truth)
@@ -134,7 +139,7 @@ def check(
 
 def _plain(identifier: Any) -> Any:
     """An optimizer or loss as its name or config."""
-    if isinstance(identifier, (str, dict)):
+    if identifier is None or isinstance(identifier, (str, dict)):
         return identifier
     import keras
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from multibackend_lstm.agreement.comparison import AGREES_UP_TO, DISAGREES_ABOVE, GROUPS
+from multibackend_lstm.agreement.comparison import (
+    AGREES_UP_TO,
+    ALONE_UP_TO,
+    DISAGREES_ABOVE,
+    GROUPS,
+)
 from multibackend_lstm.pages import figure, template
 
 if TYPE_CHECKING:
-    from multibackend_lstm.agreement import Comparison, Report
+    from multibackend_lstm.agreement import Comparison, Finding, Report
 
 
 def render(report: Report) -> str:
@@ -29,9 +34,20 @@ def render(report: Report) -> str:
         worst=_worst_by_kind(report),
         scores=_scores(report, kinds),
         trajectories=_trajectories(report),
+        opened=[_opened(report, finding) for finding in report.findings],
         agrees_up_to=AGREES_UP_TO,
         disagrees_above=DISAGREES_ABOVE,
+        alone_up_to=ALONE_UP_TO,
     )
+
+
+def _opened(report: Report, finding: Finding) -> list[Comparison]:
+    """The operations inside of the layer that a finding names, if it was opened."""
+    for result in report.results:
+        if result.target == finding.target:
+            paths = {c.layer for c in result.comparisons if c.path == finding.path}
+            return [c for path, found in result.opened.items() if path in paths for c in found]
+    return []
 
 
 def _worst_by_kind(report: Report) -> dict[tuple[str, str], tuple[Comparison, int]]:

@@ -87,15 +87,12 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
 )
 @click.option(
     "--optimizer",
-    default="adam",
-    show_default=True,
-    help="Name of a Keras optimizer, or its config as JSON.",
+    help="Name of a Keras optimizer, or its config as JSON. Default: the model's own, else adam.",
 )
 @click.option(
     "--loss",
-    default="mean_squared_error",
-    show_default=True,
-    help="Name of a Keras loss, or its config as JSON.",
+    help="Name of a Keras loss, or its config as JSON. Default: the model's own, else "
+    "mean_squared_error.",
 )
 @click.option(
     "--dtype",
@@ -161,8 +158,8 @@ def agree(
     inputs: Path | None,
     labels: Path | None,
     targets: str | None,
-    optimizer: str,
-    loss: str,
+    optimizer: str | None,
+    loss: str | None,
     as_json: bool,
     html: Path | None,
     **options: Any,
@@ -266,9 +263,9 @@ def _labels(path: Path) -> list[np.ndarray]:
     return [arrays[name] for name in sorted(arrays)]  # as Keras orders outputs with names
 
 
-def _identifier(text: str, option: str) -> Any:
+def _identifier(text: str | None, option: str) -> Any:
     """A name, or a config in JSON."""
-    if not text.lstrip().startswith("{"):
+    if text is None or not text.lstrip().startswith("{"):
         return text
     try:
         return json.loads(text)

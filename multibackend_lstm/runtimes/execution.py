@@ -124,6 +124,20 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "structure": tree.pack_sequence_as(model._inputs_struct, list(range(len(specs))))
         if hasattr(model, "_inputs_struct")
         else None,
+        "compiled": compiled(model),
+    }
+
+
+def compiled(model: keras.Model) -> dict[str, Any]:
+    """Configs of the optimizer and the loss that a model was compiled with.
+
+    One that is not there, or a loss that is several, is None.
+    """
+    config = (model.get_compile_config() if model.compiled else None) or {}
+    found = {key: config.get(key) for key in ("optimizer", "loss")}
+    return {
+        key: value if isinstance(value, str) or "class_name" in (value or {}) else None
+        for key, value in found.items()
     }
 
 

@@ -259,3 +259,24 @@ def test_a_layer_of_a_script_is_refused(workers):
     model = keras.Sequential([keras.Input((3,)), Local()])
     with pytest.raises(agreement.CaseError, match="the script that runs"):
         check(workers, model)
+
+
+def test_a_compiled_model_is_trained_as_it_was_compiled(workers):
+    model = keras.Sequential([keras.Input((4, 3)), layers.LSTM(4), layers.Dense(3, "softmax")])
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    report = check(workers, model)
+    assert not report.findings, report.table()
+    assert report.settings["training"]["loss"] == "sparse_categorical_crossentropy"
+    own = report.settings["training"]["optimizer"]
+    assert (own["class_name"], own["config"]["momentum"]) == ("SGD", 0.9)
+    assert check(workers, model, optimizer="adam").settings["training"]["optimizer"] == "adam"
+
+
+def test_of_several_losses_none_is_the_models_own(workers):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(1)(inputs)])
+    model.compile("sgd", ["mean_absolute_error", "mean_squared_error"])
+    report = check(workers, model)
+    assert not report.findings
+    assert report.settings["training"]["loss"] == "mean_squared_error"

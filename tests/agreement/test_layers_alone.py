@@ -94,7 +94,7 @@ def test_a_layer_that_is_called_twice_is_judged_at_each_call(workers):
 
 def test_masks_states_and_nested_models_go_along(workers):
     inputs = keras.Input((6, 4))
-    masked = layers.Masking()(inputs)
+    masked = layers.Masking(name="masking")(inputs)
     sequence, *states = layers.LSTM(3, return_sequences=True, return_state=True)(masked)
     last = layers.LSTM(3, name="last")(sequence, initial_state=states)
     inner = keras.Sequential([keras.Input((3,)), layers.Dense(2)], name="inner")

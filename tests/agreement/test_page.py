@@ -131,3 +131,17 @@ def test_the_extra_is_named_where_it_is_missing(report, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"matplotlib.*pip install 'multibackend-lstm\[plot\]'"):
         report.to_html()
+
+
+def test_a_finding_unfolds_to_the_operations_inside_of_its_layer(report):
+    dense = comparison("layer alone", "dense", 99.0, "disagrees", layer="dense", worst_score=412.0)
+    matmul = comparison("layer alone", "1 <Matmul>", 98.0, "disagrees", worst_score=77.0)
+    report.results[0].comparisons.append(dense)
+    report.results[0].opened["dense"] = [matmul]
+    report.findings.append(Finding("jax@cpu", "disagrees", "layers alone", "dense", "dense"))
+    page = text_of(report.to_html())
+    assert page.count("Operations inside of the layer") == 1
+    findings, tensors = page.split("<h2>Scores</h2>")
+    assert "1 &lt;Matmul&gt;" in findings
+    assert ">77<" in findings
+    assert ">412<" in tensors

@@ -54,7 +54,7 @@ _CELLS: dict[type, Rule] = {
 }
 
 _RECURRENT = dict.fromkeys(
-    layer.__name__ for layer, rule in RULES.items() if isinstance(rule, recurrent.Recurrent)
+    layer.__name__ for layer, rule in RULES.items() if isinstance(rule, recurrent.RecurrentRule)
 )
 #: Kinds of layers that a message lists as supported.
 SUPPORTED = (
@@ -74,7 +74,7 @@ def rule_of(layer: Any) -> Rule | None:
     """The rule of a Keras layer; None if there is none."""
     if type(layer) in (keras.layers.Bidirectional, Bidirectional):
         forward, backward = (rule_of(x) for x in recurrent.directions(layer))
-        same = forward is backward and isinstance(forward, recurrent.Recurrent)
+        same = forward is backward and isinstance(forward, recurrent.RecurrentRule)
         return forward if same else None
     if type(layer) is keras.layers.RNN:
         return _CELLS.get(type(layer.cell))

@@ -25,7 +25,7 @@ from multibackend_lstm.torch_weights.rules.base import Call, Rule, different, to
 from multibackend_lstm.torch_weights.weights import Moved, Tensors, Weight, take_gates
 
 
-class Recurrent(Rule):
+class RecurrentRule(Rule):
     """What the recurrent layers share.
 
     Attributes:
@@ -115,13 +115,13 @@ class Recurrent(Rule):
         return SummedBias(variable, suffix)
 
 
-class LSTM(Recurrent):
+class LSTM(RecurrentRule):
     """`LSTM`."""
 
     modules = ("LSTM", "LSTMCell")
 
 
-class GRU(Recurrent):
+class GRU(RecurrentRule):
     """`GRU`."""
 
     modules = ("GRU", "GRUCell")
@@ -140,7 +140,7 @@ class GRU(Recurrent):
         return TwoBiases(variable, self.gates, suffix)
 
 
-class SimpleRNN(Recurrent):
+class SimpleRNN(RecurrentRule):
     """`SimpleRNN`, with either of PyTorch's two nonlinearities."""
 
     modules = ("RNN", "RNNCell")

@@ -1,0 +1,69 @@
+"""Who is said to be wrong, by which targets differ from the truth and from each other."""
+
+from multibackend_lstm.agreement.comparison import AGREES, DISAGREES, SUSPICIOUS, Comparison
+from multibackend_lstm.agreement.report import Report, TargetResult, findings_of
+
+
+def report_of(**peers):
+    """A report on one layer: the targets by backend, with the backends that are off as they are.
+
+    `None` stands for a target that agrees.
+    """
+    report = Report(
+        "case",
+        "float64 on tensorflow@cpu",
+        True,
+        {},
+        layers={"dense": {"module": "keras.layers", "class_name": "Dense", "config": {}}},
+        reference_backend="tensorflow",
+    )
+    for backend, others in peers.items():
+        off = others is not None
+        names = tuple(f"{other}@cpu" for other in others or ())
+        comparison = Comparison(
+            "layer alone", "dense", DISAGREES if off else AGREES, 1e4 if off else 1.0,
+            layer="dense", peers=names, worst=(0,), values=(1.1, 1.0), shape=(1,),
+        )  # fmt: skip
+        report.results.append(TargetResult(f"{backend}@cpu", comparisons=[comparison]))
+    report.findings = findings_of(report)
+    return report
+
+
+def test_one_that_differs_is_wrong():
+    report = report_of(jax=(), torch=None, tensorflow=None)
+    assert report.disagreeing == ["jax@cpu"]
+
+
+def test_two_that_differ_from_each_other_too_are_both_wrong():
+    report = report_of(jax=(), torch=(), tensorflow=None)
+    assert report.disagreeing == ["jax@cpu", "torch@cpu"]
+
+
+def test_two_that_differ_alike_put_the_truth_in_doubt():
+    report = report_of(jax=("torch",), torch=("jax",), tensorflow=None)
+    assert report.disagreeing == ["tensorflow@cpu"]
+    (finding,) = report.findings
+    assert "stands alone" in finding.message
+
+
+def test_the_truth_is_in_doubt_where_its_backend_is_no_target():
+    report = report_of(jax=("torch",), torch=("jax",))
+    assert report.disagreeing == ["tensorflow (the reference)"]
+
+
+def test_two_against_two_cannot_be_told():
+    report = report_of(jax=("torch",), torch=("jax",), tensorflow=None, numpy=None)
+    assert report.disagreeing == ["jax@cpu", "torch@cpu"]
+    assert all("who is wrong cannot be told" in f.message for f in report.findings)
+    assert all("numpy" in f.message for f in report.findings)
+
+
+def test_where_all_differ_alike_nobody_is_wrong():
+    """As where float32 rounds a constant of the layer."""
+    report = report_of(
+        jax=("torch", "tensorflow"), torch=("jax", "tensorflow"), tensorflow=("jax", "torch")
+    )
+    assert report.agrees
+    (finding,) = report.findings
+    assert finding.verdict == SUSPICIOUS
+    assert "agree with each other" in finding.message
