@@ -79,7 +79,7 @@ def _compare_inside(
         elif answer["done"] != expected:
             result.not_opened[header["path"]] = "it consists of other operations there"
         else:
-            opened.append((TargetResult(result.target), worker, result))
+            opened.append((TargetResult(result.target, result.ready), worker, result))
     pairs = [(found, worker) for found, worker, _ in opened]
     for place in range(len(inside.calls)):
         _compare_call(inside, reference, pairs, twins, place, inside=True)
@@ -113,7 +113,7 @@ def _compare_call(
             result.not_compared[f"{header['name']} alone"] = truth.not_alone[header["name"]]
         elif found is not None:
             answered.append((result, worker, found))
-    compared = {r.target: _compared(truth, number, found) for r, _, found in answered}
+    compared = {r.target: _compared(r, truth, number, found) for r, _, found in answered}
     if any(_is_off(comparisons) for comparisons in compared.values()):
         if reference is not None:
             again = request | {"twins": CONFIRMING_TWINS}
@@ -121,7 +121,7 @@ def _compare_call(
         for result, worker, found in answered:
             if _is_off(compared[result.target]):
                 second = dict(_answers(worker, request, arrays))
-                compared[result.target] = _compared(truth, number, found, second)
+                compared[result.target] = _compared(result, truth, number, found, second)
         _find_peers(truth, number, compared, {r.target: found for r, _, found in answered})
     for result, _, _ in answered:
         result.comparisons += compared[result.target]
@@ -160,14 +160,20 @@ def _collected(
 
 
 def _compared(
-    truth: Truth, number: int, found: Mapping[Key, Any], second: Mapping[Key, Any] | None = None
+    result: TargetResult,
+    truth: Truth,
+    number: int,
+    found: Mapping[Key, Any],
+    second: Mapping[Key, Any] | None = None,
 ) -> list[Comparison]:
     """Every tensor of a call; with what the target computed when it was asked again."""
     layer = truth.calls[number]["path"]
     comparisons = []
     for key in truth.alone[number]:
         if key not in found:
-            comparisons.append(missing(*key, layer=layer))
+            # Without gradients a target has only outputs.
+            if result.ready["trains"] or key[0].startswith("layer"):
+                comparisons.append(missing(*key, layer=layer))
             continue
         tensor, arrays = found[key]
         comparisons.append(_one(truth, number, key, tensor, arrays["values"], second))

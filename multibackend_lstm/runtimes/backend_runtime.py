@@ -38,6 +38,9 @@ _SUBCLASSES = {
 class BackendRuntime:
     """A backend without devices to choose from, precision settings and gradients."""
 
+    #: Whether it has gradients, and so can train.
+    trains = False
+
     def devices(self) -> list[str]:
         """Names of the devices the backend sees."""
         return ["CPU"]

@@ -300,7 +300,10 @@ class Isolation:
         return self._runner(call)(0, 0.0)
 
     def _runner(self, call: Call) -> Callable[[int, float], list[Tensor]]:
-        """A function that makes a call, given the number of a twin and how far it is moved."""
+        """A function that makes a call, given the number of a twin and how far it is moved.
+
+        On a backend that has no gradients a call in training gives its outputs alone.
+        """
         if call.path == OPTIMIZER:
             return functools.partial(self._updated, call)
         operation = self.operations.get(call.path)
@@ -320,7 +323,8 @@ class Isolation:
             outputs = context(function=called, training=call.training)
             return [x for x in tree.flatten(outputs) if ops.is_tensor(x)]
 
-        if call.training:
+        differentiated = call.training and runtime.trains
+        if differentiated:
             pull_back = runtime.pull_back(function, trainable, others)
         else:
             infer = runtime.alone(function, variables)
@@ -340,8 +344,9 @@ class Isolation:
             wide = "float64" if execution.noisy else call.dtype
             tensors = [ops.convert_to_tensor(moved(x), _dtype_of(x, wide)) for x in call.tensors]
             with execution.capture.recording(execution.noisy):
-                if not call.training:
-                    return list(_tensors("layer alone", call.name, infer(tensors)))
+                if not differentiated:
+                    kind = "layer alone in training" if call.training else "layer alone"
+                    return list(_tensors(kind, call.name, infer(tensors)))
                 upstream = [ops.convert_to_tensor(moved(x), wide) for x in call.upstream]
                 outputs, input_gradients, gradients, changed = pull_back(tensors, upstream)
             number = call.name.removeprefix(call.path)

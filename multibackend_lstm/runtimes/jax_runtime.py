@@ -20,6 +20,8 @@ from multibackend_lstm.runtimes.backend_runtime import (
 class JAXRuntime(BackendRuntime):
     """The devices and settings of JAX, and jitted training steps."""
 
+    trains = True
+
     def devices(self) -> list[str]:
         """Names of the devices the backend sees."""
         return [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]

@@ -47,6 +47,7 @@ class KerasModels(Runtime):
             "precision": backend.precision(),
             "versions": environment.versions(),
             "float64": _computes_in_float64(),
+            "trains": backend.trains,
         }
 
     @property

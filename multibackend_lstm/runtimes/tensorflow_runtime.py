@@ -23,6 +23,8 @@ class TensorFlowRuntime(BackendRuntime):
     Inference is not compiled: tracing costs more than it saves in a comparison.
     """
 
+    trains = True
+
     def devices(self) -> list[str]:
         """Names of the devices the backend sees."""
         return [

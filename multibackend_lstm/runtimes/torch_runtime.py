@@ -20,6 +20,8 @@ from multibackend_lstm.runtimes.backend_runtime import (
 class TorchRuntime(BackendRuntime):
     """The devices and settings of torch, and training steps with its autograd."""
 
+    trains = True
+
     def devices(self) -> list[str]:
         """Names of the devices the backend sees."""
         names = ["CPU"]

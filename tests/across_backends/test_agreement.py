@@ -57,4 +57,5 @@ def test_numpy_predicts_the_same():
             assert finding.verdict == NOT_COMPARED
             assert "no gradients" in finding.message
             kinds = {c.kind for c in report.results[0].comparisons}
-            assert kinds == {"layer", "captured output", "output"}
+            alone = {"layer alone", "layer alone in training", "update alone"}
+            assert kinds == {"layer", "captured output", "output", *alone}
