@@ -23,11 +23,10 @@ def output_names(model: keras.Model, taken: Iterable[str]) -> list[str]:
         model: functional or Sequential.
         taken: names that are not free; one that is gets a number: `"dense_1"`.
     """
-    structure = model.output
-    if isinstance(structure, dict) and len(structure) == len(model.outputs):
-        names = sorted(map(str, structure))  # the order in which Keras flattens them
-    elif isinstance(model, keras.Sequential):
+    if isinstance(model, keras.Sequential):  # which has no `output` before it is called
         names = [model.layers[-1].name]
+    elif isinstance(model.output, dict) and len(model.output) == len(model.outputs):
+        names = sorted(map(str, model.output))  # the order in which Keras flattens them
     else:
         names = model.output_names
     found: list[str] = []

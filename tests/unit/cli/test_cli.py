@@ -254,7 +254,8 @@ def test_known_problems_are_those_of_the_installed_version(monkeypatch):
 
 def test_every_known_problem_is_whole():
     needed = {"id", "title", "upstream", "package", "versions", "backends", "remedy", "reference"}
-    recognised = {"groups", "layers", "config", "together_with", "error"}
+    recognised = {"groups", "layers", "config", "together_with", "error", "operations"}
+    recognised |= {"precision_only"}
     for problem in upstream_problems():
         assert needed <= problem.keys() <= needed | recognised
         assert ("groups" in problem) == ("layers" in problem) == bool(problem.keys() & recognised)
