@@ -200,6 +200,17 @@ def slicing():
     return functional((10, 3, 5), layers.Lambda(lambda t: t[:, :, 0], name="slice"), layers.LSTM(4))
 
 
+def trained():
+    """Compiled, nested and fitted: Keras 2.15 stores what metrics have counted."""
+    inner = functional((10, 5), layers.LSTM(3))
+    inner.compile("adam", "mse", metrics=["mae"])
+    inner.fit(np.ones((4, 10, 5)), np.ones((4, 3)), verbose=0)
+    model = functional((10, 5), inner, layers.Dense(1, activation="sigmoid"))
+    model.compile("adam", "mse", metrics=["mae", keras.metrics.AUC(num_thresholds=3)])
+    model.fit(np.ones((4, 10, 5)), np.ones((4, 1)), verbose=0)
+    return model
+
+
 def keras3():
     """Keras 3's own Lambda."""
     return functional(
@@ -269,6 +280,7 @@ VARIANTS = {
     },
     "keras2": {
         "keras215_bidirectional.keras": bidirectional,
+        "keras215_trained.keras": trained,
     },
     "keras3": {"keras3.keras": keras3, "keras3_legacy.h5": keras3_legacy},
     "keras36": {"keras36.keras": keras36, "keras36.h5": keras36},

@@ -91,8 +91,8 @@ def migrate(
     What Keras 3 refuses or reads otherwise is translated: `time_major`, `batch_input_shape`,
     configurations without modules (keras#19898), modules of other Keras versions, calls of nested
     models, `hard_sigmoid`, which has another slope in Keras 3. Weights are carried over by layer
-    and name, and all shapes are checked before any is allocated. The optimizer and its state are
-    dropped.
+    and name, and all shapes are checked before any is allocated. The optimizer, the
+    metrics and their state are dropped.
 
     Example:
         >>> migration = migrate("old.h5", "new.keras")
@@ -147,7 +147,7 @@ def migrate(
         place, _, detail = note.partition(": ")
         migration.steps.append(Step(place, "translated", detail))
     if file.compiled:
-        detail = "the arguments of compile and the optimizer's state are dropped"
+        detail = "the arguments of compile and the state of optimizer and metrics are dropped"
         migration.steps.append(Step("the model", "translated", detail))
     migration.steps += resolver.steps
     for name, array in file.arrays():

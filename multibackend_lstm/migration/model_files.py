@@ -32,6 +32,8 @@ from multibackend_lstm.runtimes.loading import (
 )
 
 _MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
+# What `compile` adds to a model, or to a nested one. Keras 2.15 stores the metrics' variables too.
+_OF_COMPILE = re.compile(r"(layers/[^/]+/)*(optimizer|metrics)/")
 
 
 @dataclass
@@ -43,7 +45,8 @@ class ModelFile:
         config: configuration of the model, as it stands in the file.
         keras_version: version of the Keras that wrote it, "1" where it does not say.
         by_layer: in an HDF5 file, arrays by weight name, in order, by layer.
-        by_path: in a `.keras` archive, arrays by their path in it.
+        by_path: in a `.keras` archive, arrays by their path in it, without those of the optimizer
+            and of metrics.
         compiled: whether it holds the arguments of `compile`.
     """
 
@@ -120,7 +123,7 @@ def _open_archive(path: Path) -> ModelFile:
         by_path = {
             place: _array(dataset, budget)
             for place, dataset in datasets(file, budget)
-            if not place.startswith("optimizer/")
+            if not _OF_COMPILE.match(place)
         }
     return ModelFile(
         path,

@@ -41,6 +41,7 @@ MIGRATED = [
     ("masked.h5", {"merge": ("Reshape", "loses the mask")}),
     ("states.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("keras215_bidirectional.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("keras215_trained.keras", {}),
     ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("keras3_legacy.h5", {}),
     ("keras36.keras", {}),
