@@ -211,6 +211,75 @@ def trained():
     return model
 
 
+def cudnn_lstm():
+    """Two directions and one, backwards."""
+    lstm = tf.compat.v1.keras.layers.CuDNNLSTM
+    return functional(
+        (10, 5),
+        layers.Bidirectional(lstm(3, return_sequences=True)),
+        lstm(4, go_backwards=True),
+    )
+
+
+def cudnn_gru():
+    """Kernels that are not square and one that is, in a nested model."""
+    gru = tf.compat.v1.keras.layers.CuDNNGRU
+    inner = functional((10, 5), gru(3, return_sequences=True), gru(3, return_sequences=True))
+    return functional((10, 5), inner, gru(4))
+
+
+def cudnn_layer(layer, x):
+    """What the cuDNN kernel computes for a layer, in float64. The kernel itself needs a GPU.
+
+    Source: the kernel takes every gate's weights as one row of numbers, of a matrix (units,
+    inputs), as CuDNNLSTM._process_batch hands them over; equations of cudnnRNNMode_t in the cuDNN
+    API reference.
+    """
+    lstm = "LSTM" in type(layer).__name__
+    kernel, recurrent, bias = (w.astype("float64") for w in layer.get_weights())
+    units, gates = len(recurrent), 4 if lstm else 3
+    w = [block.ravel().reshape(units, -1) for block in np.split(kernel, gates, 1)]
+    r = [block.ravel().reshape(units, -1) for block in np.split(recurrent, gates, 1)]
+    bw, br = bias.reshape(2, gates, units)
+    h = c = np.zeros((len(x), units))
+    outputs = []
+    for step in np.moveaxis(x[:, :: -1 if layer.go_backwards else 1], 1, 0):
+        wx = [step @ w[i].T + bw[i] for i in range(gates)]
+        rh = [h @ r[i].T + br[i] for i in range(gates)]
+        if lstm:
+            i, f, o = (1 / (1 + np.exp(-wx[k] - rh[k])) for k in (0, 1, 3))
+            c = f * c + i * np.tanh(wx[2] + rh[2])
+            h = o * np.tanh(c)
+        else:
+            z, reset = (1 / (1 + np.exp(-wx[k] - rh[k])) for k in (0, 1))
+            h = (1 - z) * np.tanh(wx[2] + reset * rh[2]) + z * h
+        outputs.append(h)
+    return np.stack(outputs, 1) if layer.return_sequences else h
+
+
+def cudnn_predictions(model, x):
+    """Predictions of a model of cuDNN layers in a row, nested ones among them."""
+    for layer in model.layers:
+        if isinstance(layer, layers.Bidirectional):
+            backward = cudnn_layer(layer.backward_layer, x)[:, ::-1]
+            x = np.concatenate([cudnn_layer(layer.forward_layer, x), backward], -1)
+        elif isinstance(layer, keras.Model):
+            x = cudnn_predictions(layer, x)
+        elif not isinstance(layer, layers.InputLayer):
+            x = cudnn_layer(layer, x)
+    return x
+
+
+def gru_reset_before():
+    """The GRU of Keras before TensorFlow 2, with and without bias."""
+    old = {"reset_after": False, "recurrent_activation": "sigmoid"}
+    return functional(
+        (10, 5),
+        layers.GRU(3, return_sequences=True, **old),
+        layers.Bidirectional(layers.GRU(3, use_bias=False, **old)),
+    )
+
+
 def keras3():
     """Keras 3's own Lambda."""
     return functional(
@@ -281,6 +350,9 @@ VARIANTS = {
     "keras2": {
         "keras215_bidirectional.keras": bidirectional,
         "keras215_trained.keras": trained,
+        "cudnn_lstm.h5": cudnn_lstm,
+        "cudnn_gru.h5": cudnn_gru,
+        "gru_reset_before.h5": gru_reset_before,
     },
     "keras3": {"keras3.keras": keras3, "keras3_legacy.h5": keras3_legacy},
     "keras36": {"keras36.keras": keras36, "keras36.h5": keras36},
@@ -328,7 +400,10 @@ def write(folder, name, make):
     if any(isinstance(layer, layers.Masking) for layer in model.layers):
         for x in inputs:
             x[:, 7:] = 0.0
-    outputs = np.asarray(model(inputs if len(inputs) > 1 else inputs[0]), "float32")
+    if name.startswith("cudnn"):
+        outputs = np.asarray(cudnn_predictions(model, *inputs), "float32")
+    else:
+        outputs = np.asarray(model(inputs if len(inputs) > 1 else inputs[0]), "float32")
     model.save(folder / name)
     if name == "bidirectional_23.h5":
         as_keras_2_3(folder / name)

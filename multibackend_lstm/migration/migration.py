@@ -11,7 +11,7 @@ import numpy as np
 from packaging.version import InvalidVersion, Version
 
 from multibackend_lstm.files import replacing
-from multibackend_lstm.migration import stored_weights
+from multibackend_lstm.migration import cudnn, stored_weights
 from multibackend_lstm.migration.configs import translate
 from multibackend_lstm.migration.model_files import open_model_file
 from multibackend_lstm.migration.resolution import Resolver, Step, instantiate
@@ -133,6 +133,7 @@ def migrate(
             custom_objects=custom_objects or {},
             notes=notes,
         )
+        cudnn.convert_weights(file)
         resolver = Resolver(file, config, replacements or {}, custom_objects or {})
         with ThreadPoolExecutor(1) as thread:
             thread.submit(_resolve, resolver, config).result()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+import zipfile
 
 import h5py
 import keras
@@ -42,6 +43,9 @@ MIGRATED = [
     ("states.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("keras215_bidirectional.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("keras215_trained.keras", {}),
+    ("cudnn_lstm.h5", {}),
+    ("cudnn_gru.h5", {}),
+    ("gru_reset_before.h5", {}),
     ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("keras3_legacy.h5", {}),
     ("keras36.keras", {}),
@@ -112,6 +116,15 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
         ("nested.h5", {"model > lstm", "sequential > gru"}),
         ("hard_sigmoid.h5", {"lstm"}),
         ("states.h5", {"lstm", "lstm_1"}),
+        (
+            "cudnn_lstm.h5",
+            {
+                "bidirectional",
+                "bidirectional > cu_dnnlstm",
+                "cu_dnnlstm_1",
+            },
+        ),
+        ("cudnn_gru.h5", {"model > cu_dnngru", "model > cu_dnngru_1", "cu_dnngru_2"}),
         (
             "keras36.keras",
             {
@@ -261,6 +274,21 @@ def test_a_gru_from_before_reset_after(tmp_path):
     migration = migrate(path)
     inputs, expected = recorded("bidirectional_23.h5")
     np.testing.assert_allclose(predictions(migration.model, inputs), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_a_cudnn_layer_in_an_archive_is_refused(tmp_path):
+    path = tmp_path / "old.keras"
+    with (
+        zipfile.ZipFile(FOLDER / "keras215_trained.keras") as old,
+        zipfile.ZipFile(path, "w") as new,
+    ):
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json":
+                content = content.replace(b'"class_name": "LSTM"', b'"class_name": "CuDNNLSTM"')
+            new.writestr(name, content)
+    with pytest.raises(ModelFileError, match=r"CuDNNLSTM layers are migrated from \.h5 files only"):
+        migrate(path)
 
 
 def test_time_major_is_refused(tmp_path):
