@@ -280,6 +280,47 @@ def gru_reset_before():
     )
 
 
+def lambdas():
+    """What Lambdas are used for beside reshapes, as their bytecode spells out."""
+    return functional(
+        (10, 3, 5),
+        layers.Lambda(lambda x: x / 255 - 0.5, name="scale"),
+        layers.Lambda(lambda x: K.permute_dimensions(x, (0, 1, 3, 2)), name="transpose"),
+        layers.Lambda(lambda x: K.max(x, axis=-1), name="max"),
+        layers.LSTM(4, return_sequences=True),
+        layers.Lambda(lambda x: x[:, -1, :], output_shape=(4,), name="last"),
+        layers.Lambda(lambda x: tf.expand_dims(x, axis=1), name="expand"),
+        layers.Lambda(lambda x: K.squeeze(x, 1) * 2, name="squeeze"),
+        layers.Dense(3),
+        layers.Reshape((3, 1)),
+        layers.Lambda(lambda x: tf.reduce_mean(x, axis=1), name="mean"),
+    )
+
+
+def lambdas_nested():
+    """A Lambda before a nested model, whose weights Keras counts by class, and one at the end."""
+    inner = functional((10, 5), layers.LSTM(3, return_sequences=True))
+    return functional(
+        (10, 5, 3),
+        layers.Lambda(lambda x: K.sum(x, axis=-1), name="sum"),
+        inner,
+        layers.Lambda(lambda x: x[:, -1], name="last"),
+    )
+
+
+def lambdas_sequential():
+    """A mask that a Lambda loses, and the last step."""
+    return keras.Sequential(
+        [
+            layers.Masking(input_shape=(10, 5)),
+            layers.Lambda(lambda x: 2.0 * x, name="scale"),
+            layers.LSTM(4, return_sequences=True),
+            layers.Lambda(lambda x: x[:, -1], name="last"),
+            layers.Dense(2),
+        ]
+    )
+
+
 def keras3():
     """Keras 3's own Lambda."""
     return functional(
@@ -353,6 +394,10 @@ VARIANTS = {
         "cudnn_lstm.h5": cudnn_lstm,
         "cudnn_gru.h5": cudnn_gru,
         "gru_reset_before.h5": gru_reset_before,
+        "lambdas.h5": lambdas,
+        "lambdas_nested.h5": lambdas_nested,
+        "keras215_lambdas_nested.keras": lambdas_nested,
+        "keras215_lambdas_sequential.keras": lambdas_sequential,
     },
     "keras3": {"keras3.keras": keras3, "keras3_legacy.h5": keras3_legacy},
     "keras36": {"keras36.keras": keras36, "keras36.h5": keras36},

@@ -11,7 +11,7 @@ import numpy as np
 from packaging.version import InvalidVersion, Version
 
 from multibackend_lstm.files import replacing
-from multibackend_lstm.migration import cudnn, stored_weights
+from multibackend_lstm.migration import cudnn, operations, stored_weights
 from multibackend_lstm.migration.configs import translate
 from multibackend_lstm.migration.model_files import open_model_file
 from multibackend_lstm.migration.resolution import Resolver, Step, instantiate
@@ -76,12 +76,15 @@ def migrate(
     out: str | Path | None = None,
     *,
     upgrade: bool = False,
-    replacements: Mapping[str, keras.layers.Layer] | None = None,
+    replacements: Mapping[str, keras.layers.Layer | str] | None = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> Migration:
     """Turn an old model file into a Keras 3 model that loads in safe mode on every backend.
 
-    Nothing stored in the file is run. A `Lambda` is replaced by `FlattenFeatures` (it merges the
+    Nothing stored in the file is run. A `Lambda` whose stored bytecode spells out the last step,
+    scaling by constants, or a sum, mean, maximum, `expand_dims`, `squeeze` or transposition, is
+    replaced by a model of these `keras.ops`, see `migration/bytecode.py`. Another is replaced by
+    `FlattenFeatures` (it merges the
     axes after time) or `keras.layers.Reshape` where the shapes stored around it prove a merge or
     split of axes, see `migration/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
     `tf.squeeze` outside of a layer where its stored arguments say so. Shapes cannot exclude that a
@@ -105,7 +108,10 @@ def migrate(
         out: a `.keras` file to write, unless a function is left.
         upgrade: put this package's layers in the place of Keras's, as `multibackend_lstm.upgrade`.
         replacements: layers for stored functions, by the name of the `Lambda`, where you know
-            what it computes: `{"scale": keras.layers.Rescaling(2.0)}`. They have no weights.
+            what it computes: `{"scale": keras.layers.Rescaling(2.0)}`. They have no weights. A
+            text stands for Keras's own operation: `last_step`, `scale:FACTOR,OFFSET`, `sum:AXIS`,
+            `mean:AXIS`, `max:AXIS`, `expand_dims:AXIS`, `squeeze:AXIS` or `transpose:AXES`, where
+            axis 0 is the batch.
         custom_objects: classes and functions of your own that the file names.
 
     Returns:
@@ -122,6 +128,10 @@ def migrate(
     out = None if out is None else Path(out)
     if out is not None:
         check_out(path, out)
+    named = {
+        name: operations.parse(layer) if isinstance(layer, str) else layer
+        for name, layer in (replacements or {}).items()
+    }
     file = open_model_file(path)
     migration = Migration(path, file.keras_version)
     notes: list[str] = []
@@ -134,7 +144,7 @@ def migrate(
             notes=notes,
         )
         cudnn.convert_weights(file)
-        resolver = Resolver(file, config, replacements or {}, custom_objects or {})
+        resolver = Resolver(file, config, named, custom_objects or {})
         with ThreadPoolExecutor(1) as thread:
             thread.submit(_resolve, resolver, config).result()
     except ModelFileError as error:
@@ -158,6 +168,7 @@ def migrate(
             migration.steps.append(Step(name, "not finite", detail))
     if migration.left:
         return migration
+    moved = resolver.moved(config)
     if upgrade:
         result = Upgrade(None)
         upgrade_config(config, result, custom_objects or {})
@@ -166,7 +177,7 @@ def migrate(
         for place, reason in result.left.items():
             migration.steps.append(Step(place, "not upgraded", reason))
     migration.model = instantiate(config, custom_objects or {}, "the model")
-    stored_weights.load(migration.model, file)
+    stored_weights.load(migration.model, file, moved)
     if out is not None:
         migration.save(out)
     return migration

@@ -21,13 +21,14 @@ from multibackend_lstm.upgrading import UPGRADED
 FOLDER = pathlib.Path(__file__).parent / "files"
 SHAPES = " takes "
 STORED = "stored in the "
+BYTECODE = "as its stored bytecode says"
 # File, place of each stored function, what takes its place, and the kind of reason.
 MIGRATED = [
     ("tf_shape.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("sequential.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("sequential_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("backend_reshape.h5", {"merge": ("FlattenFeatures", "its output_shape")}),
-    ("squeeze_v2.keras", {"squeeze": ("FlattenFeatures", STORED)}),
+    ("squeeze_v2.keras", {"squeeze": ("model", BYTECODE)}),
     ("tf_op_reshape.h5", {"tf.reshape": ("FlattenFeatures", "arguments stored")}),
     ("bidirectional_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("bidirectional_23.h5", {"merge": ("FlattenFeatures", SHAPES)}),
@@ -46,6 +47,26 @@ MIGRATED = [
     ("cudnn_lstm.h5", {}),
     ("cudnn_gru.h5", {}),
     ("gru_reset_before.h5", {}),
+    ("scaling.h5", {"scale": ("model", "Keras's multiply(2.0), " + BYTECODE)}),
+    ("expand_dims.h5", {"expand": ("model", "Keras's expand_dims(-1), " + BYTECODE)}),
+    (
+        "lambdas.h5",
+        {
+            "scale": ("model", "Keras's divide(255), subtract(0.5), " + BYTECODE),
+            "transpose": ("model", "Keras's transpose(0, 1, 3, 2), " + BYTECODE),
+            "max": ("model", "Keras's max(-1), " + BYTECODE),
+            "last": ("model", "Keras's last_step, " + BYTECODE),
+            "expand": ("model", "Keras's expand_dims(1), " + BYTECODE),
+            "squeeze": ("model", "Keras's squeeze(1), multiply(2), " + BYTECODE),
+            "mean": ("model", "Keras's mean(1), " + BYTECODE),
+        },
+    ),
+    ("lambdas_nested.h5", {"sum": ("model", BYTECODE), "last": ("model", BYTECODE)}),
+    ("keras215_lambdas_nested.keras", {"sum": ("model", BYTECODE), "last": ("model", BYTECODE)}),
+    (
+        "keras215_lambdas_sequential.keras",
+        {"scale": ("model", "loses the mask"), "last": ("model", BYTECODE)},
+    ),
     ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("keras3_legacy.h5", {}),
     ("keras36.keras", {}),
@@ -53,15 +74,13 @@ MIGRATED = [
 ]
 # File, place of its stored function, why it is left, and what it could reshape to.
 LEFT = [
-    ("scaling.h5", "scale", "could compute anything", ()),
     ("transposing.h5", "transpose", "names transpose", ()),
     ("slicing.h5", "slice", "so does taking axes away", ("slice=30,5",)),
     ("tf_op_scale.h5", "tf.math.multiply", "is no reshape", ()),
-    ("expand_dims.h5", "expand", "nothing proves", ("expand=10,15,1",)),
     ("split.h5", "split", "nothing proves", ("split=10,3,5",)),
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore:Layer 'merge' .*does not support masking")
+pytestmark = pytest.mark.filterwarnings("ignore:Layer '(merge|scale)' .*does not support masking")
 
 
 def recorded(name):
