@@ -35,6 +35,20 @@ def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, t
     return found
 
 
+def _replacements(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, str]:
+    """Lambdas and what they compute, `last=last_step`."""
+    found = {}
+    for value in values:
+        name, _, computed = value.rpartition("=")
+        if not name or not computed:
+            raise click.BadParameter(
+                "a Lambda's name and what it computes are needed, such as last=last_step. Received "
+                f"{value!r}."
+            )
+        found[name] = computed
+    return found
+
+
 @click.command()
 @click.argument("old", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
@@ -56,6 +70,16 @@ def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, t
     help="A Lambda that you know to be a reshape to these sizes, without the batch: merge=10,15. "
     "May be given several times.",
 )
+@click.option(
+    "--replace",
+    "replacements",
+    multiple=True,
+    callback=_replacements,
+    metavar="NAME=OPERATION",
+    help="A Lambda of which you know what it computes: last_step, scale:FACTOR,OFFSET, sum:AXIS, "
+    "mean:AXIS, max:AXIS, expand_dims:AXIS, squeeze:AXIS or transpose:AXES, where axis 0 is the "
+    "batch. May be given several times.",
+)
 @click.option("--verify", is_flag=True, help="Compare predictions with those of the old file.")
 @click.option(
     "--python",
@@ -74,6 +98,7 @@ def migrate(
     out: Path | None,
     upgrade: bool,
     reshapes: dict[str, tuple[int, ...]],
+    replacements: dict[str, str],
     verify: bool,
     python: str | None,
     trust: bool,
@@ -82,9 +107,9 @@ def migrate(
 ) -> None:
     """Turn OLD, a model file of Keras 2, tf.keras or Keras 3, into a new .keras file.
 
-    Lambda layers that, by the shapes around them, only merge or split axes are replaced; nothing
-    stored in OLD is run. One of which shapes do not prove it is left, with the --reshape options
-    that would replace it, and then nothing is written.
+    Lambda layers whose stored bytecode spells out a common operation are replaced, and those that,
+    by the shapes around them, only merge or split axes; nothing stored in OLD is run. Another is
+    left, with the --reshape options that would replace it, and then nothing is written.
 
     Ends with status 0 if the whole model is migrated (and agrees, with --verify), 1 if a function
     is left, a weight is NaN or infinite, or predictions differ, 2 for wrong use or a file that is
@@ -94,6 +119,9 @@ def migrate(
     """
     if (python or trust) and not verify:
         raise click.UsageError("--python and --trust are about --verify, which is not given.")
+    twice = sorted(set(reshapes) & set(replacements))
+    if twice:
+        raise click.UsageError(f"--reshape and --replace both name {twice[0]!r}.")
     environment.set_backend(environment.choose_backend(backend))
     if out is not None:
         check_writable(out.parent)
@@ -111,7 +139,10 @@ def migrate(
         # A model that turns out to predict otherwise is not written.
         None if verify else out,
         upgrade=upgrade,
-        replacements={name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
+        replacements={
+            **{name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
+            **replacements,
+        },
     )
     reports: dict[int, Report] = {}
     failure = None
@@ -172,13 +203,13 @@ def _print(migration: Migration, reports: dict[int, Report]) -> None:
             click.echo(f"    and {len(step.reshapes) - _MOST_LINES} more sizes: see --json")
     if migration.left:
         click.echo(
-            "Nothing is written. Where you know what a function computes, say so by --reshape, or "
-            "in Python by migrate(..., replacements={name: layer})."
+            "Nothing is written. Where you know what a function computes, say so by --reshape or "
+            "--replace (see --help), or in Python by migrate(..., replacements={name: layer})."
         )
     elif migration.out is not None:
         click.echo(f"Written: {migration.out}")
     if migration.of("replaced") and not reports:
         click.echo(
-            "Shapes cannot exclude that a function also moved or scaled values: --verify compares "
-            "predictions with the old file's."
+            "Neither shapes nor names in bytecode prove what a function computed: --verify "
+            "compares predictions with the old file's."
         )

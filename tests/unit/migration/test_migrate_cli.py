@@ -141,6 +141,27 @@ def test_a_shape_may_be_given(tmp_path):
     assert run(FOLDER / "scaling.h5", "--reshape", "other=10,15")[0] == 2
 
 
+def test_an_operation_may_be_named(tmp_path):
+    out = tmp_path / "new.keras"
+    status, output = run(FOLDER / "slicing.h5", "--out", out, "--replace", "slice=max:2")
+    assert (status, out.exists()) == (0, True), output
+    x = np.random.default_rng(0).normal(size=(2, 10, 3, 5)).astype("float32")
+    loaded = keras.saving.load_model(out, safe_mode=True)
+    inner = loaded.get_layer("slice")(x)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(inner), x.max(2))
+    # What the caller says goes before what the bytecode says.
+    status, output = run(FOLDER / "scaling.h5", "--replace", "scale=scale:3,0", "--json")
+    (step,) = [s for s in json.loads(output)["steps"] if s["action"] == "replaced"]
+    assert "multiply(3.0), add(0.0), as the caller says" in step["detail"]
+    status, output = run(FOLDER / "slicing.h5", "--replace", "slice=sum:4")
+    assert status == 1
+    assert "left: slice: sum(4), as the caller says, does not fit" in output
+    for wrong in ("slice", "slice=", "=max:1", "slice=min:1", "other=max:1"):
+        assert run(FOLDER / "slicing.h5", "--replace", wrong)[0] == 2
+    both = ("--replace", "slice=max:1", "--reshape", "slice=30,5")
+    assert run(FOLDER / "slicing.h5", *both)[0] == 2
+
+
 def test_nan_weights_give_status_1(tmp_path):
     path = shutil.copy(FOLDER / "tf_shape.h5", tmp_path / "old.h5")
     with h5py.File(path, "r+") as file:
@@ -239,7 +260,7 @@ TF_KERAS = os.environ.get("TF_KERAS_PYTHON")
 
 @pytest.mark.skipif(not TF_KERAS, reason="nox -s legacy runs it: TF_KERAS_PYTHON")
 @pytest.mark.parametrize(
-    "name", ["tf_shape.h5", "bidirectional_v2.keras", "shared.h5", "masked.h5"]
+    "name", ["tf_shape.h5", "bidirectional_v2.keras", "shared.h5", "masked.h5", "scaling.h5"]
 )
 @pytest.mark.filterwarnings("ignore:Layer 'merge' .*does not support masking")
 def test_verify_against_tf_keras(name):
