@@ -1,11 +1,13 @@
 """Writes the old model files that tests/unit/migration reads, each with inputs and predictions.
 
-Run it once in each of four environments of its own, since they cannot share one:
+Run it once in each of six environments of its own, since they cannot share one:
 
     pip install "tensorflow-cpu==2.21.*" "tf_keras==2.21.*"     # tf-keras
     pip install "tensorflow-cpu==2.15.*" "numpy<2"              # Keras 2.15, Python 3.11 or older
     pip install keras tensorflow-cpu                            # Keras 3
     pip install "keras==3.6.*" "tensorflow-cpu==2.18.*"         # Keras 3.3 to 3.6
+    pip install "keras==1.2.2" "tensorflow==1.10.*" "h5py<3" "numpy<1.17"       # Python 3.6
+    pip install "keras==2.2.4" "tensorflow==1.10.*" "h5py<3" "numpy<1.17"       # after Keras 1
 
     python tools/make_legacy_models.py tests/unit/migration/files
 
@@ -30,10 +32,14 @@ except ImportError:
     import keras
 
 layers = keras.layers
-if keras.__version__.startswith("3"):
+if keras.__version__.startswith("1"):
+    FLAVOUR = "keras1"
+elif keras.__version__.startswith("3"):
     FLAVOUR = "keras36" if keras.__version__.startswith(("3.3", "3.4", "3.5", "3.6")) else "keras3"
 else:
     FLAVOUR = "tf_keras" if keras.__name__ == "tf_keras" else "keras2"
+    if keras.__version__.startswith("2.2"):
+        FLAVOUR = "keras22"
     K = keras.backend
 
 
@@ -425,6 +431,30 @@ def as_keras_2_3(path):
             group.attrs["keras_version"] = np.bytes_("2.3.1")
 
 
+def write_keras_1(folder, name):
+    """A file of Keras 1, whose layers have other arguments."""
+    model = keras.models.Sequential()
+    model.add(
+        layers.LSTM(4, input_shape=(10, 5), return_sequences=True, inner_activation="sigmoid")
+    )
+    model.add(layers.LSTM(3))
+    model.add(layers.Dense(output_dim=2, activation="tanh"))
+    rng = np.random.RandomState(1)
+    x = rng.normal(size=(3, 10, 5)).astype("float32")
+    model.save(str(folder / name))
+    np.savez_compressed(str(folder / (name + ".npz")), y=model.predict(x), x0=x)
+
+
+def write_keras_22(folder, name):
+    """The file of Keras 1 as Keras 2.2 saves it, with the predictions of Keras 1."""
+    model = keras.models.load_model(str(folder / "keras1.h5"), compile=False)
+    model.save(str(folder / name))
+    (folder / (name + ".npz")).write_bytes((folder / "keras1.h5.npz").read_bytes())
+
+
+WRITERS = {"keras1": ("keras1.h5", write_keras_1), "keras22": ("keras22.h5", write_keras_22)}
+
+
 def write(folder, name, make):
     """One file, with its inputs and predictions."""
     keras.backend.clear_session()
@@ -462,6 +492,9 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", help="Default: all of this Keras.")
     arguments = parser.parse_args()
-    for variant, maker in VARIANTS[FLAVOUR].items():
+    if FLAVOUR in WRITERS:
+        variant, writer = WRITERS[FLAVOUR]
+        writer(arguments.folder, variant)
+    for variant, maker in VARIANTS.get(FLAVOUR, {}).items():
         if not arguments.names or variant in arguments.names:
             write(arguments.folder, variant, maker)

@@ -69,6 +69,7 @@ MIGRATED = [
     ),
     ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("keras3_legacy.h5", {}),
+    ("keras22.h5", {}),
     ("keras36.keras", {}),
     ("keras36.h5", {}),
 ]
@@ -307,6 +308,19 @@ def test_a_cudnn_layer_in_an_archive_is_refused(tmp_path):
                 content = content.replace(b'"class_name": "LSTM"', b'"class_name": "CuDNNLSTM"')
             new.writestr(name, content)
     with pytest.raises(ModelFileError, match=r"CuDNNLSTM layers are migrated from \.h5 files only"):
+        migrate(path)
+
+
+def test_a_file_of_keras_1_is_named_with_the_way_out(tmp_path):
+    """keras22.h5, which is migrated, is what the way out makes of it."""
+    way_out = r"wrote it, whose layers .*keras==2\.2\.4.*load_model"
+    with pytest.raises(ModelFileError, match=r"keras1\.h5 .*Keras 1\.2\.2 " + way_out):
+        migrate(FOLDER / "keras1.h5")
+    path = shutil.copy(FOLDER / "keras1.h5", tmp_path / "old.h5")
+    with h5py.File(path, "r+") as file:  # as before Keras 1.0.7
+        for group in (file, file["model_weights"]):
+            group.attrs.pop("keras_version", None)
+    with pytest.raises(ModelFileError, match=r"Keras 1 " + way_out):
         migrate(path)
 
 
