@@ -101,6 +101,17 @@ def translate(
     return translated
 
 
+def needed(config: Any) -> set[str]:
+    """Names of this package's classes and functions in a translated configuration."""
+    if isinstance(config, list):
+        return set().union(*map(needed, config))
+    if not isinstance(config, dict):
+        return set()
+    registered = str(config.get("registered_name"))
+    found = {registered.removeprefix(_OURS)} if registered.startswith(_OURS) else set()
+    return found.union(*map(needed, config.values()))
+
+
 class _Translator:
     def __init__(
         self,

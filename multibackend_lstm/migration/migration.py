@@ -12,7 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 from multibackend_lstm.files import replacing
 from multibackend_lstm.migration import cudnn, operations, stored_weights
-from multibackend_lstm.migration.configs import translate
+from multibackend_lstm.migration.configs import needed, translate
 from multibackend_lstm.migration.model_files import open_model_file
 from multibackend_lstm.migration.resolution import Resolver, Step, instantiate
 from multibackend_lstm.runtimes.loading import ModelFileError
@@ -32,6 +32,8 @@ class Migration:
         model: the uncompiled Keras 3 model, with the old weights; None where functions are left.
         steps: everything that was done, and what was left.
         out: where it was written, if it was.
+        needed: this package's classes and functions that the model is made of. Without any, it
+            loads wherever Keras is; with some, this package has to be installed there.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Migration:
     model: Any = None
     steps: list[Step] = field(default_factory=list)
     out: Path | None = None
+    needed: list[str] = field(default_factory=list)
 
     def of(self, *actions: str) -> list[Step]:
         """The steps with these actions."""
@@ -67,6 +70,7 @@ class Migration:
             "keras_version": self.keras_version,
             "out": None if self.out is None else str(self.out),
             "complete": self.complete,
+            "needed": self.needed,
             "steps": [asdict(step) | {"reshapes": list(step.reshapes)} for step in self.steps],
         }
 
@@ -176,6 +180,7 @@ def migrate(
             migration.steps.append(Step(place, "upgraded", name))
         for place, reason in result.left.items():
             migration.steps.append(Step(place, "not upgraded", reason))
+    migration.needed = sorted(needed(config))
     migration.model = instantiate(config, custom_objects or {}, "the model")
     stored_weights.load(migration.model, file, moved)
     if out is not None:

@@ -176,8 +176,8 @@ def _refuse_keras_1(file: ModelFile) -> None:
         raise ModelFileError(
             f"{version} wrote it, whose layers have other arguments than those of Keras 2. Let "
             "Keras 2.2 turn it into a file of its own, which is migrated then: in an environment "
-            'of Python 3.6, pip install "keras==2.2.4" "tensorflow==1.10.*" "h5py<3" "numpy<1.17", and '
-            'keras.models.load_model("old.h5", compile=False).save("keras2.h5")'
+            'of Python 3.6, pip install "keras==2.2.4" "tensorflow==1.10.*" "h5py<3" "numpy<1.17", '
+            'and keras.models.load_model("old.h5", compile=False).save("keras2.h5")'
         )
 
 
