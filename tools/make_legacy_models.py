@@ -1,11 +1,13 @@
 """Writes the old model files that tests/unit/migration reads, each with inputs and predictions.
 
-Run it once in each of four environments of its own, since they cannot share one:
+Run it once in each of six environments of its own, since they cannot share one:
 
     pip install "tensorflow-cpu==2.21.*" "tf_keras==2.21.*"     # tf-keras
     pip install "tensorflow-cpu==2.15.*" "numpy<2"              # Keras 2.15, Python 3.11 or older
     pip install keras tensorflow-cpu                            # Keras 3
     pip install "keras==3.6.*" "tensorflow-cpu==2.18.*"         # Keras 3.3 to 3.6
+    pip install "keras==1.2.2" "tensorflow==1.10.*" "h5py<3" "numpy<1.17"       # Python 3.6
+    pip install "keras==2.2.4" "tensorflow==1.10.*" "h5py<3" "numpy<1.17"       # after Keras 1
 
     python tools/make_legacy_models.py tests/unit/migration/files
 
@@ -30,10 +32,14 @@ except ImportError:
     import keras
 
 layers = keras.layers
-if keras.__version__.startswith("3"):
+if keras.__version__.startswith("1"):
+    FLAVOUR = "keras1"
+elif keras.__version__.startswith("3"):
     FLAVOUR = "keras36" if keras.__version__.startswith(("3.3", "3.4", "3.5", "3.6")) else "keras3"
 else:
     FLAVOUR = "tf_keras" if keras.__name__ == "tf_keras" else "keras2"
+    if keras.__version__.startswith("2.2"):
+        FLAVOUR = "keras22"
     K = keras.backend
 
 
@@ -200,6 +206,127 @@ def slicing():
     return functional((10, 3, 5), layers.Lambda(lambda t: t[:, :, 0], name="slice"), layers.LSTM(4))
 
 
+def trained():
+    """Compiled, nested and fitted: Keras 2.15 stores what metrics have counted."""
+    inner = functional((10, 5), layers.LSTM(3))
+    inner.compile("adam", "mse", metrics=["mae"])
+    inner.fit(np.ones((4, 10, 5)), np.ones((4, 3)), verbose=0)
+    model = functional((10, 5), inner, layers.Dense(1, activation="sigmoid"))
+    model.compile("adam", "mse", metrics=["mae", keras.metrics.AUC(num_thresholds=3)])
+    model.fit(np.ones((4, 10, 5)), np.ones((4, 1)), verbose=0)
+    return model
+
+
+def cudnn_lstm():
+    """Two directions and one, backwards."""
+    lstm = tf.compat.v1.keras.layers.CuDNNLSTM
+    return functional(
+        (10, 5),
+        layers.Bidirectional(lstm(3, return_sequences=True)),
+        lstm(4, go_backwards=True),
+    )
+
+
+def cudnn_gru():
+    """Kernels that are not square and one that is, in a nested model."""
+    gru = tf.compat.v1.keras.layers.CuDNNGRU
+    inner = functional((10, 5), gru(3, return_sequences=True), gru(3, return_sequences=True))
+    return functional((10, 5), inner, gru(4))
+
+
+def cudnn_layer(layer, x):
+    """What the cuDNN kernel computes for a layer, in float64. The kernel itself needs a GPU.
+
+    Source: the kernel takes every gate's weights as one row of numbers, of a matrix (units,
+    inputs), as CuDNNLSTM._process_batch hands them over; equations of cudnnRNNMode_t in the cuDNN
+    API reference.
+    """
+    lstm = "LSTM" in type(layer).__name__
+    kernel, recurrent, bias = (w.astype("float64") for w in layer.get_weights())
+    units, gates = len(recurrent), 4 if lstm else 3
+    w = [block.ravel().reshape(units, -1) for block in np.split(kernel, gates, 1)]
+    r = [block.ravel().reshape(units, -1) for block in np.split(recurrent, gates, 1)]
+    bw, br = bias.reshape(2, gates, units)
+    h = c = np.zeros((len(x), units))
+    outputs = []
+    for step in np.moveaxis(x[:, :: -1 if layer.go_backwards else 1], 1, 0):
+        wx = [step @ w[i].T + bw[i] for i in range(gates)]
+        rh = [h @ r[i].T + br[i] for i in range(gates)]
+        if lstm:
+            i, f, o = (1 / (1 + np.exp(-wx[k] - rh[k])) for k in (0, 1, 3))
+            c = f * c + i * np.tanh(wx[2] + rh[2])
+            h = o * np.tanh(c)
+        else:
+            z, reset = (1 / (1 + np.exp(-wx[k] - rh[k])) for k in (0, 1))
+            h = (1 - z) * np.tanh(wx[2] + reset * rh[2]) + z * h
+        outputs.append(h)
+    return np.stack(outputs, 1) if layer.return_sequences else h
+
+
+def cudnn_predictions(model, x):
+    """Predictions of a model of cuDNN layers in a row, nested ones among them."""
+    for layer in model.layers:
+        if isinstance(layer, layers.Bidirectional):
+            backward = cudnn_layer(layer.backward_layer, x)[:, ::-1]
+            x = np.concatenate([cudnn_layer(layer.forward_layer, x), backward], -1)
+        elif isinstance(layer, keras.Model):
+            x = cudnn_predictions(layer, x)
+        elif not isinstance(layer, layers.InputLayer):
+            x = cudnn_layer(layer, x)
+    return x
+
+
+def gru_reset_before():
+    """The GRU of Keras before TensorFlow 2, with and without bias."""
+    old = {"reset_after": False, "recurrent_activation": "sigmoid"}
+    return functional(
+        (10, 5),
+        layers.GRU(3, return_sequences=True, **old),
+        layers.Bidirectional(layers.GRU(3, use_bias=False, **old)),
+    )
+
+
+def lambdas():
+    """What Lambdas are used for beside reshapes, as their bytecode spells out."""
+    return functional(
+        (10, 3, 5),
+        layers.Lambda(lambda x: x / 255 - 0.5, name="scale"),
+        layers.Lambda(lambda x: K.permute_dimensions(x, (0, 1, 3, 2)), name="transpose"),
+        layers.Lambda(lambda x: K.max(x, axis=-1), name="max"),
+        layers.LSTM(4, return_sequences=True),
+        layers.Lambda(lambda x: x[:, -1, :], output_shape=(4,), name="last"),
+        layers.Lambda(lambda x: tf.expand_dims(x, axis=1), name="expand"),
+        layers.Lambda(lambda x: K.squeeze(x, 1) * 2, name="squeeze"),
+        layers.Dense(3),
+        layers.Reshape((3, 1)),
+        layers.Lambda(lambda x: tf.reduce_mean(x, axis=1), name="mean"),
+    )
+
+
+def lambdas_nested():
+    """A Lambda before a nested model, whose weights Keras counts by class, and one at the end."""
+    inner = functional((10, 5), layers.LSTM(3, return_sequences=True))
+    return functional(
+        (10, 5, 3),
+        layers.Lambda(lambda x: K.sum(x, axis=-1), name="sum"),
+        inner,
+        layers.Lambda(lambda x: x[:, -1], name="last"),
+    )
+
+
+def lambdas_sequential():
+    """A mask that a Lambda loses, and the last step."""
+    return keras.Sequential(
+        [
+            layers.Masking(input_shape=(10, 5)),
+            layers.Lambda(lambda x: 2.0 * x, name="scale"),
+            layers.LSTM(4, return_sequences=True),
+            layers.Lambda(lambda x: x[:, -1], name="last"),
+            layers.Dense(2),
+        ]
+    )
+
+
 def keras3():
     """Keras 3's own Lambda."""
     return functional(
@@ -269,6 +396,14 @@ VARIANTS = {
     },
     "keras2": {
         "keras215_bidirectional.keras": bidirectional,
+        "keras215_trained.keras": trained,
+        "cudnn_lstm.h5": cudnn_lstm,
+        "cudnn_gru.h5": cudnn_gru,
+        "gru_reset_before.h5": gru_reset_before,
+        "lambdas.h5": lambdas,
+        "lambdas_nested.h5": lambdas_nested,
+        "keras215_lambdas_nested.keras": lambdas_nested,
+        "keras215_lambdas_sequential.keras": lambdas_sequential,
     },
     "keras3": {"keras3.keras": keras3, "keras3_legacy.h5": keras3_legacy},
     "keras36": {"keras36.keras": keras36, "keras36.h5": keras36},
@@ -296,6 +431,30 @@ def as_keras_2_3(path):
             group.attrs["keras_version"] = np.bytes_("2.3.1")
 
 
+def write_keras_1(folder, name):
+    """A file of Keras 1, whose layers have other arguments."""
+    model = keras.models.Sequential()
+    model.add(
+        layers.LSTM(4, input_shape=(10, 5), return_sequences=True, inner_activation="sigmoid")
+    )
+    model.add(layers.LSTM(3))
+    model.add(layers.Dense(output_dim=2, activation="tanh"))
+    rng = np.random.RandomState(1)
+    x = rng.normal(size=(3, 10, 5)).astype("float32")
+    model.save(str(folder / name))
+    np.savez_compressed(str(folder / (name + ".npz")), y=model.predict(x), x0=x)
+
+
+def write_keras_22(folder, name):
+    """The file of Keras 1 as Keras 2.2 saves it, with the predictions of Keras 1."""
+    model = keras.models.load_model(str(folder / "keras1.h5"), compile=False)
+    model.save(str(folder / name))
+    (folder / (name + ".npz")).write_bytes((folder / "keras1.h5.npz").read_bytes())
+
+
+WRITERS = {"keras1": ("keras1.h5", write_keras_1), "keras22": ("keras22.h5", write_keras_22)}
+
+
 def write(folder, name, make):
     """One file, with its inputs and predictions."""
     keras.backend.clear_session()
@@ -316,7 +475,10 @@ def write(folder, name, make):
     if any(isinstance(layer, layers.Masking) for layer in model.layers):
         for x in inputs:
             x[:, 7:] = 0.0
-    outputs = np.asarray(model(inputs if len(inputs) > 1 else inputs[0]), "float32")
+    if name.startswith("cudnn"):
+        outputs = np.asarray(cudnn_predictions(model, *inputs), "float32")
+    else:
+        outputs = np.asarray(model(inputs if len(inputs) > 1 else inputs[0]), "float32")
     model.save(folder / name)
     if name == "bidirectional_23.h5":
         as_keras_2_3(folder / name)
@@ -330,6 +492,9 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", help="Default: all of this Keras.")
     arguments = parser.parse_args()
-    for variant, maker in VARIANTS[FLAVOUR].items():
+    if FLAVOUR in WRITERS:
+        variant, writer = WRITERS[FLAVOUR]
+        writer(arguments.folder, variant)
+    for variant, maker in VARIANTS.get(FLAVOUR, {}).items():
         if not arguments.names or variant in arguments.names:
             write(arguments.folder, variant, maker)

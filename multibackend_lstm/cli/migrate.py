@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multibackend_lstm.agreement import Report
     from multibackend_lstm.migration.migration import Migration
 
+_SUFFIXES = (".h5", ".hdf5", ".keras")
 _MOST_LINES = 8  # of candidates for one function
 
 
@@ -35,12 +36,31 @@ def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, t
     return found
 
 
+def _replacements(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, str]:
+    """Lambdas and what they compute, `last=last_step`."""
+    found = {}
+    for value in values:
+        name, _, computed = value.rpartition("=")
+        if not name or not computed:
+            raise click.BadParameter(
+                "a Lambda's name and what it computes are needed, such as last=last_step. Received "
+                f"{value!r}."
+            )
+        found[name] = computed
+    return found
+
+
 @click.command()
-@click.argument("old", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("old", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     help="The .keras file to write. Default: none, only report.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="OLD is a folder: tell, for every model file in it, what would become of it.",
 )
 @click.option(
     "--upgrade",
@@ -55,6 +75,16 @@ def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, t
     metavar="NAME=SIZES",
     help="A Lambda that you know to be a reshape to these sizes, without the batch: merge=10,15. "
     "May be given several times.",
+)
+@click.option(
+    "--replace",
+    "replacements",
+    multiple=True,
+    callback=_replacements,
+    metavar="NAME=OPERATION",
+    help="A Lambda of which you know what it computes: last_step, scale:FACTOR,OFFSET, sum:AXIS, "
+    "mean:AXIS, max:AXIS, expand_dims:AXIS, squeeze:AXIS or transpose:AXES, where axis 0 is the "
+    "batch. May be given several times.",
 )
 @click.option("--verify", is_flag=True, help="Compare predictions with those of the old file.")
 @click.option(
@@ -72,8 +102,10 @@ def _reshapes(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, t
 def migrate(
     old: Path,
     out: Path | None,
+    dry_run: bool,
     upgrade: bool,
     reshapes: dict[str, tuple[int, ...]],
+    replacements: dict[str, str],
     verify: bool,
     python: str | None,
     trust: bool,
@@ -82,11 +114,15 @@ def migrate(
 ) -> None:
     """Turn OLD, a model file of Keras 2, tf.keras or Keras 3, into a new .keras file.
 
-    Lambda layers that, by the shapes around them, only merge or split axes are replaced; nothing
-    stored in OLD is run. One of which shapes do not prove it is left, with the --reshape options
-    that would replace it, and then nothing is written.
+    With --dry-run, OLD is a folder, of which every .h5, .hdf5 and .keras file is opened, in folders
+    within it too. One line for each tells what would become of it, and nothing is written.
 
-    Ends with status 0 if the whole model is migrated (and agrees, with --verify), 1 if a function
+    Lambda layers whose stored bytecode spells out a common operation are replaced, and those that,
+    by the shapes around them, only merge or split axes; nothing stored in OLD is run. Another is
+    left, with the --reshape options that would replace it, and then nothing is written.
+
+    Ends with status 0 if the whole model is migrated (and agrees, with --verify; with --dry-run, if
+    every file would be), 1 if a function
     is left, a weight is NaN or infinite, or predictions differ, 2 for wrong use or a file that is
     damaged or unsafe, and 3 if --verify could not run the old file, or the backend is not
     installed. With --verify nothing
@@ -94,7 +130,18 @@ def migrate(
     """
     if (python or trust) and not verify:
         raise click.UsageError("--python and --trust are about --verify, which is not given.")
+    twice = sorted(set(reshapes) & set(replacements))
+    if twice:
+        raise click.UsageError(f"--reshape and --replace both name {twice[0]!r}.")
+    if dry_run and (out or verify or reshapes or replacements):
+        raise click.UsageError("--dry-run goes with --upgrade, --backend and --json alone.")
+    if old.is_dir() != dry_run:
+        raise click.UsageError(
+            f"{old} is {'a folder: add --dry-run' if old.is_dir() else 'a file, not a folder'}."
+        )
     environment.set_backend(environment.choose_backend(backend))
+    if dry_run:
+        raise SystemExit(_survey(old, upgrade, as_json))
     if out is not None:
         check_writable(out.parent)
     import keras
@@ -111,7 +158,10 @@ def migrate(
         # A model that turns out to predict otherwise is not written.
         None if verify else out,
         upgrade=upgrade,
-        replacements={name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
+        replacements={
+            **{name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
+            **replacements,
+        },
     )
     reports: dict[int, Report] = {}
     failure = None
@@ -136,6 +186,50 @@ def migrate(
     if not migration.complete or not all(r.agrees for r in reports.values()):
         raise SystemExit(1)
     raise SystemExit(0 if failure is None else 3)
+
+
+def _survey(folder: Path, upgrade: bool, as_json: bool) -> int:
+    """Print what would become of every model file in a folder; the exit status."""
+    import keras
+
+    from multibackend_lstm.migration.migration import migrate as migrate_file
+    from multibackend_lstm.runtimes.loading import ModelFileError
+
+    outcomes: list[dict[str, str]] = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES and p.is_file()):
+        try:
+            migration = migrate_file(path, upgrade=upgrade)
+        except ModelFileError as error:
+            outcome, detail = "refused", str(error).removeprefix(f"{path}: ")
+        else:
+            left = [f"{step.place}: {step.detail}" for step in migration.left]
+            outcome = "left" if left else "migrated"
+            detail = "; ".join(left) or _where_it_loads(migration)
+            if migration.of("not finite"):
+                detail += "; a weight is NaN or infinite"
+        keras.utils.clear_session()  # one model at a time
+        name = str(path.relative_to(folder))
+        outcomes.append({"path": name, "outcome": outcome, "detail": " ".join(detail.split())})
+        if not as_json:
+            click.echo(f"{outcome:8} {name}: {outcomes[-1]['detail']}")
+    counts = {
+        outcome: sum(item["outcome"] == outcome for item in outcomes)
+        for outcome in ("migrated", "left", "refused")
+    }
+    if as_json:
+        click.echo(json.dumps({"files": outcomes, **counts}, indent=1))
+    else:
+        click.echo(
+            f"{len(outcomes)} files: {counts['migrated']} would be migrated, {counts['left']} hold "
+            f"functions that are left, {counts['refused']} are refused."
+        )
+    return 0 if counts["migrated"] == len(outcomes) else 1
+
+
+def _where_it_loads(migration: Migration) -> str:
+    if not migration.needed:
+        return "It loads with Keras alone."
+    return f"Where it is loaded, multibackend_lstm is needed, for {', '.join(migration.needed)}."
 
 
 def _document(
@@ -172,13 +266,15 @@ def _print(migration: Migration, reports: dict[int, Report]) -> None:
             click.echo(f"    and {len(step.reshapes) - _MOST_LINES} more sizes: see --json")
     if migration.left:
         click.echo(
-            "Nothing is written. Where you know what a function computes, say so by --reshape, or "
-            "in Python by migrate(..., replacements={name: layer})."
+            "Nothing is written. Where you know what a function computes, say so by --reshape or "
+            "--replace (see --help), or in Python by migrate(..., replacements={name: layer})."
         )
     elif migration.out is not None:
         click.echo(f"Written: {migration.out}")
+    if migration.model is not None:
+        click.echo(_where_it_loads(migration))
     if migration.of("replaced") and not reports:
         click.echo(
-            "Shapes cannot exclude that a function also moved or scaled values: --verify compares "
-            "predictions with the old file's."
+            "Neither shapes nor names in bytecode prove what a function computed: --verify "
+            "compares predictions with the old file's."
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from multibackend_lstm.migration import cudnn
 from multibackend_lstm.runtimes.loading import ModelFileError
 
 #: Operations that Keras 2 stores where a model calls a TensorFlow function outside of a layer.
@@ -27,7 +28,9 @@ TF_OPERATIONS = (
 #: What only a stored function could compute.
 STORED_FUNCTIONS = ("Lambda", *TF_OPERATIONS)
 MODELS = ("Functional", "Model", "Sequential")
-RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+RECURRENT = (
+    "LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", *cudnn.LAYERS
+)  # fmt: skip
 
 # These read other files, hold code, or run functions of other frameworks.
 _REFUSED = (
@@ -98,6 +101,17 @@ def translate(
     return translated
 
 
+def needed(config: Any) -> set[str]:
+    """Names of this package's classes and functions in a translated configuration."""
+    if isinstance(config, list):
+        return set().union(*map(needed, config))
+    if not isinstance(config, dict):
+        return set()
+    registered = str(config.get("registered_name"))
+    found = {registered.removeprefix(_OURS)} if registered.startswith(_OURS) else set()
+    return found.union(*map(needed, config.values()))
+
+
 class _Translator:
     def __init__(
         self,
@@ -149,6 +163,12 @@ class _Translator:
         if name in _REFUSED:
             raise ModelFileError(
                 f"{place}: a {name} holds or names code or files of its own, and is not migrated"
+            )
+        if name in cudnn.LAYERS and isinstance(config, dict):
+            name, fixed = cudnn.LAYERS[name]
+            self._note(place, f"{value['class_name']} -> {name}, which computes the same")
+            return self._resolved(
+                {**value, "config": {**config, **fixed}}, name, "keras.layers", None, place
             )
         module = str(value.get("module"))
         if module.startswith("keras.src.ops."):

@@ -11,8 +11,8 @@ import numpy as np
 from packaging.version import InvalidVersion, Version
 
 from multibackend_lstm.files import replacing
-from multibackend_lstm.migration import stored_weights
-from multibackend_lstm.migration.configs import translate
+from multibackend_lstm.migration import cudnn, operations, stored_weights
+from multibackend_lstm.migration.configs import needed, translate
 from multibackend_lstm.migration.model_files import open_model_file
 from multibackend_lstm.migration.resolution import Resolver, Step, instantiate
 from multibackend_lstm.runtimes.loading import ModelFileError
@@ -32,6 +32,8 @@ class Migration:
         model: the uncompiled Keras 3 model, with the old weights; None where functions are left.
         steps: everything that was done, and what was left.
         out: where it was written, if it was.
+        needed: this package's classes and functions that the model is made of. Without any, it
+            loads wherever Keras is; with some, this package has to be installed there.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Migration:
     model: Any = None
     steps: list[Step] = field(default_factory=list)
     out: Path | None = None
+    needed: list[str] = field(default_factory=list)
 
     def of(self, *actions: str) -> list[Step]:
         """The steps with these actions."""
@@ -67,6 +70,7 @@ class Migration:
             "keras_version": self.keras_version,
             "out": None if self.out is None else str(self.out),
             "complete": self.complete,
+            "needed": self.needed,
             "steps": [asdict(step) | {"reshapes": list(step.reshapes)} for step in self.steps],
         }
 
@@ -76,12 +80,15 @@ def migrate(
     out: str | Path | None = None,
     *,
     upgrade: bool = False,
-    replacements: Mapping[str, keras.layers.Layer] | None = None,
+    replacements: Mapping[str, keras.layers.Layer | str] | None = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> Migration:
     """Turn an old model file into a Keras 3 model that loads in safe mode on every backend.
 
-    Nothing stored in the file is run. A `Lambda` is replaced by `FlattenFeatures` (it merges the
+    Nothing stored in the file is run. A `Lambda` whose stored bytecode spells out the last step,
+    scaling by constants, or a sum, mean, maximum, `expand_dims`, `squeeze` or transposition, is
+    replaced by a model of these `keras.ops`, see `migration/bytecode.py`. Another is replaced by
+    `FlattenFeatures` (it merges the
     axes after time) or `keras.layers.Reshape` where the shapes stored around it prove a merge or
     split of axes, see `migration/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
     `tf.squeeze` outside of a layer where its stored arguments say so. Shapes cannot exclude that a
@@ -91,8 +98,8 @@ def migrate(
     What Keras 3 refuses or reads otherwise is translated: `time_major`, `batch_input_shape`,
     configurations without modules (keras#19898), modules of other Keras versions, calls of nested
     models, `hard_sigmoid`, which has another slope in Keras 3. Weights are carried over by layer
-    and name, and all shapes are checked before any is allocated. The optimizer and its state are
-    dropped.
+    and name, and all shapes are checked before any is allocated. The optimizer, the
+    metrics and their state are dropped.
 
     Example:
         >>> migration = migrate("old.h5", "new.keras")
@@ -105,7 +112,10 @@ def migrate(
         out: a `.keras` file to write, unless a function is left.
         upgrade: put this package's layers in the place of Keras's, as `multibackend_lstm.upgrade`.
         replacements: layers for stored functions, by the name of the `Lambda`, where you know
-            what it computes: `{"scale": keras.layers.Rescaling(2.0)}`. They have no weights.
+            what it computes: `{"scale": keras.layers.Rescaling(2.0)}`. They have no weights. A
+            text stands for Keras's own operation: `last_step`, `scale:FACTOR,OFFSET`, `sum:AXIS`,
+            `mean:AXIS`, `max:AXIS`, `expand_dims:AXIS`, `squeeze:AXIS` or `transpose:AXES`, where
+            axis 0 is the batch.
         custom_objects: classes and functions of your own that the file names.
 
     Returns:
@@ -122,6 +132,10 @@ def migrate(
     out = None if out is None else Path(out)
     if out is not None:
         check_out(path, out)
+    named = {
+        name: operations.parse(layer) if isinstance(layer, str) else layer
+        for name, layer in (replacements or {}).items()
+    }
     file = open_model_file(path)
     migration = Migration(path, file.keras_version)
     notes: list[str] = []
@@ -133,7 +147,8 @@ def migrate(
             custom_objects=custom_objects or {},
             notes=notes,
         )
-        resolver = Resolver(file, config, replacements or {}, custom_objects or {})
+        cudnn.convert_weights(file)
+        resolver = Resolver(file, config, named, custom_objects or {})
         with ThreadPoolExecutor(1) as thread:
             thread.submit(_resolve, resolver, config).result()
     except ModelFileError as error:
@@ -147,7 +162,7 @@ def migrate(
         place, _, detail = note.partition(": ")
         migration.steps.append(Step(place, "translated", detail))
     if file.compiled:
-        detail = "the arguments of compile and the optimizer's state are dropped"
+        detail = "the arguments of compile and the state of optimizer and metrics are dropped"
         migration.steps.append(Step("the model", "translated", detail))
     migration.steps += resolver.steps
     for name, array in file.arrays():
@@ -157,6 +172,7 @@ def migrate(
             migration.steps.append(Step(name, "not finite", detail))
     if migration.left:
         return migration
+    moved = resolver.moved(config)
     if upgrade:
         result = Upgrade(None)
         upgrade_config(config, result, custom_objects or {})
@@ -164,8 +180,9 @@ def migrate(
             migration.steps.append(Step(place, "upgraded", name))
         for place, reason in result.left.items():
             migration.steps.append(Step(place, "not upgraded", reason))
+    migration.needed = sorted(needed(config))
     migration.model = instantiate(config, custom_objects or {}, "the model")
-    stored_weights.load(migration.model, file)
+    stored_weights.load(migration.model, file, moved)
     if out is not None:
         migration.save(out)
     return migration

@@ -31,7 +31,14 @@ from multibackend_lstm.runtimes.loading import (
     text_attribute,
 )
 
+# Arguments of layers that only Keras 1 had.
+_KERAS_1 = {
+    "border_mode", "consume_less", "inner_activation", "inner_init", "nb_col", "nb_filter",
+    "nb_row", "subsample",
+}  # fmt: skip
 _MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
+# What `compile` adds to a model, or to a nested one. Keras 2.15 stores the metrics' variables too.
+_OF_COMPILE = re.compile(r"(layers/[^/]+/)*(optimizer|metrics)/")
 
 
 @dataclass
@@ -43,7 +50,8 @@ class ModelFile:
         config: configuration of the model, as it stands in the file.
         keras_version: version of the Keras that wrote it, "1" where it does not say.
         by_layer: in an HDF5 file, arrays by weight name, in order, by layer.
-        by_path: in a `.keras` archive, arrays by their path in it.
+        by_path: in a `.keras` archive, arrays by their path in it, without those of the optimizer
+            and of metrics.
         compiled: whether it holds the arguments of `compile`.
     """
 
@@ -92,7 +100,9 @@ def open_model_file(path: str | Path) -> ModelFile:
             return _open_archive(path)
         if start == b"\x89HDF\r\n\x1a\n":
             with h5py.File(path, "r") as file:
-                return _open_hdf5(path, file)
+                opened = _open_hdf5(path, file)
+                _refuse_keras_1(opened)
+                return opened
     raise ModelFileError(
         f"{path} is neither an HDF5 file nor a .keras archive. A whole model is needed, as "
         "`model.save` writes it to .h5, .hdf5 or .keras."
@@ -120,7 +130,7 @@ def _open_archive(path: Path) -> ModelFile:
         by_path = {
             place: _array(dataset, budget)
             for place, dataset in datasets(file, budget)
-            if not place.startswith("optimizer/")
+            if not _OF_COMPILE.match(place)
         }
     return ModelFile(
         path,
@@ -153,6 +163,31 @@ def _open_hdf5(path: Path, file: h5py.File) -> ModelFile:
     return ModelFile(
         path, config, version, by_layer=by_layer, compiled="training_config" in file.attrs
     )
+
+
+def _refuse_keras_1(file: ModelFile) -> None:
+    """Refuse what Keras 1 wrote, whose layers have other arguments and weights.
+
+    Its first files do not say their version.
+    """
+    found = set(_keys(file.config)) & _KERAS_1
+    if file.keras_version.startswith(("0.", "1.")) or found:
+        version = f"Keras {file.keras_version}" if "." in file.keras_version else "Keras 1"
+        raise ModelFileError(
+            f"{version} wrote it, whose layers have other arguments than those of Keras 2. Let "
+            "Keras 2.2 turn it into a file of its own, which is migrated then: in an environment "
+            'of Python 3.6, pip install "keras==2.2.4" "tensorflow==1.10.*" "h5py<3" "numpy<1.17", '
+            'and keras.models.load_model("old.h5", compile=False).save("keras2.h5")'
+        )
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _keys(item)
 
 
 def _names(group: h5py.Group, name: str) -> list[str]:

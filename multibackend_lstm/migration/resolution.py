@@ -9,10 +9,11 @@ from typing import Any
 
 import keras
 
-from multibackend_lstm.migration import lambdas, stored_weights
+from multibackend_lstm.migration import lambdas, operations, stored_weights
 from multibackend_lstm.migration.configs import MODELS, STORED_FUNCTIONS
 from multibackend_lstm.migration.lambdas import Evidence, Shape, Verdict
 from multibackend_lstm.migration.model_files import ModelFile
+from multibackend_lstm.migration.operations import Operation
 from multibackend_lstm.runtimes.loading import ModelFileError
 
 
@@ -56,7 +57,7 @@ class Resolver:
         self,
         file: ModelFile,
         config: dict[str, Any],
-        replacements: Mapping[str, keras.layers.Layer],
+        replacements: Mapping[str, keras.layers.Layer | list[Operation]],
         custom_objects: Mapping[str, Any],
     ) -> None:
         self.file = file
@@ -67,6 +68,8 @@ class Resolver:
         # By the id of the layer's configuration, which lives as long as this does.
         self.instances: dict[int, Any] = {}
         self.resolved: set[int] = set()
+        # The paths of layers' arrays in a `.keras` file, by the same id.
+        self.prefixes: dict[int, str] = {}
         # A Lambda loses the mask; where there is one, Reshape does too, and FlattenFeatures not.
         self.masked = any(
             item.get("class_name") == "Masking"
@@ -86,13 +89,28 @@ class Resolver:
         """Resolve every layer of a model, and check stored weights of the outermost one's."""
         layers = model["config"]["layers"]
         prefixes = stored_weights.prefixes(layers, [entry["prefix"] for entry in scope])
-        frame = {"layers": layers, "scope": scope, "prefixes": prefixes}
+        self.prefixes |= prefixes
+        frame = {"layers": layers, "scope": scope, "prefixes": prefixes, "config": model["config"]}
         if model["class_name"] == "Sequential":
             self._sequential(frame)
         else:
             self._functional(frame)
         if not scope:
             stored_weights.check_layers(self.file, {name_of(layer) for layer in layers})
+
+    def moved(self, model: dict[str, Any], outer: tuple[str, ...] = ()) -> dict[str, str]:
+        """Where each layer's arrays stand in a `.keras` file of the resolved model, by the path
+        that they have in the old file: a model in a Lambda's place moves the count of others.
+        """
+        layers = model["config"]["layers"]
+        found = {}
+        for layer in layers:
+            new = stored_weights.prefixes(layers, outer)[id(layer)]
+            if id(layer) in self.prefixes:
+                found[self.prefixes[id(layer)]] = new
+            if layer["class_name"] in MODELS:
+                found |= self.moved(layer, (new,))
+        return found
 
     def _sequential(self, frame: dict[str, Any]) -> None:
         layers = frame["layers"]
@@ -165,9 +183,7 @@ class Resolver:
             self._replace(layer, tensors, node, frame, consumers)
             if layer["class_name"] in STORED_FUNCTIONS:
                 return None
-            node = {}
-            if "inbound_nodes" in layer:
-                (node,) = layer["inbound_nodes"]
+            node = {"args": node["args"], "kwargs": {}} if node else {}
         elif layer["class_name"] in MODELS and id(layer) not in self.resolved:
             entry = {"name": name_of(layer), "prefix": frame["prefixes"][id(layer)]}
             self.model(layer, (*frame["scope"], entry))
@@ -203,17 +219,24 @@ class Resolver:
         place, kind = self._place(layer, frame), layer["class_name"]
         if any(step.place == place for step in self.steps):
             return
+        shape = None
+        if len(tensors) == 1 and tensors[0] is not None:
+            shape = tuple(tensors[0].shape)
         replacement = self.replacements.get(name_of(layer))
         if replacement is not None:
             self.used.add(name_of(layer))
+            if isinstance(replacement, list):
+                self._compute(layer, replacement, tensors, frame, "as the caller says")
+                return
             config = keras.saving.serialize_keras_object(replacement)
             config.pop("build_config", None)
             config["config"]["name"] = name_of(layer)
             self._put(layer, config, place, f"{config['class_name']}, as the caller says")
             return
-        shape = None
-        if len(tensors) == 1 and tensors[0] is not None:
-            shape = tuple(tensors[0].shape)
+        spelled_out = operations.recognise(layer) if kind == "Lambda" else None
+        if spelled_out is not None and _calls(layer) == 1 and shape is not None:
+            self._compute(layer, spelled_out, tensors, frame, "as its stored bytecode says")
+            return
         if kind == "Lambda":
             verdict = self._judge_lambda(layer, shape, frame, consumers)
         else:
@@ -227,6 +250,42 @@ class Resolver:
             self._note(place, "left", f"{kind}: {verdict.reason}", reshapes)
             return
         self._put(layer, self._reshaping(layer, shape, verdict.target), place, verdict.reason)
+
+    def _compute(
+        self,
+        layer: dict[str, Any],
+        computed: list[Operation],
+        tensors: list[Any],
+        frame: dict[str, Any],
+        reason: str,
+    ) -> None:
+        """Put a model of Keras's operations in a Lambda's place, or note why it is left."""
+        place, text = self._place(layer, frame), operations.text(computed)
+        if len(tensors) != 1 or tensors[0] is None:
+            self._note(place, "left", f"{text}, {reason}: the shape of its input is not known")
+            return
+        dtype = keras.backend.standardize_dtype(tensors[0].dtype)
+        if dtype != _compute_dtype(layer) or not keras.backend.is_float_dtype(dtype):
+            # Keras 2 casts numbers to another dtype than Keras 3 does.
+            self._note(
+                place,
+                "left",
+                f"{text}, {reason}, of {dtype} input in a layer of {_compute_dtype(layer)}",
+            )
+            return
+        try:
+            model = operations.as_model(computed, tuple(tensors[0].shape), dtype, name_of(layer))
+        except ValueError as error:
+            self._note(place, "left", f"{text}, {reason}, does not fit: {_first_line(error)}")
+            return
+        config = keras.saving.serialize_keras_object(model)
+        for key in ("build_config", "compile_config"):
+            config.pop(key, None)
+        self._put(layer, config, place, f"Keras's {text}, {reason}")
+        # Keras counts the outputs of a functional model from 1 where the outer one ends.
+        ends = frame["config"].get("output_layers")
+        if ends is not None:
+            frame["config"]["output_layers"] = _counted_from_1(ends, name_of(layer))
 
     def _judge_lambda(
         self,
@@ -313,18 +372,35 @@ class Resolver:
         layer.update(config, name=name)
         if nodes is not None:
             layer["inbound_nodes"] = [{"args": node["args"], "kwargs": {}} for node in nodes]
-        lost = self.masked and config["class_name"] == "Reshape"
+        lost = self.masked and config["class_name"] in ("Reshape", "Functional")
+        kind = "model" if config["class_name"] == "Functional" else config["class_name"]
         self._note(
             place,
             "replaced",
-            f"{config['class_name']}: {reason}"
-            + (". It loses the mask, as the Lambda did" if lost else ""),
+            f"{kind}: {reason}" + (". It loses the mask, as the Lambda did" if lost else ""),
         )
 
     def _note(self, place: str, action: str, detail: str, reshapes: tuple[str, ...] = ()) -> None:
         step = Step(place, action, detail, reshapes)
         if step not in self.steps:
             self.steps.append(step)
+
+
+def _compute_dtype(layer: dict[str, Any]) -> str:
+    """The dtype that a Lambda casts its input to, by its stored policy."""
+    dtype = layer["config"].get("dtype") or "float32"
+    if isinstance(dtype, dict):
+        dtype = dtype["config"]["name"]
+    return str(keras.DTypePolicy(dtype).compute_dtype)
+
+
+def _counted_from_1(ends: Any, name: str) -> Any:
+    """The outputs of a model, of which those of one layer are counted from 1 in place of 0."""
+    if isinstance(ends, dict):
+        return {key: _counted_from_1(end, name) for key, end in ends.items()}
+    if isinstance(ends, list) and len(ends) == 3 and ends[0] == name and type(ends[1]) is int:
+        return [name, ends[1] + 1, ends[2]]
+    return [_counted_from_1(end, name) for end in ends] if isinstance(ends, list) else ends
 
 
 def _open_as_minus_1(shape: Shape) -> list[int]:

@@ -3,7 +3,7 @@
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,14 @@ def _check_names(layer: Any, stored: list[tuple[str, np.ndarray]], name: str) ->
         )
 
 
-def load(model: keras.Model, file: ModelFile) -> None:
-    """Give a model the file's weights."""
+def load(model: keras.Model, file: ModelFile, moved: Mapping[str, str]) -> None:
+    """Give a model the file's weights.
+
+    Args:
+        model: the migrated model.
+        file: the old file.
+        moved: where a layer's arrays stand in a `.keras` file of `model`, by their path in `file`.
+    """
     if file.by_layer is not None:
         _check_top_level(file)
         for layer in model.layers:
@@ -110,8 +116,18 @@ def load(model: keras.Model, file: ModelFile) -> None:
         # Keras's own file of this model says which array stands where.
         path = Path(folder, "model.weights.h5")
         model.save_weights(path)
-        _fill(path, dict(file.by_path or {}))
+        _fill(path, {_moved(place, moved): a for place, a in (file.by_path or {}).items()})
         model.load_weights(path)
+
+
+def _moved(place: str, moved: Mapping[str, str]) -> str:
+    """The path of an array, of which the path of the innermost layer that moved is exchanged."""
+    parts = place.split("/")
+    for count in range(len(parts) - 1, 0, -1):
+        prefix = "/".join(parts[:count])
+        if prefix in moved:
+            return "/".join([moved[prefix], *parts[count:]])
+    return place
 
 
 def _check_top_level(file: ModelFile) -> None:

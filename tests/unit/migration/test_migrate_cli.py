@@ -141,6 +141,80 @@ def test_a_shape_may_be_given(tmp_path):
     assert run(FOLDER / "scaling.h5", "--reshape", "other=10,15")[0] == 2
 
 
+def test_an_operation_may_be_named(tmp_path):
+    out = tmp_path / "new.keras"
+    status, output = run(FOLDER / "slicing.h5", "--out", out, "--replace", "slice=max:2")
+    assert (status, out.exists()) == (0, True), output
+    x = np.random.default_rng(0).normal(size=(2, 10, 3, 5)).astype("float32")
+    loaded = keras.saving.load_model(out, safe_mode=True)
+    inner = loaded.get_layer("slice")(x)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(inner), x.max(2))
+    # What the caller says goes before what the bytecode says.
+    status, output = run(FOLDER / "scaling.h5", "--replace", "scale=scale:3,0", "--json")
+    (step,) = [s for s in json.loads(output)["steps"] if s["action"] == "replaced"]
+    assert "multiply(3.0), add(0.0), as the caller says" in step["detail"]
+    status, output = run(FOLDER / "slicing.h5", "--replace", "slice=sum:4")
+    assert status == 1
+    assert "left: slice: sum(4), as the caller says, does not fit" in output
+    for wrong in ("slice", "slice=", "=max:1", "slice=min:1", "other=max:1"):
+        assert run(FOLDER / "slicing.h5", "--replace", wrong)[0] == 2
+    both = ("--replace", "slice=max:1", "--reshape", "slice=30,5")
+    assert run(FOLDER / "slicing.h5", *both)[0] == 2
+
+
+def test_a_folder_is_surveyed(tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("cudnn_gru.h5", "hard_sigmoid.h5", "slicing.h5"):
+        shutil.copy(FOLDER / name, tmp_path / "more" / name)
+    shutil.copy(FOLDER / "keras1.h5", tmp_path / "first.hdf5")
+    (tmp_path / "notes.txt").write_text("no model")
+    status, output = run("--dry-run", tmp_path)
+    assert status == 1
+    lines = output.splitlines()
+    assert len(lines) == 5
+    assert re.match(r"refused  first\.hdf5: .*Keras 1\.2\.2 wrote it", lines[0])
+    assert re.match(r"migrated more/cudnn_gru\.h5: It loads with Keras alone\.", lines[1])
+    needed = "FlattenFeatures, keras_2_hard_sigmoid"
+    assert lines[2].startswith("migrated more/hard_sigmoid.h5: ")
+    assert f"multibackend_lstm is needed, for {needed}." in lines[2]
+    assert lines[3].startswith("left     more/slicing.h5: slice: Lambda: ")
+    assert lines[4] == (
+        "4 files: 2 would be migrated, 1 hold functions that are left, 1 are refused."
+    )
+    status, output = run("--dry-run", tmp_path, "--json")
+    document = json.loads(output)
+    assert (status, document["migrated"], document["left"], document["refused"]) == (1, 2, 1, 1)
+    for path in (tmp_path / "first.hdf5", tmp_path / "more" / "slicing.h5"):
+        path.unlink()
+    assert run("--dry-run", tmp_path)[0] == 0
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == [
+        "cudnn_gru.h5", "hard_sigmoid.h5", "notes.txt"
+    ]  # fmt: skip
+
+
+def test_a_folder_needs_dry_run_and_a_file_has_none(tmp_path):
+    for arguments in (
+        [tmp_path],
+        ["--dry-run", FOLDER / "tf_shape.h5"],
+        ["--dry-run", tmp_path, "--out", tmp_path / "new.keras"],
+        ["--dry-run", tmp_path, "--verify"],
+        ["--dry-run", tmp_path, "--replace", "a=last_step"],
+    ):
+        assert run(*arguments)[0] == 2
+    assert run("--dry-run", tmp_path) == (
+        0, "0 files: 0 would be migrated, 0 hold functions that are left, 0 are refused.\n"
+    )  # fmt: skip
+
+
+def test_the_report_says_where_the_file_loads(tmp_path):
+    status, output = run(FOLDER / "scaling.h5", "--out", tmp_path / "new.keras")
+    assert "It loads with Keras alone." in output
+    status, output = run(FOLDER / "scaling.h5", "--upgrade")
+    assert "multibackend_lstm is needed, for LSTM." in output
+    _, output = run(FOLDER / "hard_sigmoid.h5", "--json")
+    assert json.loads(output)["needed"] == ["FlattenFeatures", "keras_2_hard_sigmoid"]
+
+
 def test_nan_weights_give_status_1(tmp_path):
     path = shutil.copy(FOLDER / "tf_shape.h5", tmp_path / "old.h5")
     with h5py.File(path, "r+") as file:
@@ -239,7 +313,7 @@ TF_KERAS = os.environ.get("TF_KERAS_PYTHON")
 
 @pytest.mark.skipif(not TF_KERAS, reason="nox -s legacy runs it: TF_KERAS_PYTHON")
 @pytest.mark.parametrize(
-    "name", ["tf_shape.h5", "bidirectional_v2.keras", "shared.h5", "masked.h5"]
+    "name", ["tf_shape.h5", "bidirectional_v2.keras", "shared.h5", "masked.h5", "scaling.h5"]
 )
 @pytest.mark.filterwarnings("ignore:Layer 'merge' .*does not support masking")
 def test_verify_against_tf_keras(name):

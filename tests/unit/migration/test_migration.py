@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+import zipfile
 
 import h5py
 import keras
@@ -20,13 +21,14 @@ from multibackend_lstm.upgrading import UPGRADED
 FOLDER = pathlib.Path(__file__).parent / "files"
 SHAPES = " takes "
 STORED = "stored in the "
+BYTECODE = "as its stored bytecode says"
 # File, place of each stored function, what takes its place, and the kind of reason.
 MIGRATED = [
     ("tf_shape.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("sequential.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("sequential_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("backend_reshape.h5", {"merge": ("FlattenFeatures", "its output_shape")}),
-    ("squeeze_v2.keras", {"squeeze": ("FlattenFeatures", STORED)}),
+    ("squeeze_v2.keras", {"squeeze": ("model", BYTECODE)}),
     ("tf_op_reshape.h5", {"tf.reshape": ("FlattenFeatures", "arguments stored")}),
     ("bidirectional_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("bidirectional_23.h5", {"merge": ("FlattenFeatures", SHAPES)}),
@@ -41,22 +43,45 @@ MIGRATED = [
     ("masked.h5", {"merge": ("Reshape", "loses the mask")}),
     ("states.h5", {"merge": ("FlattenFeatures", SHAPES)}),
     ("keras215_bidirectional.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("keras215_trained.keras", {}),
+    ("cudnn_lstm.h5", {}),
+    ("cudnn_gru.h5", {}),
+    ("gru_reset_before.h5", {}),
+    ("scaling.h5", {"scale": ("model", "Keras's multiply(2.0), " + BYTECODE)}),
+    ("expand_dims.h5", {"expand": ("model", "Keras's expand_dims(-1), " + BYTECODE)}),
+    (
+        "lambdas.h5",
+        {
+            "scale": ("model", "Keras's divide(255), subtract(0.5), " + BYTECODE),
+            "transpose": ("model", "Keras's transpose(0, 1, 3, 2), " + BYTECODE),
+            "max": ("model", "Keras's max(-1), " + BYTECODE),
+            "last": ("model", "Keras's last_step, " + BYTECODE),
+            "expand": ("model", "Keras's expand_dims(1), " + BYTECODE),
+            "squeeze": ("model", "Keras's squeeze(1), multiply(2), " + BYTECODE),
+            "mean": ("model", "Keras's mean(1), " + BYTECODE),
+        },
+    ),
+    ("lambdas_nested.h5", {"sum": ("model", BYTECODE), "last": ("model", BYTECODE)}),
+    ("keras215_lambdas_nested.keras", {"sum": ("model", BYTECODE), "last": ("model", BYTECODE)}),
+    (
+        "keras215_lambdas_sequential.keras",
+        {"scale": ("model", "loses the mask"), "last": ("model", BYTECODE)},
+    ),
     ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("keras3_legacy.h5", {}),
+    ("keras22.h5", {}),
     ("keras36.keras", {}),
     ("keras36.h5", {}),
 ]
 # File, place of its stored function, why it is left, and what it could reshape to.
 LEFT = [
-    ("scaling.h5", "scale", "could compute anything", ()),
     ("transposing.h5", "transpose", "names transpose", ()),
     ("slicing.h5", "slice", "so does taking axes away", ("slice=30,5",)),
     ("tf_op_scale.h5", "tf.math.multiply", "is no reshape", ()),
-    ("expand_dims.h5", "expand", "nothing proves", ("expand=10,15,1",)),
     ("split.h5", "split", "nothing proves", ("split=10,3,5",)),
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore:Layer 'merge' .*does not support masking")
+pytestmark = pytest.mark.filterwarnings("ignore:Layer '(merge|scale)' .*does not support masking")
 
 
 def recorded(name):
@@ -111,6 +136,15 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
         ("nested.h5", {"model > lstm", "sequential > gru"}),
         ("hard_sigmoid.h5", {"lstm"}),
         ("states.h5", {"lstm", "lstm_1"}),
+        (
+            "cudnn_lstm.h5",
+            {
+                "bidirectional",
+                "bidirectional > cu_dnnlstm",
+                "cu_dnnlstm_1",
+            },
+        ),
+        ("cudnn_gru.h5", {"model > cu_dnngru", "model > cu_dnngru_1", "cu_dnngru_2"}),
         (
             "keras36.keras",
             {
@@ -260,6 +294,34 @@ def test_a_gru_from_before_reset_after(tmp_path):
     migration = migrate(path)
     inputs, expected = recorded("bidirectional_23.h5")
     np.testing.assert_allclose(predictions(migration.model, inputs), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_a_cudnn_layer_in_an_archive_is_refused(tmp_path):
+    path = tmp_path / "old.keras"
+    with (
+        zipfile.ZipFile(FOLDER / "keras215_trained.keras") as old,
+        zipfile.ZipFile(path, "w") as new,
+    ):
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json":
+                content = content.replace(b'"class_name": "LSTM"', b'"class_name": "CuDNNLSTM"')
+            new.writestr(name, content)
+    with pytest.raises(ModelFileError, match=r"CuDNNLSTM layers are migrated from \.h5 files only"):
+        migrate(path)
+
+
+def test_a_file_of_keras_1_is_named_with_the_way_out(tmp_path):
+    """keras22.h5, which is migrated, is what the way out makes of it."""
+    way_out = r"wrote it, whose layers .*keras==2\.2\.4.*load_model"
+    with pytest.raises(ModelFileError, match=r"keras1\.h5 .*Keras 1\.2\.2 " + way_out):
+        migrate(FOLDER / "keras1.h5")
+    path = shutil.copy(FOLDER / "keras1.h5", tmp_path / "old.h5")
+    with h5py.File(path, "r+") as file:  # as before Keras 1.0.7
+        for group in (file, file["model_weights"]):
+            group.attrs.pop("keras_version", None)
+    with pytest.raises(ModelFileError, match=r"Keras 1 " + way_out):
+        migrate(path)
 
 
 def test_time_major_is_refused(tmp_path):
