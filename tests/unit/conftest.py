@@ -1,6 +1,5 @@
 """Settings of the unit tests, which run once a backend: `KERAS_BACKEND=jax pytest tests/unit`."""
 
-import collections
 import os
 import random
 
@@ -35,25 +34,6 @@ settings.register_profile(
 )
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
-
-
-def pytest_addoption(parser):
-    """Each case is compiled anew on JAX and traced on TensorFlow."""
-    parser.addoption(
-        "--one-in", type=int, default=1, metavar="N", help="Of each file, every N-th test."
-    )
-
-
-def pytest_collection_modifyitems(config, items):
-    """With `--one-in N`, leave out the others."""
-    every = config.getoption("--one-in")
-    seen = collections.Counter()
-    chosen, left_out = [], []
-    for item in items:
-        (left_out if seen[item.path] % every else chosen).append(item)
-        seen[item.path] += 1
-    items[:] = chosen
-    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture

@@ -209,7 +209,7 @@ def test_a_folder_needs_dry_run_and_a_file_has_none(tmp_path):
 def test_the_report_says_where_the_file_loads(tmp_path):
     status, output = run(FOLDER / "scaling.h5", "--out", tmp_path / "new.keras")
     assert "It loads with Keras alone." in output
-    status, output = run(FOLDER / "scaling.h5", "--upgrade")
+    _, output = run(FOLDER / "scaling.h5", "--upgrade")
     assert "multibackend_lstm is needed, for LSTM." in output
     _, output = run(FOLDER / "hard_sigmoid.h5", "--json")
     assert json.loads(output)["needed"] == ["FlattenFeatures", "keras_2_hard_sigmoid"]
