@@ -327,6 +327,18 @@ def lambdas_sequential():
     )
 
 
+def hard_sigmoid_gates():
+    """The gate of Keras 2 in layers of two and of more axes, under a wrapper too."""
+    gate = {"recurrent_activation": "hard_sigmoid"}
+    return functional(
+        (6, 5, 2),
+        layers.ConvLSTM1D(3, 2, return_sequences=True),
+        layers.TimeDistributed(layers.Flatten()),
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True, **gate)),
+        layers.GRU(3, **gate),
+    )
+
+
 def keras3():
     """Keras 3's own Lambda."""
     return functional(
@@ -400,6 +412,8 @@ VARIANTS = {
         "cudnn_lstm.h5": cudnn_lstm,
         "cudnn_gru.h5": cudnn_gru,
         "gru_reset_before.h5": gru_reset_before,
+        "hard_sigmoid_gates.h5": hard_sigmoid_gates,
+        "keras215_hard_sigmoid_gates.keras": hard_sigmoid_gates,
         "lambdas.h5": lambdas,
         "lambdas_nested.h5": lambdas_nested,
         "keras215_lambdas_nested.keras": lambdas_nested,

@@ -229,7 +229,8 @@ def _survey(folder: Path, upgrade: bool, as_json: bool) -> int:
 def _where_it_loads(migration: Migration) -> str:
     if not migration.needed:
         return "It loads with Keras alone."
-    return f"Where it is loaded, multibackend_lstm is needed, for {', '.join(migration.needed)}."
+    names = ", ".join(migration.needed)
+    return f"Before it is loaded, multibackend_lstm has to be imported, for {names}."
 
 
 def _document(

@@ -32,6 +32,12 @@ RECURRENT = (
     "LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", *cudnn.LAYERS
 )  # fmt: skip
 
+# Of the gates of recurrent layers, the batch among them.
+_GATE_AXES = {
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell"), 2),
+    **{f"ConvLSTM{n}D": n + 2 for n in (1, 2, 3)},
+}
+
 # These read other files, hold code, or run functions of other frameworks.
 _REFUSED = (
     "TFSMLayer",
@@ -77,6 +83,7 @@ def translate(
     lists_single_tensors: bool,
     custom_objects: Mapping[str, Any],
     notes: list[str],
+    ours: bool = False,
 ) -> dict[str, Any]:
     """The configuration of the same model for Keras 3, made of known classes only.
 
@@ -86,12 +93,13 @@ def translate(
         lists_single_tensors: whether a list of one input, or output, stands for the tensor itself.
         custom_objects: classes and functions that the caller vouches for, by name.
         notes: takes one line for each change of meaning.
+        ours: whether to use this package where Keras's own operations would do, more slowly.
 
     Raises:
         ModelFileError: for a class or function that is not known, with its place, and for an
             argument that Keras 3 has no equivalent for.
     """
-    translator = _Translator(keras_2, lists_single_tensors, custom_objects, notes)
+    translator = _Translator(keras_2, lists_single_tensors, custom_objects, notes, ours)
     translated = translator.value(config, None)
     if not isinstance(translated, dict) or translated.get("class_name") not in MODELS:
         raise ModelFileError(
@@ -119,11 +127,13 @@ class _Translator:
         lists_single_tensors: bool,
         custom_objects: Mapping[str, Any],
         notes: list[str],
+        ours: bool,
     ) -> None:
         self.keras_2 = keras_2
         self.lists_single_tensors = lists_single_tensors
         self.custom_objects = custom_objects
         self.notes = notes
+        self.ours = ours
 
     def value(self, value: Any, place: str | None) -> Any:
         """A value of a configuration; every class in it is looked up."""
@@ -264,12 +274,7 @@ class _Translator:
         for key, value in config.items():
             if key.endswith("activation") and value == "hard_sigmoid":
                 # Keras 3 has the slope 1/6 in place of 0.2.
-                config[key] = _public(
-                    "multibackend_lstm.layers.activations",
-                    "function",
-                    f"{_OURS}keras_2_hard_sigmoid",
-                    f"{_OURS}keras_2_hard_sigmoid",
-                )
+                config[key] = self._hard_sigmoid(name)
                 self._note(place, f"{key}: hard_sigmoid as Keras 2 computes it, 0.2 * x + 0.5")
         if name in ("GRU", "GRUCell") and "reset_after" not in config:
             config["reset_after"] = False  # the default before TensorFlow 2
@@ -281,6 +286,26 @@ class _Translator:
             config["axis"] = axis[0]
         if config.get("groups") == 1 and not _takes(name, "groups"):
             del config["groups"]
+
+    def _hard_sigmoid(self, name: str) -> dict[str, Any]:
+        """Keras 2's: a model of Keras's operations where a layer's kind tells the number of axes.
+
+        On torch each call of the model costs time in every step, so `upgrade` takes the function.
+        """
+        if name not in _GATE_AXES or self.ours:
+            return _public(
+                "multibackend_lstm.layers.activations",
+                "function",
+                f"{_OURS}keras_2_hard_sigmoid",
+                f"{_OURS}keras_2_hard_sigmoid",
+            )
+        inputs = keras.Input((None,) * (_GATE_AXES[name] - 1))
+        outputs = keras.ops.clip(0.2 * inputs + 0.5, 0.0, 1.0)
+        model = keras.Model(inputs, outputs, name="keras_2_hard_sigmoid")
+        config: dict[str, Any] = keras.saving.serialize_keras_object(model)
+        for key in ("build_config", "compile_config"):
+            config.pop(key, None)
+        return config
 
     def _note(self, place: str, text: str) -> None:
         self.notes.append(f"{place}: {text}")

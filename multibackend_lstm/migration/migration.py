@@ -33,7 +33,7 @@ class Migration:
         steps: everything that was done, and what was left.
         out: where it was written, if it was.
         needed: this package's classes and functions that the model is made of. Without any, it
-            loads wherever Keras is; with some, this package has to be installed there.
+            loads wherever Keras is; with some, this package has to be imported before.
     """
 
     path: Path
@@ -146,6 +146,7 @@ def migrate(
             lists_single_tensors=file.lists_single_tensors,
             custom_objects=custom_objects or {},
             notes=notes,
+            ours=upgrade,
         )
         cudnn.convert_weights(file)
         resolver = Resolver(file, config, named, custom_objects or {})

@@ -176,7 +176,7 @@ def test_a_folder_is_surveyed(tmp_path):
     assert re.match(r"migrated more/cudnn_gru\.h5: It loads with Keras alone\.", lines[1])
     needed = "FlattenFeatures, keras_2_hard_sigmoid"
     assert lines[2].startswith("migrated more/hard_sigmoid.h5: ")
-    assert f"multibackend_lstm is needed, for {needed}." in lines[2]
+    assert f"multibackend_lstm has to be imported, for {needed}." in lines[2]
     assert lines[3].startswith("left     more/slicing.h5: slice: Lambda: ")
     assert lines[4] == (
         "4 files: 2 would be migrated, 1 hold functions that are left, 1 are refused."
@@ -207,10 +207,10 @@ def test_a_folder_needs_dry_run_and_a_file_has_none(tmp_path):
 
 
 def test_the_report_says_where_the_file_loads(tmp_path):
-    status, output = run(FOLDER / "scaling.h5", "--out", tmp_path / "new.keras")
+    _, output = run(FOLDER / "scaling.h5", "--out", tmp_path / "new.keras")
     assert "It loads with Keras alone." in output
     _, output = run(FOLDER / "scaling.h5", "--upgrade")
-    assert "multibackend_lstm is needed, for LSTM." in output
+    assert "multibackend_lstm has to be imported, for LSTM." in output
     _, output = run(FOLDER / "hard_sigmoid.h5", "--json")
     assert json.loads(output)["needed"] == ["FlattenFeatures", "keras_2_hard_sigmoid"]
 

@@ -16,7 +16,7 @@ import multibackend_lstm
 from multibackend_lstm import porting
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.porting import ModelFileError, migrate
-from multibackend_lstm.upgrading import UPGRADED
+from multibackend_lstm.upgrading import UPGRADED, upgrade
 
 FOLDER = pathlib.Path(__file__).parent / "files"
 SHAPES = " takes "
@@ -47,6 +47,8 @@ MIGRATED = [
     ("cudnn_lstm.h5", {}),
     ("cudnn_gru.h5", {}),
     ("gru_reset_before.h5", {}),
+    ("hard_sigmoid_gates.h5", {}),
+    ("keras215_hard_sigmoid_gates.keras", {}),
     ("scaling.h5", {"scale": ("model", "Keras's multiply(2.0), " + BYTECODE)}),
     ("expand_dims.h5", {"expand": ("model", "Keras's expand_dims(-1), " + BYTECODE)}),
     (
@@ -256,6 +258,19 @@ def test_the_caller_can_say_what_a_function_computes(tmp_path):
     np.testing.assert_allclose(predictions(loaded, inputs), expected, atol=2e-6)
     with pytest.raises(ValueError, match=r"\['scales'\].*no such Lambda"):
         migrate(FOLDER / "scaling.h5", replacements={"scales": replacements["scale"]})
+
+
+@pytest.mark.parametrize("name", ["hard_sigmoid_gates.h5", "keras215_hard_sigmoid_gates.keras"])
+def test_gates_of_keras_2_need_this_package_where_it_is_asked_for(tmp_path, name):
+    migration = migrate(FOLDER / name, tmp_path / "new.keras")
+    assert migration.needed == []
+    with zipfile.ZipFile(migration.out) as file:
+        assert b"multibackend_lstm" not in file.read("config.json")
+    upgraded = migrate(FOLDER / name, upgrade=True)
+    assert "keras_2_hard_sigmoid" in upgraded.needed
+    inputs, expected = recorded(name)
+    for model in (upgraded.model, upgrade(migration.model).model):
+        np.testing.assert_allclose(predictions(model, inputs), expected, atol=2e-6, rtol=1e-5)
 
 
 def test_the_old_name_still_works():
