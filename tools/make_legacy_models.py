@@ -465,6 +465,18 @@ def write_keras_22(folder, name):
     model.save(str(folder / name))
     (folder / (name + ".npz")).write_bytes((folder / "keras1.h5.npz").read_bytes())
 
+    # What most old files are: of Keras itself, Python 3.6, and the defaults of then.
+    model = keras.models.Sequential()
+    model.add(layers.Lambda(lambda x: x / 255 - 0.5, input_shape=(10, 5), name="scale"))
+    model.add(layers.Bidirectional(layers.LSTM(3, return_sequences=True)))
+    model.add(layers.GRU(4, return_sequences=True))
+    model.add(layers.Lambda(lambda x: x[:, -1, :], name="last"))
+    rng = np.random.RandomState(2)
+    model.set_weights([rng.normal(size=w.shape) * 0.5 for w in model.get_weights()])
+    model.save(str(folder / "keras22_lambdas.h5"))
+    x = 255 * rng.uniform(size=(3, 10, 5)).astype("float32")
+    np.savez_compressed(str(folder / "keras22_lambdas.h5.npz"), y=model.predict(x), x0=x)
+
 
 WRITERS = {"keras1": ("keras1.h5", write_keras_1), "keras22": ("keras22.h5", write_keras_22)}
 

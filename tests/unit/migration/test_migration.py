@@ -72,6 +72,7 @@ MIGRATED = [
     ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
     ("keras3_legacy.h5", {}),
     ("keras22.h5", {}),
+    ("keras22_lambdas.h5", {"scale": ("model", BYTECODE), "last": ("model", BYTECODE)}),
     ("keras36.keras", {}),
     ("keras36.h5", {}),
 ]
