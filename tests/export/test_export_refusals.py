@@ -13,7 +13,7 @@ import multibackend_lstm
 from export.conftest import BUILDERS
 from multibackend_lstm import porting
 from multibackend_lstm.cli import main
-from multibackend_lstm.export import exports, worker
+from multibackend_lstm.export import export_runtime, exports
 from multibackend_lstm.export.formats import FORMATS, missing
 from multibackend_lstm.porting import ModelFileError
 
@@ -116,8 +116,8 @@ def test_models_that_cannot_be_exported(tmp_path):
 
     def refusal(model):
         model.save(path)
-        with pytest.raises(worker.ModelError) as caught:
-            worker._load(str(path))
+        with pytest.raises(export_runtime.ModelError) as caught:
+            export_runtime._load(str(path))
         return str(caught.value)
 
     inputs = keras.Input(batch_shape=(2, 5, 3))
@@ -135,13 +135,13 @@ def test_models_that_cannot_be_exported(tmp_path):
 
 def test_sizes_that_do_not_fit_the_model():
     model = BUILDERS["known"]()
-    with pytest.raises(worker.ModelError, match=r"has time=6\. Received --time 7\."):
-        worker._specs(model, None, 7)
-    (spec,) = worker._specs(model, 4, 6)
+    with pytest.raises(export_runtime.ModelError, match=r"has time=6\. Received --time 7\."):
+        export_runtime._specs(model, None, 7)
+    (spec,) = export_runtime._specs(model, 4, 6)
     assert spec["shape"] == [4, 6, 3, 2]
     open_image = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(2, 3)])
-    with pytest.raises(worker.ModelError, match="neither batch nor time"):
-        worker._specs(open_image, None, None)
+    with pytest.raises(export_runtime.ModelError, match="neither batch nor time"):
+        export_runtime._specs(open_image, None, None)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", None, "function"])
@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_loaded(content, saved, tmp_path):
     else:
         path.write_bytes(saved("known").read_bytes()[:3000] if content is None else content)
     with pytest.raises(ModelFileError, match=r"cannot be loaded|is empty"):
-        worker._load(str(path))
+        export_runtime._load(str(path))
 
 
 def test_a_damaged_file_ends_the_command_with_status_2(tmp_path):
