@@ -99,13 +99,12 @@ def _compare_call(
     """Compare a call; returns the targets that are off."""
     header, arrays = truth.calls[number], truth.call_arrays(number)
     request = {"do": "alone", "call": header, "twins": 0, "inside": inside}
+    # One that has ended is a failure already.
+    targets = [(result, worker) for result, worker in targets if worker.alive]
     for _, worker in targets:
         worker.ask(request, arrays)
     if reference is not None:
-        try:
-            truth.fill(number, _answers(reference, request | {"twins": twins}, arrays))
-        except WorkerError as error:
-            truth.not_alone[header["name"]] = f"the reference failed: {error}"
+        _fill(truth, reference, number, request | {"twins": twins}, arrays)
     answered = []
     for result, worker in targets:
         found = _collected(result, worker, header)
@@ -116,11 +115,11 @@ def _compare_call(
     compared = {r.target: _compared(r, truth, number, found) for r, _, found in answered}
     if any(_is_off(comparisons) for comparisons in compared.values()):
         if reference is not None:
-            again = request | {"twins": CONFIRMING_TWINS}
-            truth.fill(number, _answers(reference, again, arrays))
+            _fill(truth, reference, number, request | {"twins": CONFIRMING_TWINS}, arrays)
         for result, worker, found in answered:
             if _is_off(compared[result.target]):
-                second = dict(_answers(worker, request, arrays))
+                worker.ask(request, arrays)
+                second = _collected(result, worker, header)
                 compared[result.target] = _compared(result, truth, number, found, second)
         _find_peers(truth, number, compared, {r.target: found for r, _, found in answered})
     for result, _, _ in answered:
@@ -133,13 +132,27 @@ def _is_off(comparisons: Sequence[Comparison]) -> bool:
 
 
 def _sent(worker: Worker, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
+    if not worker.alive:
+        raise WorkerError("it has ended")
     worker.ask(request, arrays)
     return worker.answers("done")
 
 
-def _answers(worker: Worker, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
-    worker.ask(request, arrays)
-    return _received(worker)
+def _fill(
+    truth: Truth,
+    reference: Worker,
+    number: int,
+    request: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Have the reference make a call; what fails is in `not_alone` then."""
+    try:
+        if not reference.alive:
+            raise WorkerError("it has ended")
+        reference.ask(request, arrays)
+        truth.fill(number, list(_received(reference)))
+    except WorkerError as error:
+        truth.not_alone[truth.calls[number]["name"]] = f"the reference failed: {error}"
 
 
 def _received(worker: Worker) -> Any:

@@ -6,6 +6,7 @@ that train have a subclass each.
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any
 
@@ -26,6 +27,9 @@ Layers = Callable[[Sequence[Any]], list[Any]]
 PullBack = Callable[
     [Sequence[Any], Sequence[Any]], tuple[list[Any], list[Any], list[Any], list[Any]]
 ]
+
+#: Within `tapped(taps)`, one of the taps is added to each value that comes up.
+Tapped = Callable[[Sequence[Any]], AbstractContextManager[None]]
 
 # Module and class of each subclass, imported where its backend runs.
 _SUBCLASSES = {
@@ -140,18 +144,22 @@ class BackendRuntime:
         loss: Callable[[list[Any]], Any],
         tensors: Sequence[Any],
         values: Callable[[], Sequence[Any]],
+        variables: Sequence[keras.Variable],
+        tapped: Tapped,
     ) -> list[Any]:
-        """The gradient of a loss by tensors that come up on the way to it.
+        """The gradient of a loss by tensors that come up on the way to it, and by variables.
 
         Args:
             loss: a scalar of a list of tensors.
             tensors: its argument.
-            values: gives those that came up, once the loss is computed.
+            values: gives the tensors that came up, once the loss is computed.
+            variables: what it is differentiated by too.
+            tapped: adds to each of the values one of its own, while the loss is computed again.
 
         Raises:
-            Refused: if the backend cannot say.
+            Refused: if the backend has no gradients.
         """
-        raise Refused(f"the gradients on the way cannot be had on {keras.backend.backend()}")
+        raise Refused(f"{keras.backend.backend()} has no gradients")
 
 
 @functools.cache

@@ -445,6 +445,8 @@ class Execution:
         self.capture.start()
         outputs = self.model(self.arranged(inputs), training=False)
         self.output_paths = [_path(key) for key, _ in tree.flatten_with_path(outputs)]
+        # JAX comes here when it traces alone, and a training step records its layers too.
+        self.layer_paths = list(self.capture.paths)
         return [*self.capture.outputs, *tree.flatten(outputs)]
 
     def predicted(self, inputs: list[np.ndarray]) -> Iterator[Tensor]:
@@ -464,14 +466,14 @@ class Execution:
         tensors = [ops.convert_to_tensor(x) for x in inputs]
         with self.capture.recording(self.noisy):
             values = self._infer(tensors)
-            count = len(self.capture.paths)
+            count = len(self.layer_paths)
             second = self._infer(tensors)[count:] if self.noisy and self._stateful else []
         outputs = values[count:]
         self.output_forms = [
             np.broadcast_to(np.zeros((), "float32" if _is_float(x) else "int32"), x.shape)
             for x in outputs
         ]
-        for path, x in zip(self.capture.paths, values, strict=False):
+        for path, x in zip(self.layer_paths, values, strict=False):
             yield as_tensor("layer", path, x)
         kinds = ["captured output", *(OUTPUTS[:1] if self.noisy else ())]
         for kind, values in [*((kind, outputs) for kind in kinds), (OUTPUTS[1], second)]:

@@ -41,7 +41,7 @@ class Call(NamedTuple):
         name: of the call, which is the path and, from the second call on, its number.
         training: whether it is one in training, to be differentiated.
         arguments: the call's `[args, kwargs]`, encoded, with places in `tensors` for tensors.
-        tensors: what goes in, rounded to the dtypes.
+        tensors: what goes in, rounded to the dtype.
         dtype: that a target gives the tensors of a floating dtype.
         upstream: the gradient of the loss by each floating output; none for a call in inference.
     """
@@ -108,6 +108,7 @@ class Isolation:
         """Find the operations; one with several names has the first."""
         self._execution = execution
         self._function: keras.Function | None = None  # of a layer that is opened
+        self._taps: Iterator[Any] | None = None
         self.operations: dict[str, Any] = {}
         seen: set[int] = set()
         for path, operation in operations(execution.model):
@@ -186,13 +187,13 @@ class Isolation:
         recorded: list[_Recorded | NotAlone] = []
         with self._recording(recorded):
             found_gradients = backend_runtime.active().gradients_at(
-                loss, tensors, lambda: [*_floating_outputs(recorded), *(v.value for v in variables)]
+                loss, tensors, lambda: _floating_outputs(recorded), variables, self._tapped
             )
-        gradients = iter(found_gradients)
+        gradients, random = iter(found_gradients), self._random
         for found in recorded:
             if isinstance(found, _Recorded):
                 upstream = [next(gradients) for x in found.outputs if _is_float(x)]
-                if found.path not in self._random:
+                if found.path not in random:
                     yield self._call(found, dtypes, upstream)
         return list(gradients)
 
@@ -272,6 +273,8 @@ class Isolation:
         def wrap(path: str, call: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(call)
             def wrapped(*args: Any, **kwargs: Any) -> Any:
+                if self._taps is not None:
+                    return tree.map_structure(self._tap, call(*args, **kwargs))
                 counts[path] = number = counts.get(path, 0) + 1
                 name = path if number == 1 else f"{path} (call {number})"
                 tensors: list[Any] = []
@@ -294,6 +297,22 @@ class Isolation:
         finally:
             for operation in self.operations.values():
                 del vars(operation)["call"]
+
+    @contextmanager
+    def _tapped(self, taps: Sequence[Any]) -> Iterator[None]:
+        """Record nothing more, and add to each floating output, in order, one of these."""
+        self._taps = iter(taps)
+        try:
+            yield
+        finally:
+            self._taps = None
+
+    def _tap(self, x: Any) -> Any:
+        if self._taps is None or not ops.is_tensor(x) or not _is_float(x):
+            return x
+        tapped = x + next(self._taps)
+        mask = getattr(x, "_keras_mask", None)
+        return tapped if mask is None else _Masked(mask)(tapped)
 
     def run(self, call: Call) -> list[Tensor]:
         """What a layer makes of a call, from the start's weights."""

@@ -13,6 +13,7 @@ from multibackend_lstm.runtimes.backend_runtime import (
     Layers,
     Loss,
     PullBack,
+    Tapped,
     TrainingStep,
 )
 
@@ -148,6 +149,26 @@ class JAXRuntime(BackendRuntime):
                     variable.assign(value)
 
         return apply
+
+    def gradients_at(
+        self,
+        loss: Callable[[list[Any]], Any],
+        tensors: Sequence[Any],
+        values: Callable[[], Sequence[Any]],
+        variables: Sequence[keras.Variable],
+        tapped: Tapped,
+    ) -> list[Any]:
+        """See `BackendRuntime`: by the taps, since JAX differentiates by arguments alone."""
+        loss(list(tensors))
+        zeros = [jnp.zeros_like(x) for x in values()]
+
+        def of(taps: Any, weights: Any) -> Any:
+            with keras.StatelessScope(zip(variables, weights, strict=True)), tapped(taps):
+                return loss(list(tensors))
+
+        weights = [v.value for v in variables]
+        by_taps, by_weights = jax.grad(of, argnums=(0, 1))(zeros, weights)
+        return [*by_taps, *by_weights]
 
 
 def _floating(tensors: Sequence[Any]) -> list[Any]:

@@ -13,6 +13,7 @@ from multibackend_lstm.runtimes.backend_runtime import (
     Layers,
     Loss,
     PullBack,
+    Tapped,
     TrainingStep,
 )
 
@@ -112,10 +113,13 @@ class TensorFlowRuntime(BackendRuntime):
         loss: Callable[[list[Any]], Any],
         tensors: Sequence[Any],
         values: Callable[[], Sequence[Any]],
+        variables: Sequence[keras.Variable],
+        tapped: Tapped,
     ) -> list[Any]:
         """See `BackendRuntime`."""
         with tf.GradientTape() as tape:
             tape.watch([x for x in tensors if x.dtype.is_floating])
             value = loss(list(tensors))
-        found = tape.gradient(value, list(values()), unconnected_gradients="zero")
+        sources = [*values(), *(v.value for v in variables)]
+        found = tape.gradient(value, sources, unconnected_gradients="zero")
         return [tf.convert_to_tensor(gradient) for gradient in found]

@@ -13,6 +13,7 @@ from multibackend_lstm.runtimes.backend_runtime import (
     Layers,
     Loss,
     PullBack,
+    Tapped,
     TrainingStep,
 )
 
@@ -127,10 +128,12 @@ class TorchRuntime(BackendRuntime):
         loss: Callable[[list[Any]], Any],
         tensors: Sequence[Any],
         values: Callable[[], Sequence[Any]],
+        variables: Sequence[keras.Variable],
+        tapped: Tapped,
     ) -> list[Any]:
         """See `BackendRuntime`."""
         value = loss(_leaves(tensors))
-        came_up = list(values())
+        came_up = [*values(), *(v.value for v in variables)]
         reached = [x for x in came_up if x.requires_grad]
         pairs = [(value, torch.ones_like(value))] if value.requires_grad else []
         found = iter(_gradients(pairs, reached))

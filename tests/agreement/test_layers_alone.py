@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 from zoo.graded import Graded
 
-from multibackend_lstm import agreement
+from multibackend_lstm import agreement, environment
+from multibackend_lstm.agreement.comparison import GROUPS
 
 from . import cases
 from .conftest import BACKEND, TARGET
@@ -147,6 +148,25 @@ def test_the_truth_of_the_layers_is_saved_and_compared_with(workers, tmp_path):
     assert healthy.results[0].group(GROUP)
     off = check(faulty("gradient", 1e-4), workers, truth=tmp_path / "t.npz")
     assert {(f.group, f.layer) for f in off.findings} == {(GROUP, "Graded")}, off.table()
+
+
+def test_a_target_that_ends_while_its_layers_are_called_has_failed(workers):
+    stacked = (layers.Dense(3), cases.CrashesAlone(name="crashing"), layers.Dense(2), layers.ReLU())
+    report = check(stack(*stacked), workers)
+    assert report.could_not_run == [TARGET]
+    (finding,) = report.findings
+    assert "failed in layers alone: crashing" in finding.message
+    assert "status 3" in finding.message
+    assert not check(faulty("all", 0.0), workers).findings  # another worker is started
+
+
+def test_without_tensorflow_the_layers_are_compared_with_the_first_target(monkeypatch):
+    monkeypatch.setattr(environment, "installed_backends", lambda: [BACKEND])
+    with agreement.Workers([TARGET], timeout=120) as alone:
+        report = check(faulty("all", 0.0), alone, steps=2)
+    assert not report.findings, report.table()
+    kinds = {c.kind for c in report.results[0].group(GROUP)}
+    assert kinds == set(GROUPS[GROUP])
 
 
 def test_the_report_says_what_it_would_have_noticed(workers):
