@@ -26,9 +26,10 @@ def compare_alone(
 ) -> None:
     """Have every layer called alone, and add the comparisons to the targets' results.
 
-    What is off is confirmed before it counts: the floor is taken from more twins, and the target
-    computes again. If it does not repeat itself to the bit, it is as far off as it may be from
-    itself. Then the layer is opened, and each of its operations is judged as it was.
+    What is off is confirmed before it counts: the floor is taken from more twins, gradients at 0
+    may be those of either side, and the target computes again. If it does not repeat itself to the bit,
+    it is as far off as it may be from itself. Then the layer is opened, and each of its operations
+    is judged as it was.
 
     Args:
         truth: of the case; its tensors of the layers are filled in where there is a reference.
@@ -115,7 +116,8 @@ def _compare_call(
     compared = {r.target: _compared(r, truth, number, found) for r, _, found in answered}
     if any(_is_off(comparisons) for comparisons in compared.values()):
         if reference is not None:
-            _fill(truth, reference, number, request | {"twins": CONFIRMING_TWINS}, arrays)
+            again = {"twins": CONFIRMING_TWINS, "kinks": True}
+            _fill(truth, reference, number, request | again, arrays)
         for result, worker, found in answered:
             if _is_off(compared[result.target]):
                 worker.ask(request, arrays)

@@ -27,6 +27,10 @@ from multibackend_lstm.runtimes.noise_floor import NoiseFloor, perturbed, roundi
 
 #: Paths of what is called alone beside the layers.
 LOSS, OPTIMIZER = "loss", "optimizer"
+#: Twins that step off the points where a gradient jumps, to confirm what is off.
+KINK_TWINS = 16
+# How far from 0, which no rounding moves: enough to be on one side of it.
+_OFF_ZERO = 1e-30
 #: Updates that the optimizer makes, with the same gradients.
 UPDATES = 2
 #: The number of terms of a sum that the twins' own noise stands for, by dtype.
@@ -318,8 +322,10 @@ class Isolation:
         """What a layer makes of a call, from the start's weights."""
         return self._runner(call)(0, 0.0)
 
-    def _runner(self, call: Call) -> Callable[[int, float], list[Tensor]]:
-        """A function that makes a call, given the number of a twin and how far it is moved.
+    def _runner(self, call: Call) -> Callable[..., list[Tensor]]:
+        """A function that makes a call, `run(twin, size, off_zero)`.
+
+        It takes the number of a twin, how far it is moved, and how far zeros that go in are.
 
         On a backend that has no gradients a call in training gives its outputs alone.
         """
@@ -348,11 +354,16 @@ class Isolation:
         else:
             infer = runtime.alone(function, variables)
 
-        def run(twin: int, size: float) -> list[Tensor]:
+        def run(twin: int, size: float, off_zero: float = 0.0) -> list[Tensor]:
             rng = np.random.default_rng(twin)
 
             def moved(x: np.ndarray) -> np.ndarray:
                 return perturbed(x, rng, size, execution.mask_values) if twin else x
+
+            def moved_input(x: np.ndarray) -> np.ndarray:
+                if not off_zero or x.dtype.kind != "f":
+                    return moved(x)
+                return np.where(x == 0, off_zero * rng.choice([-1.0, 1.0], x.shape), moved(x))
 
             for variable in variables:
                 if id(variable) in self._paths:
@@ -361,7 +372,9 @@ class Isolation:
                     variable.assign(self._start[id(variable)])
             execution.round(size, twin)
             wide = "float64" if execution.noisy else call.dtype
-            tensors = [ops.convert_to_tensor(moved(x), _dtype_of(x, wide)) for x in call.tensors]
+            tensors = [
+                ops.convert_to_tensor(moved_input(x), _dtype_of(x, wide)) for x in call.tensors
+            ]
             with execution.capture.recording(execution.noisy):
                 if not differentiated:
                     kind = "layer alone in training" if call.training else "layer alone"
@@ -387,7 +400,7 @@ class Isolation:
 
         return run
 
-    def _updated(self, call: Call, twin: int, size: float) -> list[Tensor]:
+    def _updated(self, call: Call, twin: int, size: float, off_zero: float = 0.0) -> list[Tensor]:
         """The weights after updates by the optimizer."""
         execution, rng = self._execution, np.random.default_rng(twin)
         trainable = execution.model.trainable_variables
@@ -421,8 +434,15 @@ class Isolation:
         rounded = ops.cast(ops.cast(value, dtype), "float32")
         return np.asarray(ops.convert_to_numpy(rounded))
 
-    def truth(self, call: Call, twins: int) -> Iterator[Truth]:
-        """What a layer is to make of a call, and the noise floors."""
+    def truth(self, call: Call, twins: int, *, kinks: bool = False) -> Iterator[Truth]:
+        """What a layer is to make of a call, and the noise floors.
+
+        Args:
+            call: to make.
+            twins: perturbed runs.
+            kinks: whether gradients may be those of either side of 0. At 0 itself that of a ReLU,
+                a maximum or an absolute value is a convention, which the backends do not share.
+        """
         noisy = self._execution.noisy
         rounding = rounding_of(call.dtype, {}, noisy)
         floor = NoiseFloor(rounding, in_float64=noisy, elements=True)
@@ -432,6 +452,12 @@ class Isolation:
             for tensor in run(twin, floor.size(twin)):
                 key = (tensor.kind, tensor.path)
                 if key in exact:
+                    floor.add(twin, key, tensor.values, exact[key].values)
+        for extra in range(KINK_TWINS if kinks and call.training else 0):
+            twin = twins + twins % 2 + 1 + 2 * extra  # an odd one, which is moved by the rounding
+            for tensor in run(twin, floor.size(twin), _OFF_ZERO):
+                key = (tensor.kind, tensor.path)
+                if key in exact and "gradient" in tensor.kind:
                     floor.add(twin, key, tensor.values, exact[key].values)
         for key, tensor in exact.items():
             longer = _sum_factor(tensor, call)

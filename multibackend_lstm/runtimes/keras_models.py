@@ -20,7 +20,7 @@ class KerasModels(Runtime):
     {"do": "describe", "source", "dtype"} -> {"described": inputs, layers, weights, ...} + arrays
     {"do": "run", "source", "dtype", "structure", "training", "twins", "seed", "rounding",
      "weight_paths", "dtypes"} -> tensors; with "dtypes", {"call"} or {"cannot", "reason"} for each
-    {"do": "alone", "call", "twins", "inside"} -> the tensors of a layer of the model run last
+    {"do": "alone", "call", "twins", "inside", "kinks"} -> tensors of a layer of the model run last
     {"do": "open", "call", "record"} -> {"call"}, ... of the operations inside of a layer; {"done"}
     {"do": "call", "function": "package.module:name", "arguments"} -> {"called": its result}
     """
@@ -128,6 +128,7 @@ class KerasModels(Runtime):
         call: dict[str, Any],
         twins: int,
         inside: bool = False,
+        kinks: bool = False,
     ) -> None:
         """What a layer of the model that ran last makes of a call; with `twins`, the floors too."""
         from multibackend_lstm.runtimes.isolation import Call
@@ -136,7 +137,7 @@ class KerasModels(Runtime):
         isolation = self._inside if inside else self._isolation
         with self._floatx():
             if twins:
-                for truth in isolation.truth(made, twins):
+                for truth in isolation.truth(made, twins, kinks=kinks):
                     header = _header(truth.tensor, floor=truth.floor)
                     answer(header, {"values": truth.tensor.values, "elements": truth.elements})
             else:

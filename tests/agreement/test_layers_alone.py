@@ -150,6 +150,16 @@ def test_the_truth_of_the_layers_is_saved_and_compared_with(workers, tmp_path):
     assert {(f.group, f.layer) for f in off.findings} == {(GROUP, "Graded")}, off.table()
 
 
+@pytest.mark.parametrize("function", ["relu", "leaky_relu", "relu6", "hard_sigmoid", "softsign"])
+def test_the_gradient_at_a_kink_is_a_convention(workers, function):
+    """A masked step is 0; which side's gradient it gets there, the backends do not agree on."""
+    inputs = keras.Input((6, 4))
+    x = layers.Activation(function)(layers.LSTM(3, return_sequences=True)(inputs) * 0.0)
+    data = np.random.default_rng(0).normal(size=(4, 6, 4)).astype("float32")
+    report = check(keras.Model(inputs, layers.Dense(2)(x)), workers, inputs=data)
+    assert not report.findings, report.table()
+
+
 def test_a_target_that_ends_while_its_layers_are_called_has_failed(workers):
     stacked = (layers.Dense(3), cases.CrashesAlone(name="crashing"), layers.Dense(2), layers.ReLU())
     report = check(stack(*stacked), workers)
