@@ -27,9 +27,9 @@ def compare_alone(
     """Have every layer called alone, and add the comparisons to the targets' results.
 
     What is off is confirmed before it counts: the floor is taken from more twins, gradients at 0
-    may be those of either side, and the target computes again. If it does not repeat itself to the bit,
-    it is as far off as it may be from itself. Then the layer is opened, and each of its operations
-    is judged as it was.
+    may be those of either side, and the target computes again. If it does not repeat itself to the
+    bit, it is as far off as it may be from itself. Then the layer is opened, and each of its
+    operations is judged as it was.
 
     Args:
         truth: of the case; its tensors of the layers are filled in where there is a reference.
