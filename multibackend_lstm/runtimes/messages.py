@@ -27,10 +27,14 @@ def send(
 
     Raises:
         BrokenPipeError: if nobody reads any more.
+        ValueError: if an array holds Python objects.
     """
     packed = io.BytesIO()
     if arrays:
-        np.savez(packed, allow_pickle=False, **arrays)
+        if any(array.dtype.hasobject for array in arrays.values()):
+            raise ValueError("an array of objects is not sent, since it would be pickled")
+        # NumPy before 2.1 would take `allow_pickle=False` for one more array.
+        np.savez(packed, **arrays)
     text = json.dumps(header).encode()
     stream.write(_LENGTHS.pack(len(text), packed.tell()))
     stream.write(text)
