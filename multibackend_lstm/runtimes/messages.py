@@ -34,7 +34,8 @@ def send(
         if any(array.dtype.hasobject for array in arrays.values()):
             raise ValueError("an array of objects is not sent, since it would be pickled")
         # NumPy before 2.1 would take `allow_pickle=False` for one more array.
-        np.savez(packed, **arrays)
+        named: dict[str, Any] = dict(arrays)
+        np.savez(packed, **named)
     text = json.dumps(header).encode()
     stream.write(_LENGTHS.pack(len(text), packed.tell()))
     stream.write(text)
