@@ -11,8 +11,8 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
-from multibackend_lstm.agreement.comparison import compare, missing
-from multibackend_lstm.agreement.isolation import PART, compare_alone
+from multibackend_lstm.agreement.comparison import ALONE, compare, missing
+from multibackend_lstm.agreement.isolation import compare_alone
 from multibackend_lstm.agreement.report import (
     FAILED,
     Finding,
@@ -276,7 +276,7 @@ def _trainers(training: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
 
 
 def _calls_layers(worker: Worker | str) -> TypeGuard[Worker]:
-    return isinstance(worker, Worker) and PART in worker.ready["parts"]
+    return isinstance(worker, Worker) and ALONE in worker.ready["parts"]
 
 
 def _given(case: Case) -> list[dict[str, str]]:

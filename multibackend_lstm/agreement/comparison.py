@@ -9,9 +9,11 @@ import numpy as np
 
 from multibackend_lstm.runtimes.noise_floor import rounding_to
 
+#: The group of what each layer gives alone, and the part of a check that computes it.
+ALONE = "layers alone"
 #: What is judged together, in the order in which a fault spreads, and the kinds of its tensors.
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "layers alone": (
+    ALONE: (
         "layer alone",
         "layer alone in training",
         "update alone",

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from multibackend_lstm.agreement.comparison import DISAGREES, Comparison, compare, missing
+from multibackend_lstm.agreement.comparison import (
+    ALONE,
+    DISAGREES,
+    Comparison,
+    compare,
+    missing,
+)
 from multibackend_lstm.agreement.report import TargetResult
 from multibackend_lstm.agreement.truth import Key, Truth
 from multibackend_lstm.runtimes.workers import Worker, WorkerError
 
-#: The part of a check, as `truth.PARTS` and `TargetResult.failed` have it.
-PART = "layers alone"
 #: Perturbed runs behind the floor of a tensor before it is accused.
 CONFIRMING_TWINS = 64
 
@@ -170,7 +174,7 @@ def _collected(
     try:
         return dict(_received(worker))
     except WorkerError as error:
-        result.failed.setdefault(PART, f"{header['name']}: {error}")
+        result.failed.setdefault(ALONE, f"{header['name']}: {error}")
         return None
 
 

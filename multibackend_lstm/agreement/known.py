@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from multibackend_lstm.agreement.comparison import ALONE
 from multibackend_lstm.runtimes.upstream import affects, upstream_problems
 
 
@@ -44,7 +45,7 @@ def explanation(
             and group in entry["groups"]
             and ("error" in entry) == failed
             and re.search(entry.get("error", ""), message)
-            and (group != "layers alone" or _any_inside(operations, entry.get("operations", [])))
+            and (group != ALONE or _any_inside(operations, entry.get("operations", [])))
             and _any_matches(blamed, entry["layers"], entry.get("config", {}))
             and _any_matches(layers.values(), entry.get("together_with", [".*"]), {})
         ):

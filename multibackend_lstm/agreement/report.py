@@ -10,6 +10,7 @@ from typing import Any
 from multibackend_lstm import environment
 from multibackend_lstm.agreement.comparison import (
     AGREES,
+    ALONE,
     DISAGREES,
     GROUPS,
     SUSPICIOUS,
@@ -22,7 +23,7 @@ from multibackend_lstm.agreement.known import explanation
 SCHEMA = 2
 # Groups that cannot agree where another one disagrees; only the table tells of them then.
 _FOLLOWING = {
-    "layers alone": ("prediction", "gradients", "training"),
+    ALONE: ("prediction", "gradients", "training"),
     "layers": ("prediction", "gradients", "training"),
     "gradients": ("training",),
 }
@@ -316,7 +317,7 @@ def findings_of(report: Report) -> list[Finding]:
     """
     findings, doubted = [], set()
     for result in report.results:
-        for comparison in result.group("layers alone"):
+        for comparison in result.group(ALONE):
             if comparison.layer not in doubted and _truth_stands_alone(report, result, comparison):
                 doubted.add(comparison.layer)
                 findings.append(_doubt(report, result, comparison))
@@ -339,7 +340,7 @@ def _sides(report: Report, result: TargetResult, c: Comparison) -> tuple[set[str
     agreeing = {
         _backend(other.target)
         for other in report.results
-        for found in other.group("layers alone")
+        for found in other.group(ALONE)
         if (found.kind, found.path, found.verdict) == (c.kind, c.path, AGREES)
     }
     against = {_backend(target) for target in (result.target, *c.peers)}
@@ -362,14 +363,14 @@ def _doubt(report: Report, result: TargetResult, c: Comparison) -> Finding:
             f"all of {others} agree with each other within noise in {where}, and differ from the "
             f"truth: the dtype does more than the twins show, such as to a constant. {worst}"
         )
-        return Finding(result.target, SUSPICIOUS, "layers alone", message, c.path, kind)
+        return Finding(result.target, SUSPICIOUS, ALONE, message, c.path, kind)
     named = [r.target for r in report.results if _backend(r.target) == backend]
     target = named[0] if named else f"{backend} (the reference)"
     message = (
         f"{target} stands alone in {where}, and the truth, which {backend} computes too, is in "
         f"doubt: {others} agree with each other within noise, and differ from it. {worst}"
     )
-    finding = Finding(target, DISAGREES, "layers alone", message, c.path, kind)
+    finding = Finding(target, DISAGREES, ALONE, message, c.path, kind)
     own = [r for r in report.results if r.target == target]
     return _explained(report, own[0] if own else TargetResult(target), finding)
 
@@ -379,12 +380,12 @@ def _alone_findings(
 ) -> Iterator[Finding]:
     """One for every layer that is off alone, but where the truth is in doubt."""
     by_layer: dict[str | None, list[Comparison]] = {}
-    for comparison in result.group("layers alone"):
+    for comparison in result.group(ALONE):
         by_layer.setdefault(comparison.layer, []).append(comparison)
     for layer, comparisons in by_layer.items():
         off = [c for c in comparisons if c.verdict == DISAGREES]
         if off and layer not in doubted:
-            finding = _finding(report, result.target, DISAGREES, "layers alone", off[0], len(off))
+            finding = _finding(report, result.target, DISAGREES, ALONE, off[0], len(off))
             inner = _guilty_operations(result, layer)
             if inner:
                 message = f"{finding.message}. Inside of it: {', '.join(inner)}"
@@ -402,7 +403,7 @@ def _alone_findings(
             yield Finding(
                 result.target,
                 NONDETERMINISTIC,
-                "layers alone",
+                ALONE,
                 f"{result.target} gave two results for {changing[0].kind} {changing[0].path!r}: "
                 "how far they are apart is a part of the floor",
                 changing[0].path,
@@ -446,8 +447,8 @@ def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
     for part, reason in result.not_compared.items():
         message = f"{target}: {part} not compared: {reason}"
         yield Finding(target, NOT_COMPARED, part, message)
-    guilty = {c.layer for c in result.group("layers alone") if c.verdict == DISAGREES}
-    consequences = {"layers alone", *(_FOLLOWING["layers alone"] if guilty else ())}
+    guilty = {c.layer for c in result.group(ALONE) if c.verdict == DISAGREES}
+    consequences = {ALONE, *(_FOLLOWING[ALONE] if guilty else ())}
     for group in GROUPS:
         if group in consequences:
             continue
@@ -486,7 +487,7 @@ def _finding(
             f"{first.score:.3g} times the noise floor from {from_what}; worst at "
             f"{list(first.worst)}{own}: {first.values[0]:.8g} in place of {first.values[1]:.8g}"
         )
-    alone = group == "layers alone"
+    alone = group == ALONE
     verb = "disagrees" if verdict == DISAGREES else "is suspicious"
     message = f"{target} {verb} {'in' if alone else 'from'} {where}{'' if alone else ' on'}: {what}"
     if count > 1:

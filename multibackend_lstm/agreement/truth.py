@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from multibackend_lstm.agreement.case import Case
-from multibackend_lstm.agreement.comparison import GROUPS
+from multibackend_lstm.agreement.comparison import ALONE, GROUPS
 from multibackend_lstm.files import replacing
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.loading import read_arrays
@@ -18,7 +18,7 @@ from multibackend_lstm.runtimes.workers import Worker, WorkerError
 
 #: The parts of a worker's run, and the kinds of tensors that each gives.
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "layers alone": GROUPS["layers alone"],
+    ALONE: GROUPS[ALONE],
     "prediction": ("output", "output of a second batch"),
     "layers": ("layer", "captured output"),
     "training": ("input gradient", "weight gradient", "loss", "weight", "trajectory"),
