@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -19,17 +19,44 @@ Loss = Callable[[Any, Any], Any]
 #: `step(inputs, labels)`; see `BackendRuntime.training_step`.
 TrainingStep = Callable[[Any, Any], Any]
 
-#: A function of a list of tensors that returns one.
-Layers = Callable[[Sequence[Any]], list[Any]]
-
 #: `pull_back(tensors, upstream)`, of the gradient of a loss by each floating output, which returns
 #: outputs, the gradients by floating tensors and by variables, and the others' values afterwards.
 PullBack = Callable[
     [Sequence[Any], Sequence[Any]], tuple[list[Any], list[Any], list[Any], list[Any]]
 ]
 
-#: Within `tapped(taps)`, one of the taps is added to each value that comes up.
-Tapped = Callable[[Sequence[Any]], AbstractContextManager[None]]
+
+class LayerFunction(NamedTuple):
+    """What a layer computes alone.
+
+    Attributes:
+        call: takes and returns a list of tensors.
+        trainable: variables that it reads and that have gradients.
+        others: the other variables, which it may change.
+    """
+
+    call: Callable[[Sequence[Any]], list[Any]]
+    trainable: Sequence[keras.Variable]
+    others: Sequence[keras.Variable]
+
+
+class LossFunction(NamedTuple):
+    """What a model computes in training, and what comes up on the way.
+
+    Attributes:
+        call: the loss, a scalar of a list of tensors.
+        tensors: its argument.
+        values: gives the tensors that came up, once the loss is computed.
+        trainable: variables that it reads and that have gradients.
+        tapped: within `tapped(taps)` one of the taps is added to each of these tensors.
+    """
+
+    call: Callable[[list[Any]], Any]
+    tensors: Sequence[Any]
+    values: Callable[[], Sequence[Any]]
+    trainable: Sequence[keras.Variable]
+    tapped: Callable[[Sequence[Any]], AbstractContextManager[None]]
+
 
 # Module and class of each subclass, imported where its backend runs.
 _SUBCLASSES = {
@@ -101,32 +128,12 @@ class BackendRuntime:
         """
         raise Refused(f"{keras.backend.backend()} has no gradients")
 
-    def alone(
-        self, function: Layers, variables: Sequence[keras.Variable]
-    ) -> Callable[[Sequence[Any]], list[Any]]:
-        """A function of tensors as inference runs it.
+    def alone(self, layer: LayerFunction) -> Callable[[Sequence[Any]], list[Any]]:
+        """A layer as inference runs it."""
+        return layer.call
 
-        Args:
-            function: takes and returns a list of tensors.
-            variables: those that it reads.
-        """
-        return function
-
-    def pull_back(
-        self,
-        function: Layers,
-        variables: Sequence[keras.Variable],
-        others: Sequence[keras.Variable],
-    ) -> PullBack:
-        """A function of tensors in training, with its gradients.
-
-        Args:
-            function: takes and returns a list of tensors.
-            variables: those that it reads and that have gradients.
-            others: the other variables, which it may change.
-
-        Returns:
-            See `PullBack`.
+    def pull_back(self, layer: LayerFunction) -> PullBack:
+        """A layer in training, with its gradients.
 
         Raises:
             Refused: if the backend has no gradients.
@@ -139,22 +146,8 @@ class BackendRuntime:
         """One update of the variables, as a function of their gradients."""
         return lambda gradients: optimizer.apply(list(gradients), list(variables))
 
-    def gradients_at(
-        self,
-        loss: Callable[[list[Any]], Any],
-        tensors: Sequence[Any],
-        values: Callable[[], Sequence[Any]],
-        variables: Sequence[keras.Variable],
-        tapped: Tapped,
-    ) -> list[Any]:
-        """The gradient of a loss by tensors that come up on the way to it, and by variables.
-
-        Args:
-            loss: a scalar of a list of tensors.
-            tensors: its argument.
-            values: gives the tensors that came up, once the loss is computed.
-            variables: what it is differentiated by too.
-            tapped: adds to each of the values one of its own, while the loss is computed again.
+    def gradients_at(self, loss: LossFunction) -> list[Any]:
+        """The gradients of a loss by what comes up on the way to it, then by its variables.
 
         Raises:
             Refused: if the backend has no gradients.

@@ -20,6 +20,8 @@ from keras import ops, tree
 
 from multibackend_lstm.backends import Refused
 from multibackend_lstm.runtimes import backend_runtime
+from multibackend_lstm.runtimes.backend_runtime import LayerFunction, LossFunction
+from multibackend_lstm.runtimes.calls import Call, NotAlone, decoded, encoded, with_mask
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.execution import Execution, Tensor, as_tensor, operations
 from multibackend_lstm.runtimes.loading import cause
@@ -35,50 +37,6 @@ _OFF_ZERO = 1e-30
 UPDATES = 2
 #: The number of terms of a sum that the twins' own noise stands for, by dtype.
 TERMS = {"float32": 256.0, "float16": 32.0, "bfloat16": 16.0}
-
-
-class Call(NamedTuple):
-    """One call of a layer or an operation.
-
-    Attributes:
-        path: of what is called, as `operations` has it.
-        name: of the call, which is the path and, from the second call on, its number.
-        training: whether it is one in training, to be differentiated.
-        arguments: the call's `[args, kwargs]`, encoded, with places in `tensors` for tensors.
-        tensors: what goes in, rounded to the dtype.
-        dtype: that a target gives the tensors of a floating dtype.
-        upstream: the gradient of the loss by each floating output; none for a call in inference.
-    """
-
-    path: str
-    name: str
-    training: bool
-    arguments: Any
-    tensors: list[np.ndarray]
-    dtype: str
-    upstream: list[np.ndarray]
-
-    def message(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Header and arrays."""
-        header = {k: v for k, v in self._asdict().items() if k not in ("tensors", "upstream")}
-        arrays = {f"tensor{i}": x for i, x in enumerate(self.tensors)}
-        return header, arrays | {f"upstream{i}": x for i, x in enumerate(self.upstream)}
-
-    @classmethod
-    def of(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Call":
-        """The call that `message` wrote."""
-        lists: list[list[np.ndarray]] = []
-        for name in ("tensor", "upstream"):
-            count = sum(key.startswith(name) for key in arrays)
-            lists.append([arrays[f"{name}{i}"] for i in range(count)])
-        return cls(**header, tensors=lists[0], upstream=lists[1])
-
-
-class NotAlone(NamedTuple):
-    """A call that cannot be made alone, and why."""
-
-    name: str
-    reason: str
 
 
 class Truth(NamedTuple):
@@ -190,9 +148,10 @@ class Isolation:
         """The calls of a run in training; returns the gradients by some variables."""
         recorded: list[_Recorded | NotAlone] = []
         with self._recording(recorded):
-            found_gradients = backend_runtime.active().gradients_at(
+            function = LossFunction(
                 loss, tensors, lambda: _floating_outputs(recorded), variables, self._tapped
             )
+            found_gradients = backend_runtime.active().gradients_at(function)
         gradients, random = iter(found_gradients), self._random
         for found in recorded:
             if isinstance(found, _Recorded):
@@ -237,7 +196,7 @@ class Isolation:
             keras.Input(batch_shape=x.shape, dtype=_dtype_of(x, layer.compute_dtype))
             for x in call.tensors
         ]
-        args, kwargs = _decoded(call.arguments, inputs, masks=False)
+        args, kwargs = decoded(call.arguments, inputs, masks=False)
         try:
             with _unassigned(layer.variables):
                 outputs = _Context()(
@@ -283,7 +242,7 @@ class Isolation:
                 name = path if number == 1 else f"{path} (call {number})"
                 tensors: list[Any] = []
                 try:
-                    arguments = _encoded([list(args), kwargs], tensors)
+                    arguments = encoded([list(args), kwargs], tensors)
                 except CaseError as reason:
                     recorded.append(NotAlone(name, str(reason)))
                     return call(*args, **kwargs)
@@ -316,7 +275,7 @@ class Isolation:
             return x
         tapped = x + next(self._taps)
         mask = getattr(x, "_keras_mask", None)
-        return tapped if mask is None else _Masked(mask)(tapped)
+        return tapped if mask is None else with_mask(tapped, mask)
 
     def run(self, call: Call) -> list[Tensor]:
         """What a layer makes of a call, from the start's weights."""
@@ -342,17 +301,18 @@ class Isolation:
 
         def function(tensors: Sequence[Any]) -> list[Any]:
             def called() -> Any:
-                args, kwargs = _decoded(call.arguments, tensors)
+                args, kwargs = decoded(call.arguments, tensors)
                 return operation(*args, **kwargs)
 
             outputs = context(function=called, training=call.training)
             return [x for x in tree.flatten(outputs) if ops.is_tensor(x)]
 
+        layer = LayerFunction(function, trainable, others)
         differentiated = call.training and runtime.trains
         if differentiated:
-            pull_back = runtime.pull_back(function, trainable, others)
+            pull_back = runtime.pull_back(layer)
         else:
-            infer = runtime.alone(function, variables)
+            infer = runtime.alone(layer)
 
         def run(twin: int, size: float, off_zero: float = 0.0) -> list[Tensor]:
             rng = np.random.default_rng(twin)
@@ -497,22 +457,6 @@ class _Context(keras.layers.Layer):
         return function()
 
 
-class _Masked(keras.layers.Layer):
-    """Gives a tensor a mask, which Keras passes on to the layers inside of a layer."""
-
-    def __init__(self, mask: Any) -> None:
-        super().__init__(name="masked", dtype=keras.config.floatx(), autocast=False)
-        self._mask = lambda: mask  # no attribute of the layer, which would track it
-        self.supports_masking = True
-        self.built = True
-
-    def call(self, x: Any) -> Any:
-        return x
-
-    def compute_mask(self, x: Any, previous_mask: Any = None) -> Any:
-        return self._mask()
-
-
 @contextmanager
 def _unassigned(variables: Sequence[keras.Variable]) -> Iterator[None]:
     """Have variables ignore what is assigned to them: what is symbolic cannot be."""
@@ -545,46 +489,6 @@ def _floating_outputs(recorded: Sequence[Any]) -> list[Any]:
 
 def _is_float(x: Any) -> bool:
     return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)))
-
-
-def _encoded(value: Any, tensors: list[Any]) -> Any:
-    """A call's arguments in plain values; tensors go into a list."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return {"value": value}
-    if value is Ellipsis:
-        return {"ellipsis": True}
-    if isinstance(value, slice):
-        return {"slice": [_encoded(x, tensors) for x in (value.start, value.stop, value.step)]}
-    if isinstance(value, (list, tuple)):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_encoded(x, tensors) for x in value]}
-    if isinstance(value, dict):
-        return {"dict": {key: _encoded(x, tensors) for key, x in value.items()}}
-    if isinstance(value, keras.Variable):
-        value = value.value
-    if not (ops.is_tensor(value) or isinstance(value, (np.ndarray, np.generic))):
-        raise CaseError(f"it is called with a {type(value).__name__}, which cannot be sent")
-    tensors.append(value)
-    place = len(tensors) - 1
-    mask = _encoded(getattr(value, "_keras_mask", None), tensors)
-    return {"tensor": place, "mask": mask}
-
-
-def _decoded(encoded: Any, tensors: Sequence[Any], *, masks: bool = True) -> Any:
-    ((kind, value), *_) = encoded.items()
-    if kind == "value":
-        return value
-    if kind == "ellipsis":
-        return Ellipsis
-    if kind == "dict":
-        return {key: _decoded(x, tensors, masks=masks) for key, x in value.items()}
-    if kind == "tensor":
-        mask = _decoded(encoded["mask"], tensors) if masks else None
-        return tensors[value] if mask is None else _Masked(mask)(tensors[value])
-    items = [_decoded(x, tensors, masks=masks) for x in value]
-    if kind == "slice":
-        return slice(*items)
-    return items if kind == "list" else tuple(items)
 
 
 def _dtype_of(x: np.ndarray, floating: str) -> str:

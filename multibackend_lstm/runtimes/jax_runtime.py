@@ -10,10 +10,10 @@ import keras
 from multibackend_lstm.backends import Refused
 from multibackend_lstm.runtimes.backend_runtime import (
     BackendRuntime,
-    Layers,
+    LayerFunction,
     Loss,
+    LossFunction,
     PullBack,
-    Tapped,
     TrainingStep,
 )
 
@@ -92,33 +92,30 @@ class JAXRuntime(BackendRuntime):
 
         return run
 
-    def alone(
-        self, function: Layers, variables: Sequence[keras.Variable]
-    ) -> Callable[[Sequence[Any]], list[Any]]:
+    def alone(self, layer: LayerFunction) -> Callable[[Sequence[Any]], list[Any]]:
         """See `BackendRuntime`: jitted."""
+        variables = [*layer.trainable, *layer.others]
 
         @jax.jit
         def run(values: Any, tensors: Any) -> Any:
             with keras.StatelessScope(zip(variables, values, strict=True)):
-                return function(tensors)
+                return layer.call(tensors)
 
         return lambda tensors: run([v.value for v in variables], tensors)
 
-    def pull_back(
-        self,
-        function: Layers,
-        variables: Sequence[keras.Variable],
-        others: Sequence[keras.Variable],
-    ) -> PullBack:
+    def pull_back(self, layer: LayerFunction) -> PullBack:
         """See `BackendRuntime`: jitted."""
 
         @jax.jit
         def run(values: Any, rest: Any, tensors: Any, upstream: Any) -> Any:
             def outputs_of(floating: Any, values: Any) -> Any:
-                pairs = [*zip(variables, values, strict=True), *zip(others, rest, strict=True)]
+                pairs = [
+                    *zip(layer.trainable, values, strict=True),
+                    *zip(layer.others, rest, strict=True),
+                ]
                 with keras.StatelessScope(pairs) as scope:
-                    outputs = function(_put(tensors, floating))
-                changed = [scope.get_current_value(v) for v in others]
+                    outputs = layer.call(_put(tensors, floating))
+                changed = [scope.get_current_value(v) for v in layer.others]
                 now = [old if new is None else new for old, new in zip(rest, changed, strict=True)]
                 return _floating(outputs), (outputs, now)
 
@@ -129,7 +126,7 @@ class JAXRuntime(BackendRuntime):
             return outputs, *pull_back(given), now
 
         def with_values(tensors: Any, upstream: Any) -> Any:
-            values = ([v.value for v in group] for group in (variables, others))
+            values = ([v.value for v in group] for group in (layer.trainable, layer.others))
             return run(*values, tensors, upstream)
 
         return with_values
@@ -150,23 +147,16 @@ class JAXRuntime(BackendRuntime):
 
         return apply
 
-    def gradients_at(
-        self,
-        loss: Callable[[list[Any]], Any],
-        tensors: Sequence[Any],
-        values: Callable[[], Sequence[Any]],
-        variables: Sequence[keras.Variable],
-        tapped: Tapped,
-    ) -> list[Any]:
+    def gradients_at(self, loss: LossFunction) -> list[Any]:
         """See `BackendRuntime`: by the taps, since JAX differentiates by arguments alone."""
-        loss(list(tensors))
-        zeros = [jnp.zeros_like(x) for x in values()]
+        loss.call(list(loss.tensors))
+        zeros = [jnp.zeros_like(x) for x in loss.values()]
 
         def of(taps: Any, weights: Any) -> Any:
-            with keras.StatelessScope(zip(variables, weights, strict=True)), tapped(taps):
-                return loss(list(tensors))
+            with keras.StatelessScope(zip(loss.trainable, weights, strict=True)), loss.tapped(taps):
+                return loss.call(list(loss.tensors))
 
-        weights = [v.value for v in variables]
+        weights = [v.value for v in loss.trainable]
         by_taps, by_weights = jax.grad(of, argnums=(0, 1))(zeros, weights)
         return [*by_taps, *by_weights]
 

@@ -107,7 +107,7 @@ class KerasModels(Runtime):
     ) -> None:
         """Take a layer of the model that ran last apart, for calls of what is `inside`."""
         from multibackend_lstm.backends import Refused
-        from multibackend_lstm.runtimes.isolation import Call
+        from multibackend_lstm.runtimes.calls import Call
 
         made = Call.of(call, arrays)
         with self._floatx():
@@ -131,7 +131,7 @@ class KerasModels(Runtime):
         kinks: bool = False,
     ) -> None:
         """What a layer of the model that ran last makes of a call; with `twins`, the floors too."""
-        from multibackend_lstm.runtimes.isolation import Call
+        from multibackend_lstm.runtimes.calls import Call
 
         made = Call.of(call, arrays)
         isolation = self._inside if inside else self._isolation
@@ -354,7 +354,7 @@ def _send_calls(answer: Answer, case: _RunParts, isolation: Any, dtypes: dict[st
 
 
 def _send_found(answer: Answer, found: Iterator[Any]) -> None:
-    from multibackend_lstm.runtimes.isolation import NotAlone
+    from multibackend_lstm.runtimes.calls import NotAlone
 
     for call in found:
         if isinstance(call, NotAlone):

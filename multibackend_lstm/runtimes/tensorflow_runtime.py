@@ -10,10 +10,10 @@ import tensorflow as tf
 from multibackend_lstm.backends import Refused
 from multibackend_lstm.runtimes.backend_runtime import (
     BackendRuntime,
-    Layers,
+    LayerFunction,
     Loss,
+    LossFunction,
     PullBack,
-    Tapped,
     TrainingStep,
 )
 
@@ -73,19 +73,12 @@ class TensorFlowRuntime(BackendRuntime):
 
         return run
 
-    def alone(
-        self, function: Layers, variables: Sequence[keras.Variable]
-    ) -> Callable[[Sequence[Any]], list[Any]]:
+    def alone(self, layer: LayerFunction) -> Callable[[Sequence[Any]], list[Any]]:
         """See `BackendRuntime`: a graph, which loops over time faster."""
-        compiled: Callable[[Sequence[Any]], list[Any]] = tf.function(function, autograph=False)
+        compiled: Callable[[Sequence[Any]], list[Any]] = tf.function(layer.call, autograph=False)
         return compiled
 
-    def pull_back(
-        self,
-        function: Layers,
-        variables: Sequence[keras.Variable],
-        others: Sequence[keras.Variable],
-    ) -> PullBack:
+    def pull_back(self, layer: LayerFunction) -> PullBack:
         """See `BackendRuntime`."""
 
         @tf.function(autograph=False)
@@ -93,33 +86,26 @@ class TensorFlowRuntime(BackendRuntime):
             sources = [x for x in tensors if x.dtype.is_floating]
             with tf.GradientTape() as tape:
                 tape.watch(sources)
-                outputs = function(tensors)
+                outputs = layer.call(tensors)
             floating = [x for x in outputs if x.dtype.is_floating]
             found = tape.gradient(
                 floating,
-                [*sources, *(v.value for v in variables)],
+                [*sources, *(v.value for v in layer.trainable)],
                 [tf.cast(g, x.dtype) for g, x in zip(upstream, floating, strict=True)],
                 unconnected_gradients="zero",
             )
             found = [tf.convert_to_tensor(gradient) for gradient in found]
-            changed = [tf.identity(v.value) for v in others]
+            changed = [tf.identity(v.value) for v in layer.others]
             return outputs, found[: len(sources)], found[len(sources) :], changed
 
         pull_back: PullBack = run
         return pull_back
 
-    def gradients_at(
-        self,
-        loss: Callable[[list[Any]], Any],
-        tensors: Sequence[Any],
-        values: Callable[[], Sequence[Any]],
-        variables: Sequence[keras.Variable],
-        tapped: Tapped,
-    ) -> list[Any]:
+    def gradients_at(self, loss: LossFunction) -> list[Any]:
         """See `BackendRuntime`."""
         with tf.GradientTape() as tape:
-            tape.watch([x for x in tensors if x.dtype.is_floating])
-            value = loss(list(tensors))
-        sources = [*values(), *(v.value for v in variables)]
+            tape.watch([x for x in loss.tensors if x.dtype.is_floating])
+            value = loss.call(list(loss.tensors))
+        sources = [*loss.values(), *(v.value for v in loss.trainable)]
         found = tape.gradient(value, sources, unconnected_gradients="zero")
         return [tf.convert_to_tensor(gradient) for gradient in found]

@@ -10,10 +10,10 @@ from keras import ops
 from multibackend_lstm.backends import Refused
 from multibackend_lstm.runtimes.backend_runtime import (
     BackendRuntime,
-    Layers,
+    LayerFunction,
     Loss,
+    LossFunction,
     PullBack,
-    Tapped,
     TrainingStep,
 )
 
@@ -90,29 +90,22 @@ class TorchRuntime(BackendRuntime):
 
         return run
 
-    def alone(
-        self, function: Layers, variables: Sequence[keras.Variable]
-    ) -> Callable[[Sequence[Any]], list[Any]]:
+    def alone(self, layer: LayerFunction) -> Callable[[Sequence[Any]], list[Any]]:
         """See `BackendRuntime`."""
-        return torch.no_grad()(function)
+        return torch.no_grad()(layer.call)
 
-    def pull_back(
-        self,
-        function: Layers,
-        variables: Sequence[keras.Variable],
-        others: Sequence[keras.Variable],
-    ) -> PullBack:
+    def pull_back(self, layer: LayerFunction) -> PullBack:
         """See `BackendRuntime`."""
 
         def run(tensors: Any, upstream: Any) -> Any:
             tensors = _leaves(tensors)
-            outputs = function(tensors)
+            outputs = layer.call(tensors)
             sources = [x for x in tensors if x.requires_grad]
             count = len(sources)
-            sources += [v.value for v in variables]
+            sources += [v.value for v in layer.trainable]
             pairs = zip((x for x in outputs if x.is_floating_point()), upstream, strict=True)
             found = _gradients([(x, g) for x, g in pairs if x.requires_grad], sources)
-            changed = [v.value.detach().clone() for v in others]
+            changed = [v.value.detach().clone() for v in layer.others]
             return [x.detach() for x in outputs], found[:count], found[count:], changed
 
         return run
@@ -123,17 +116,10 @@ class TorchRuntime(BackendRuntime):
         """See `BackendRuntime`."""
         return torch.no_grad()(super().apply_gradients(optimizer, variables))
 
-    def gradients_at(
-        self,
-        loss: Callable[[list[Any]], Any],
-        tensors: Sequence[Any],
-        values: Callable[[], Sequence[Any]],
-        variables: Sequence[keras.Variable],
-        tapped: Tapped,
-    ) -> list[Any]:
+    def gradients_at(self, loss: LossFunction) -> list[Any]:
         """See `BackendRuntime`."""
-        value = loss(_leaves(tensors))
-        came_up = [*values(), *(v.value for v in variables)]
+        value = loss.call(_leaves(loss.tensors))
+        came_up = [*loss.values(), *(v.value for v in loss.trainable)]
         reached = [x for x in came_up if x.requires_grad]
         pairs = [(value, torch.ones_like(value))] if value.requires_grad else []
         found = iter(_gradients(pairs, reached))
