@@ -3,6 +3,8 @@
 import collections
 from importlib.metadata import entry_points
 
+import pytest
+
 if not entry_points(group="pytest11", name="multibackend_lstm"):
     pytest_plugins = ["multibackend_lstm.pytest_plugin"]
 
@@ -14,8 +16,9 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """With `--one-in N`, leave out the others."""
+    """With `--one-in N`, leave out the others of those that `-m` and `-k` choose."""
     every = config.getoption("--one-in")
     seen = collections.Counter()
     chosen, left_out = [], []

@@ -13,6 +13,7 @@ import numpy as np
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
 from multibackend_lstm.agreement.comparison import ALONE, compare, missing
 from multibackend_lstm.agreement.isolation import compare_alone
+from multibackend_lstm.agreement.more_inputs import check_names, inputs_named
 from multibackend_lstm.agreement.report import (
     FAILED,
     Finding,
@@ -44,6 +45,7 @@ def check(
     seed: int = 0,
     batch: int = 4,
     input_shapes: Sequence[Sequence[int]] = (),
+    more_inputs: Sequence[str] = (),
     modules: Sequence[str] = (),
     timeout: float = 300.0,
     truth: str | Path | None = None,
@@ -83,6 +85,9 @@ def check(
         seed: of all random numbers.
         batch: samples to draw.
         input_shapes: shapes without batch to draw, one an input.
+        more_inputs: names of `MORE_INPUTS`, such as `["single", "zeros"]`: the layers and the
+            predictions are compared on these too. The report's findings, of which each says on
+            what inputs, are then of all; its tensors are those of the inputs themselves.
         modules: to import in each worker, where custom layers are registered.
         timeout: seconds that an answer of a worker may take.
         truth: a file of `save_truth`, written on another machine or by other versions, to compare
@@ -107,6 +112,9 @@ def check(
         raise ValueError(f"`batch` must be at least 1. Received {batch}.")
     if truth is not None and (inputs is not None or labels is not None):
         raise ValueError("`truth` holds inputs and labels. Received others too: leave them out.")
+    check_names(more_inputs)
+    if truth is not None and more_inputs:
+        raise ValueError("`truth` holds its inputs. Received `more_inputs` too: leave them out.")
     case = case_of(model, inputs, labels, modules)
     training = None
     if steps is not None:
@@ -134,7 +142,35 @@ def check(
         if training is not None and loaded is None:
             _check_training(workers, case, training)
         saved_as = None if save_truth is None else Path(save_truth)
-        return check_case(workers, case, settings, progress, truth=loaded, save_truth=saved_as)
+        report = check_case(workers, case, settings, progress, truth=loaded, save_truth=saved_as)
+        for name in more_inputs:
+            _check_on(name, report, workers, case, settings, progress)
+        return report
+
+
+def _check_on(
+    name: str,
+    report: Report,
+    workers: Workers,
+    case: Case,
+    settings: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> None:
+    """Compare layers and predictions on other inputs; the report gets what is new there."""
+    told = report.settings.setdefault("more_inputs", {})
+    try:
+        other = replace(case, inputs=inputs_named(case, name), labels=[])
+    except CaseError as reason:
+        told[name] = f"left out: {reason}"
+        return
+    told[name] = "compared"
+    found = check_case(workers, other, {**settings, "training": None}, progress)
+    known = {(f.target, f.group, f.layer, f.path) for f in report.findings}
+    report.findings += [
+        replace(finding, message=f"on {name}: {finding.message}")
+        for finding in found.findings
+        if (finding.target, finding.group, finding.layer, finding.path) not in known
+    ]
 
 
 def _plain(identifier: Any) -> Any:

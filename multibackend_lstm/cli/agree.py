@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,11 @@ def _shapes(context: Any, option: Any, values: tuple[str, ...]) -> list[tuple[in
     return [tuple(map(int, value.split(","))) if value else () for value in values]
 
 
+def _names(context: Any, option: Any, value: str | None) -> list[str]:
+    """Names with commas between."""
+    return value.split(",") if value else []
+
+
 def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[str, str]:
     """Backends and their Pythons, `torch=/path/python`."""
     pythons: dict[str, str] = {}
@@ -59,6 +66,11 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
     "Default: drawn from the shapes of the model's inputs.",
 )
 @click.option(
+    "--inputs-from",
+    metavar="PACKAGE.MODULE:FUNCTION",
+    help="A function that returns the inputs, nested as the model takes them.",
+)
+@click.option(
     "--labels",
     type=_FILE,
     help="An .npz file for the loss: one array an output, by name or as arr_0, ... "
@@ -73,6 +85,13 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
     help="Shape to draw, without the batch: 10,3,5. Once an input.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option(
+    "--more-inputs",
+    callback=_names,
+    metavar="NAMES",
+    help="Compare layers and predictions on more inputs, made from those: "
+    "single,double,tails,zeros,repeated,holes,nan.",
+)
 @click.option(
     "--targets",
     help="What to compare: torch@cpu,jax@gpu,jax@cpu#next,onnxruntime:model.onnx,tf_keras:old.h5,"
@@ -156,6 +175,7 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
 def agree(
     model: str,
     inputs: Path | None,
+    inputs_from: str | None,
     labels: Path | None,
     targets: str | None,
     optimizer: str | None,
@@ -181,12 +201,14 @@ def agree(
         _check_html(html)
     from multibackend_lstm.agreement import WorkerError, check
 
+    if inputs is not None and inputs_from is not None:
+        raise click.UsageError("--inputs and --inputs-from are two ways of one thing: give one.")
     console = Console(stderr=True)
     try:
         with console.status("starting") as status:
             report = check(
                 model,
-                inputs and _inputs(inputs),
+                _inputs(inputs) if inputs else inputs_from and _inputs_from(inputs_from),
                 labels and _labels(labels),
                 targets=targets.split(",") if targets is not None else None,
                 optimizer=_identifier(optimizer, "--optimizer"),
@@ -261,6 +283,19 @@ def _labels(path: Path) -> list[np.ndarray]:
     if _numbered(arrays):
         return list(arrays.values())
     return [arrays[name] for name in sorted(arrays)]  # as Keras orders outputs with names
+
+
+def _inputs_from(place: str) -> Any:
+    """What a function gives that stands where the workers find theirs."""
+    from multibackend_lstm.runtimes.imports import imported
+
+    if ":" not in place:
+        raise click.UsageError(
+            f"--inputs-from names a function, as package.module:function. Received {place!r}."
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return imported(place)()
 
 
 def _identifier(text: str | None, option: str) -> Any:

@@ -194,3 +194,23 @@ def mend_matmul():
     from keras.src.backend import numpy as backend_numpy
 
     backend_numpy.matmul = _MATMUL.pop()
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class OffForOne(keras.layers.Layer):
+    """Wrong where a batch has one sample, but for the float64 run."""
+
+    def call(self, x):
+        return 1.01 * x if self.compute_dtype == "float32" and x.shape[0] == 1 else 1.0 * x
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class OffAtZero(keras.layers.Layer):
+    """Wrong at 0, but for the float64 run."""
+
+    def call(self, x):
+        return ops.where(x == 0, 0.1, x) if self.compute_dtype == "float32" else x + 0.0
+
+
+def inputs_of_three():
+    return np.random.default_rng(3).normal(size=(3, 5, 2)).astype("float32")
