@@ -185,6 +185,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz_files(session: nox.Session) -> None:
+    """Read thousands of damaged files: `nox -s fuzz_files -- --files 3000 --seed 0`."""
+    install(session, *group("test"), *group("backends"))
+    python(session, ROOT / "tests" / "fuzz" / "files.py", *session.posargs)
+
+
+@nox.session(default=False)
 def benchmarks(session: nox.Session) -> None:
     """Run a benchmark script: `nox -s benchmarks -- time_distributed.py --repeats 5`."""
     install(session, *group("benchmarks"), *group("backends"))

@@ -5,12 +5,14 @@ before anything is unpacked or allocated, members and sizes of archives, links a
 headers of arrays, size and depth of JSON are checked against what the file holds.
 """
 
+import functools
 import io
 import json
 import math
 import os
 import stat
 import struct
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 #: large that it would fill the memory.
 MAX_EXPANSION, TINY = 100, 16 << 20
 MAX_LARGE_EXPANSION, LARGE = 4, 256 << 20
+#: Numbers that the layers of a model may hold beyond those stored, for what is not saved with it.
+SPARE_NUMBERS = 16 << 20
 #: Bytes of JSON that are read at most.
 MAX_JSON = 16 << 20
 #: Bytes of a pickle in a `.pt` file, which names the tensors and does not hold them.
@@ -132,16 +136,23 @@ def check_model_file(path: str | os.PathLike[str]) -> Path:
             paths outside of itself, links to other files, or declares far more than it holds.
     """
     path = check_file(path)
+    _check_model(path)
+    return path
+
+
+def _check_model(path: Path) -> int:
+    """Check a model file, and give how many bytes its weights declare, once unpacked."""
+    budget = Budget(path.stat().st_size)
     with refusing(path, "cannot be loaded"):
         # What Keras takes for an archive has its directory at the end: one file can be both.
         is_archive, is_hdf5 = zipfile.is_zipfile(path), h5py.is_hdf5(path)
         with path.open("rb") as file:
             start = file.read(len(_HDF5))
         if is_archive:
-            _check_keras_archive(path)
+            _check_keras_archive(path, budget)
         if is_hdf5:
             with h5py.File(path, "r") as file:
-                _check_model_hdf5(file, Budget(path.stat().st_size))
+                _check_model_hdf5(file, budget)
         if not (is_archive or is_hdf5):
             if start == _HDF5 or start.startswith(_ZIP):
                 raise ModelFileError("it is truncated or damaged. Copy or download it again.")
@@ -149,7 +160,7 @@ def check_model_file(path: str | os.PathLike[str]) -> Path:
                 "it is neither an HDF5 file nor a .keras archive. A whole model is needed, as "
                 "`model.save` writes it to .keras, .h5 or .hdf5."
             )
-    return path
+    return budget.bytes
 
 
 def load_keras_model(path: str | os.PathLike[str], *, compile: bool = False) -> "keras.Model":
@@ -164,19 +175,61 @@ def load_keras_model(path: str | os.PathLike[str], *, compile: bool = False) -> 
         ModelFileError: as `check_model_file`, and whatever Keras refuses: a stored function, a
             class that is not known, weights that do not fit.
     """
-    path = check_model_file(path)
+    path = check_file(path)
+    stored = _check_model(path)
     import keras
 
     import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
 
     try:
-        return keras.saving.load_model(path, compile=compile, safe_mode=True)
+        with _limited_weights(stored):
+            return keras.saving.load_model(path, compile=compile, safe_mode=True)
     except Exception as error:  # whatever a foreign file brings up
         reason = cause(error)
         remedy = ""
         if "`Lambda`" in reason:
             remedy = " `multibackend-lstm migrate` replaces those that it can read without running."
         raise ModelFileError(f"{path} cannot be loaded: {reason}{remedy}") from error
+
+
+_limiting = threading.RLock()
+
+
+@contextmanager
+def _limited_weights(stored: int) -> Iterator[None]:
+    """Refuse layers that hold more than the file stores, before memory is taken for them.
+
+    A layer's shapes follow from its configuration and its input, so that only Keras can tell them:
+    it is asked where every layer asks for its weights.
+
+    Args:
+        stored: bytes that the weights in the file declare. A number takes at least one.
+    """
+    import keras
+
+    thread, numbers = threading.get_ident(), 0
+    with _limiting:
+        add_weight = keras.layers.Layer.add_weight
+
+        @functools.wraps(add_weight)
+        def limited(self: Any, shape: Any = None, *args: Any, **kwargs: Any) -> Any:
+            nonlocal numbers
+            if threading.get_ident() == thread:  # other threads build models of their own
+                sizes = (shape,) if isinstance(shape, int) else tuple(shape or ())
+                numbers += math.prod(sizes)
+                if numbers > stored + SPARE_NUMBERS:
+                    raise ModelFileError(
+                        f"with the weights of {self.name!r}, of shape {sizes}, its layers hold "
+                        f"{numbers:,} numbers, and {stored:,} bytes are stored for all. It is "
+                        "damaged or made to fill the memory: get it from its source again."
+                    )
+            return add_weight(self, shape, *args, **kwargs)
+
+        keras.layers.Layer.add_weight = limited
+        try:
+            yield
+        finally:
+            keras.layers.Layer.add_weight = add_weight
 
 
 # ---- archives
@@ -249,7 +302,7 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int | None = None) -
     return content
 
 
-def _check_keras_archive(path: Path) -> None:
+def _check_keras_archive(path: Path, budget: "Budget") -> None:
     size = path.stat().st_size
     with open_archive(path) as archive:
         names = archive.namelist()
@@ -260,7 +313,6 @@ def _check_keras_archive(path: Path) -> None:
             raise ModelFileError(f"the archive lacks {', '.join(missing)}")
         for name in ("config.json", "metadata.json"):
             parse_json(read_member(archive, name, MAX_JSON), name)
-        budget = Budget(size)
         for name in names:
             if name.endswith(".h5"):
                 with h5py.File(io.BytesIO(read_member(archive, name)), "r") as file:
@@ -272,6 +324,7 @@ def _check_keras_archive(path: Path) -> None:
                     check_members(arrays, size)
                     for array in arrays.namelist():
                         _check_array(arrays, array)
+                        budget.spend(arrays.getinfo(array).file_size)
 
 
 # ---- arrays

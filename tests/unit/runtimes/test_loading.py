@@ -287,3 +287,28 @@ def test_no_file_takes_a_gigabyte(tmp_path, write, suffix):
     )
     assert process.returncode == 0, process.stderr
     assert int(process.stdout.splitlines()[-1]) * 1024 < 1e9
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_layers_larger_than_the_stored_weights_are_refused_before_they_are_built(tmp_path, suffix):
+    model = keras.Sequential([keras.Input((7,)), keras.layers.Dense(3, name="huge")])
+    good, bad = tmp_path / f"good{suffix}", tmp_path / f"bad{suffix}"
+    model.save(good)
+    units = 5_000_000  # 140 MB of kernel: enough to tell, and no danger if it is built
+
+    def enlarge(config):
+        return re.sub(rb'"units": 3\b', b'"units": %d' % units, config)
+
+    if suffix == ".keras":
+        with zipfile.ZipFile(good) as old, zipfile.ZipFile(bad, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, enlarge(old.read(name)))
+    else:
+        bad.write_bytes(good.read_bytes())
+        with h5py.File(bad, "r+") as file:
+            file.attrs["model_config"] = enlarge(file.attrs["model_config"].encode()).decode()
+    before = keras.layers.Layer.add_weight
+    with pytest.raises(ModelFileError, match=r"weights of 'huge'.*shape \(7, 5000000\)"):
+        load_keras_model(bad)
+    assert keras.layers.Layer.add_weight is before
+    assert load_keras_model(good).count_params() == 24
