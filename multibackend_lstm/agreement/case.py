@@ -106,7 +106,7 @@ def _case_of_object(model: Any, inputs: Any) -> Case:
         model(inputs)
     from multibackend_lstm.runtimes.execution import describe, numpy_weights, unique_paths
 
-    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model), default=_plain))
+    config = _config(model)
     described = json.loads(json.dumps(describe(model), default=_plain))
     source = {"config": config, "objects": dict(_custom_objects(config))}
     with warnings.catch_warnings():
@@ -124,6 +124,36 @@ def _case_of_object(model: Any, inputs: Any) -> Case:
     )
 
 
+def _config(model: Any) -> Any:
+    """The model's config in plain values.
+
+    Raises:
+        CaseError: naming the layer that has none.
+    """
+    try:
+        return _serialized(model)
+    except Exception as error:  # whatever somebody's get_config brings up
+        guilty, reason = model, error
+        for layer in model._flatten_layers(include_self=False):  # the outer ones first
+            try:
+                _serialized(layer)
+            except Exception as of_layer:
+                guilty, reason = layer, of_layer
+        why = " ".join(str(reason).partition("Example:")[0].split()) or type(reason).__name__
+        raise CaseError(
+            f"the layer {guilty.path!r} ({type(guilty).__name__}) has no config to build it from "
+            "in another process. Return the arguments of its constructor as plain values from "
+            "get_config(), or give package.module:function, which returns the model. What "
+            f"get_config says: {why}"
+        ) from error
+
+
+def _serialized(layer: Any) -> Any:
+    import keras
+
+    return json.loads(json.dumps(keras.saving.serialize_keras_object(layer), default=_plain))
+
+
 def _input_like(x: Any) -> Any:
     import keras
 
@@ -135,10 +165,7 @@ def _plain(value: Any) -> Any:
     """NumPy's scalars and arrays as JSON has them."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
-    raise CaseError(
-        f"the model's config holds a {type(value).__name__}, which JSON cannot: return plain "
-        "values from get_config()."
-    )
+    raise CaseError(f"it holds a {type(value).__name__}, which JSON cannot.")
 
 
 def _custom_objects(config: Any) -> Iterator[tuple[str, str]]:

@@ -142,8 +142,17 @@ def compiled(model: keras.Model) -> dict[str, Any]:
 
 
 def layer_config(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Module, class and config of a layer, as a report holds them."""
-    config = keras.saving.serialize_keras_object(layer)
+    """Module, class and config of a layer, as a report holds them.
+
+    Of a layer whose config cannot be had, in a model that a function builds, only the dtype.
+    """
+    try:
+        config = keras.saving.serialize_keras_object(layer)
+        json.dumps(config)
+    except Exception:  # whatever somebody's get_config brings up; nothing is built from it
+        kind = type(layer)
+        config = {"module": kind.__module__, "class_name": kind.__name__}
+        config["config"] = {"dtype": layer.dtype_policy.name}
     return {key: config.get(key) for key in ("module", "class_name", "config")}
 
 

@@ -214,3 +214,24 @@ class OffAtZero(keras.layers.Layer):
 
 def inputs_of_three():
     return np.random.default_rng(3).normal(size=(3, 5, 2)).astype("float32")
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class WithoutConfig(keras.layers.Layer):
+    """Cannot be built again."""
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def get_config(self):
+        raise RuntimeError("factor is a secret")
+
+    def call(self, x):
+        return x * self.factor
+
+
+def without_config():
+    inputs = keras.Input((3,))
+    layers = [WithoutConfig(2.0, name="secret"), keras.layers.Dense(2)]
+    return keras.Model(inputs, keras.Sequential(layers, name="inner")(inputs))

@@ -66,3 +66,14 @@ def test_drawn_labels_are_not_the_inputs(workers):
     report = check(model, workers=workers, steps=1)
     (loss,) = [c for c in report.results[0].comparisons if c.kind == "loss"]
     assert loss.values[1] > 0.1
+
+
+def test_a_layer_without_a_config_is_named_and_a_function_may_build_it(workers):
+    with pytest.raises(CaseError, match=r"'inner/secret' \(WithoutConfig\).*factor is a secret"):
+        check(cases.without_config(), workers=workers)
+    check("agreement.cases:without_config", workers=workers, steps=1).raise_if_disagrees()
+    layer = cases.Doubled(name="doubled")
+    layer.get_config = lambda: {"name": "doubled", "factor": {1, 2}}
+    model = keras.Sequential([keras.Input((3,)), layer])
+    with pytest.raises(CaseError, match=r"doubled' \(Doubled\)"):
+        check(model, workers=workers)
