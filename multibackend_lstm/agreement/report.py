@@ -10,6 +10,7 @@ from typing import Any
 from multibackend_lstm import environment
 from multibackend_lstm.agreement.comparison import (
     AGREES,
+    AGREES_UP_TO,
     ALONE,
     DISAGREES,
     GROUPS,
@@ -18,6 +19,7 @@ from multibackend_lstm.agreement.comparison import (
     json_number,
 )
 from multibackend_lstm.agreement.known import explanation
+from multibackend_lstm.runtimes.noise_floor import ROUNDING
 
 #: Version of `Report.to_json`.
 SCHEMA = 2
@@ -211,6 +213,9 @@ class Report:
             yield "[green]All targets agree.[/green]"
         for line in self.noticed():
             yield f"[dim]{escape(line)}[/dim]"
+        if (tolerance := self.tolerance()) is not None:
+            values = ", ".join(f"{name}={value:.0e}" for name, value in tolerance.items())
+            yield f"[dim]For assert_allclose on predictions such as these: {values}.[/dim]"
 
     def noticed(self) -> list[str]:
         """Which errors of the layers alone, relative to the tensor, would have been found."""
@@ -239,6 +244,25 @@ class Report:
             lines.append(f"{line} but {but}{more}." if others else f"{line}.")
         return lines
 
+    def tolerance(self) -> dict[str, float] | None:
+        """`rtol` and `atol` for `numpy.testing.assert_allclose` on predictions such as these.
+
+        For those who must write one. They allow what this check does of a whole tensor, and
+        twice the farthest element that was seen; None where no prediction agrees.
+        """
+        found = [
+            c
+            for result in self.results
+            for c in result.comparisons
+            if c.kind in GROUPS["prediction"] and c.verdict == AGREES and c.floor > 0
+        ]
+        if not found:
+            return None
+        named = self.settings.get("dtype") or "float32"
+        relative = 2 * ROUNDING.get(named.removeprefix("mixed_"), ROUNDING["float32"])
+        most = max(max(AGREES_UP_TO * c.floor, 2 * c.max_absolute) for c in found)
+        return {"rtol": _rounded_up(relative), "atol": _rounded_up(most)}
+
     def to_json(self) -> dict[str, Any]:
         """All of it in plain values, as docs/report_schema.json describes them."""
         return {
@@ -248,6 +272,7 @@ class Report:
             "float64": self.float64,
             "reference_backend": self.reference_backend,
             "noticed": self.noticed(),
+            "tolerance": self.tolerance(),
             "agrees": self.agrees,
             "settings": self.settings,
             "findings": [
@@ -299,6 +324,12 @@ class Report:
                 name=error.name,
             ) from error
         return render(self)
+
+
+def _rounded_up(x: float) -> float:
+    """To one digit."""
+    unit = 10.0 ** math.floor(math.log10(x))
+    return float(f"{math.ceil(x / unit) * unit:.0e}")
 
 
 def _cell(result: TargetResult, kind: str) -> str:

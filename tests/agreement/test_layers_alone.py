@@ -185,3 +185,17 @@ def test_the_report_says_what_it_would_have_noticed(workers):
     size = float(line.split(" error of ")[1].split()[0])
     assert 1e-8 < size < 2e-5
     assert "gradients" in gradients
+
+
+def test_a_tolerance_is_suggested_that_holds_and_is_not_loose(workers):
+    model = faulty("all", 0.0)
+    report = check(model, workers)
+    tolerance = report.tolerance()
+    (output,) = report.results[0].group("prediction")
+    assert output.max_absolute < tolerance["atol"] < 1e-4
+    assert tolerance["rtol"] == 2e-7
+    text = f"rtol=2e-07, atol={tolerance['atol']:.0e}"
+    assert f"For assert_allclose on predictions such as these: {text}." in report.table(200)
+    assert report.to_json()["tolerance"] == tolerance
+    nothing = agreement.Report(case="", reference="", float64=True, settings={})
+    assert nothing.tolerance() is None
