@@ -7,12 +7,18 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from multibackend_lstm.cli.shared import CouldNotRun
-from multibackend_lstm.environment import NotInstalledError, check_variable, install_command
+from multibackend_lstm.environment import (
+    NotInstalledError,
+    check_variable,
+    choose_backend,
+    install_command,
+    set_backend,
+)
 from multibackend_lstm.files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -58,7 +64,7 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option(
     "--inputs",
     type=_FILE,
@@ -159,6 +165,19 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the truth to this .npz file, for other versions and machines to compare with.",
 )
+@click.option(
+    "--suite",
+    type=click.Choice(["keras"]),
+    help="In place of MODEL: every layer of Keras with the options that matter.",
+)
+@click.option(
+    "--only", default="", metavar="TEXT", help="Of the suite, cases with this in the name."
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Of the suite: a file of JSON lines, one a case. What it has is not computed again.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option(
     "--html",
@@ -173,13 +192,16 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
     help="Seconds that an answer of a target may take.",
 )
 def agree(
-    model: str,
+    model: str | None,
     inputs: Path | None,
     inputs_from: str | None,
     labels: Path | None,
     targets: str | None,
     optimizer: str | None,
     loss: str | None,
+    suite: str | None,
+    only: str,
+    results: Path | None,
     as_json: bool,
     html: Path | None,
     **options: Any,
@@ -197,6 +219,12 @@ def agree(
     from rich.console import Console
 
     check_variable()
+    if (model is None) == (suite is None):
+        raise click.UsageError("one of MODEL and --suite is needed, and not both.")
+    if suite is not None:
+        _agree_on_suite(targets, only, results, as_json, options)
+    if only or results is not None:
+        raise click.UsageError("--only and --results are of --suite.")
     if html is not None:
         _check_html(html)
     from multibackend_lstm.agreement import WorkerError, check
@@ -226,6 +254,46 @@ def agree(
         with replacing(html) as temporary:
             temporary.write_text(report.to_html(), encoding="utf-8")
     raise SystemExit(exit_status(report))
+
+
+def _agree_on_suite(
+    targets: str | None, only: str, results: Path | None, as_json: bool, options: dict[str, Any]
+) -> NoReturn:
+    """Compare every layer of Keras; the status is that of `agree` for all cases."""
+    from rich.console import Console
+
+    set_backend(choose_backend())  # the models are built here
+    from multibackend_lstm.agreement import Workers
+    from multibackend_lstm.agreement.suite import run_suite
+
+    console = Console(stderr=True)
+    of_workers = {name: options[name] for name in ("interpreters", "precision", "timeout")}
+    named = targets.split(",") if targets is not None else None
+    with Workers(named, **of_workers) as workers, console.status("starting") as status:
+        lines = run_suite(workers, only=only, results=results, progress=status.update)
+    if as_json:
+        click.echo(json.dumps(lines, indent=1))
+    else:
+        _print_suite(lines)
+    verdicts = {finding["verdict"] for line in lines for finding in line["findings"]}
+    raise SystemExit(1 if "disagrees" in verdicts else 3 if "failed" in verdicts else 0)
+
+
+def _print_suite(lines: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
+    for line in lines:
+        if "not_built" in line:
+            text = f"[yellow]not built[/yellow] {escape(line['case'])}: {escape(line['not_built'])}"
+            console.print(text, soft_wrap=True)
+        for finding in line["findings"]:
+            colour = "red" if finding["verdict"] in ("disagrees", "failed") else "yellow"
+            text = f"[{colour}]{finding['verdict']}[/{colour}] {escape(line['case'])}: "
+            console.print(text + escape(finding["message"]), soft_wrap=True)
+    agreeing = sum(not line["findings"] and "not_built" not in line for line in lines)
+    console.print(f"{agreeing} of {len(lines)} cases agree on {', '.join(lines[0]['targets'])}.")
 
 
 def exit_status(report: Report) -> int:

@@ -1,0 +1,74 @@
+"""The suite: complete, buildable, resumed where it stopped."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from agreement.conftest import TARGET
+from multibackend_lstm.agreement.suite.keras_layers import LEFT_OUT, cases
+from multibackend_lstm.agreement.suite.running import built, run_suite
+from multibackend_lstm.cli import main
+
+
+def test_every_layer_of_keras_is_a_case_or_is_left_out_with_a_reason():
+    names = [case.name for case in cases()]
+    assert len(set(names)) == len(names) > 350
+    classes = {}
+    for name in dir(keras.layers):
+        found = getattr(keras.layers, name)
+        if isinstance(found, type) and issubclass(found, keras.layers.Layer):
+            classes.setdefault(found, set()).add(name)
+    known = {case.layer for case in cases()}
+    assert not known & {*LEFT_OUT}
+    missing = [names for names in classes.values() if not names & (known | {*LEFT_OUT})]
+    assert not missing
+
+
+@pytest.mark.parametrize("case", cases()[::40], ids=lambda case: case.name)
+def test_a_case_is_built_with_weights_of_its_own(case):
+    model, inputs = built(case)
+    outputs = keras.tree.flatten(model(inputs))
+    assert all(np.isfinite(np.asarray(keras.ops.convert_to_numpy(x))).all() for x in outputs)
+    again, _ = built(case)
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_goes_on_where_it_was_killed(workers, tmp_path):
+    file = tmp_path / "results.jsonl"
+    run = {"only": "Dense(units=5,", "results": file}
+    told = []
+    first = run_suite(workers, **run, progress=told.append)
+    assert len(first) == len(told) > 2
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:2]) + lines[2][:20])  # killed while it wrote
+    told.clear()
+    assert run_suite(workers, **run, progress=told.append) == first
+    assert len(told) == len(first) - 2
+    assert [json.loads(line) for line in file.read_text().splitlines()] == first
+    file.write_text(lines[0].replace(TARGET, "other@cpu"))
+    with pytest.raises(ValueError, match="is of the targets other@cpu"):
+        run_suite(workers, **run)
+    file.write_text("nothing of the kind\n")
+    with pytest.raises(ValueError, match="holds no results of a suite"):
+        run_suite(workers, **run)
+    with pytest.raises(ValueError, match="no case of the suite has 'Conv9D'"):
+        run_suite(workers, only="Conv9D")
+
+
+def test_on_the_command_line():
+    arguments = ["agree", "--suite", "keras", "--only", "RepeatVector", "--targets", TARGET]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert f"1 of 1 cases agree on {TARGET}." in done.stdout
+    for wrong in (
+        ["agree"],
+        ["agree", "m.keras", "--suite", "keras"],
+        ["agree", "m", "--only", "x"],
+    ):
+        done = CliRunner().invoke(main, wrong)
+        assert done.exit_code == 2
+        assert "--suite" in done.stderr
