@@ -51,7 +51,18 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Check the layer of a folder that --bundle wrote, in place of MODEL.",
+)
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Write a folder for each layer that is off alone to this new folder: its config, the "
+    "least inputs that show it, a script and an issue for upstream.",
+)
 @click.option(
     "--inputs",
     type=_FILE,
@@ -154,7 +165,8 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
     help="Seconds that an answer of a target may take.",
 )
 def agree(
-    model: str,
+    model: str | None,
+    replay: Path | None,
     inputs: Path | None,
     labels: Path | None,
     targets: str | None,
@@ -179,14 +191,24 @@ def agree(
     check_variable()
     if html is not None:
         _check_html(html)
+    if (model is None) == (replay is None):
+        raise click.UsageError("either MODEL or --replay is needed.")
+    if replay is not None and (inputs is not None or options["input_shapes"]):
+        raise click.UsageError("--replay holds inputs: leave --inputs and --input-shape out.")
     from multibackend_lstm.agreement import WorkerError, check
 
+    checked: Any = model
+    given: Any = inputs and _inputs(inputs)
+    if replay is not None:
+        from multibackend_lstm.agreement.bundle import replayed
+
+        checked, given = replayed(replay, options["modules"])
     console = Console(stderr=True)
     try:
         with console.status("starting") as status:
             report = check(
-                model,
-                inputs and _inputs(inputs),
+                checked,
+                given,
                 labels and _labels(labels),
                 targets=targets.split(",") if targets is not None else None,
                 optimizer=_identifier(optimizer, "--optimizer"),
@@ -200,6 +222,8 @@ def agree(
         click.echo(report.dumps())
     else:
         _print(report)
+    for line in report.bundles:
+        click.echo(line, err=as_json)
     if html is not None:
         with replacing(html) as temporary:
             temporary.write_text(report.to_html(), encoding="utf-8")
