@@ -1,5 +1,6 @@
 """A folder for each finding: all that is needed to see it again, and to report it."""
 
+import importlib
 import json
 import os
 import shutil
@@ -10,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from multibackend_lstm.agreement.case import Case
 from multibackend_lstm.agreement.comparison import ALONE, ALONE_WORST_UP_TO, DISAGREES, limit_alone
 from multibackend_lstm.agreement.report import Report
-from multibackend_lstm.agreement.shrinking import Least
+from multibackend_lstm.agreement.shrinking import Least, Leasts
 from multibackend_lstm.files import WriteError, check_writable
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.loading import MAX_JSON, parse_json, read_arrays
@@ -30,10 +30,10 @@ def check_empty(folder: Path) -> None:
 
 
 def write_bundles(
-    folder: Path, report: Report, case: Case, leasts: Sequence[Least], modules: Sequence[str]
+    folder: Path, report: Report, leasts: Leasts, modules: Sequence[str]
 ) -> list[str]:
     """Write `finding-N` for each finding of a layer alone; a line of each finding is returned."""
-    by_place = {(least.target, least.call["path"]): least for least in leasts}
+    by_place = {(least.target, least.call["path"]): least for least in leasts.found}
     lines = []
     for number, finding in enumerate(report.findings, 1):
         start = f"finding {number}, {finding.target} {finding.path or finding.group}"
@@ -55,7 +55,7 @@ def write_bundles(
             lines.append(f"{start}: no bundle: it is an operation, or has no config")
             continue
         place = folder / f"finding-{number}"
-        _write(place, report, case, least, layer, modules, finding.message)
+        _write(place, report, leasts, least, layer, modules, finding.message)
         lines.append(f"{start}: {place}")
     return lines
 
@@ -63,7 +63,7 @@ def write_bundles(
 def _write(
     place: Path,
     report: Report,
-    case: Case,
+    leasts: Leasts,
     least: Least,
     layer: Mapping[str, Any],
     modules: Sequence[str],
@@ -76,12 +76,7 @@ def _write(
         layer = with_dtype(dict(layer), report.settings["dtype"])
     dtype = least.call["dtype"]
     versions = next(dict(r.versions) for r in report.results if r.target == least.target)
-    name = path.rpartition("/")[2]
-    weights = {
-        p: w
-        for p, w in zip(case.weight_paths, case.weights or [], strict=True)
-        if p.startswith((f"{path}/", f"{name}/")) or f"/{name}/" in p
-    }
+    weights = leasts.weights_of(path)
     output = compared.path.removeprefix(least.call["name"]).strip("[]")
     header = {
         "version": _VERSION,
@@ -188,8 +183,6 @@ def replayed(folder: Path, modules: Sequence[str]) -> tuple[Any, Any]:
         )
     arrays = read_arrays(folder / "arrays.npz")
     _check_modules(header["layer"], modules)
-    import importlib
-
     import keras
 
     from multibackend_lstm.runtimes.calls import decoded
@@ -197,7 +190,9 @@ def replayed(folder: Path, modules: Sequence[str]) -> tuple[Any, Any]:
     for module in modules:
         importlib.import_module(module)
     try:
-        layer = keras.saving.deserialize_keras_object(header["layer"], safe_mode=True)
+        layer = keras.saving.deserialize_keras_object(
+            header["layer"], _custom(header["layer"]), safe_mode=True
+        )
         tensors = [arrays[f"tensor{i}"] for i in range(sum(n.startswith("tensor") for n in arrays))]
         inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in tensors]
         args, kwargs = decoded(header["call"]["arguments"], inputs, masks=False)
@@ -209,6 +204,16 @@ def replayed(folder: Path, modules: Sequence[str]) -> tuple[Any, Any]:
     return model, tensors
 
 
+def _custom(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The class of a layer that is not Keras's, by name."""
+    if layer["module"].split(".")[0] == "keras":
+        return {}
+    found = getattr(importlib.import_module(layer["module"]), layer["class_name"], None)
+    if found is None:
+        raise CaseError(f"{layer['module']} has no class {layer['class_name']!r}.")
+    return {layer["class_name"]: found}
+
+
 def _check_modules(config: Any, modules: Sequence[str]) -> None:
     """Refuse a class of a module that nobody named: to import one runs its code."""
     if isinstance(config, list):
@@ -216,12 +221,12 @@ def _check_modules(config: Any, modules: Sequence[str]) -> None:
             _check_modules(item, modules)
     elif isinstance(config, dict):
         module = config.get("module")
-        if "class_name" in config and module is not None:
-            if str(module).split(".")[0] not in _OWN[:2] and module not in (*modules, "builtins"):
-                raise CaseError(
-                    f"the bundle names a class of the module {module!r}, whose import would run "
-                    f"its code. If you trust it, add --import {module}."
-                )
+        known = module is None or str(module).split(".")[0] in _OWN or module in modules
+        if "class_name" in config and not known:
+            raise CaseError(
+                f"the bundle names a class of the module {module!r}, whose import would run "
+                f"its code. If you trust it, add --import {module}."
+            )
         for value in config.values():
             _check_modules(value, modules)
 
@@ -257,12 +262,19 @@ def decoded(value):
     return value["value"]
 
 
-layer = keras.saving.deserialize_keras_object(case["layer"])
+custom = {}
+if case["layer"]["module"].split(".")[0] != "keras":
+    name = case["layer"]["class_name"]
+    custom[name] = getattr(importlib.import_module(case["layer"]["module"]), name)
+layer = keras.saving.deserialize_keras_object(case["layer"], custom)
 args, kwargs = decoded(case["call"]["arguments"])
 layer(*args, **kwargs)  # which builds it
 layer.set_weights([arrays[f"weight{i}"] for i in range(len(case["weights"]))])
 outputs = [x for x in keras.tree.flatten(layer(*args, **kwargs)) if x is not None]
-found = keras.ops.convert_to_numpy(keras.ops.cast(outputs[case["output"]], "float64"))
+found = outputs[case["output"]]
+if case["call"]["dtype"] != "float64":
+    found = keras.ops.cast(found, "float32")  # which NumPy has, and which holds what is narrower
+found = keras.ops.convert_to_numpy(found).astype("float64")
 
 expected = arrays["expected"].astype("float64")
 assert found.shape == expected.shape, f"shape {found.shape}, expected {expected.shape}"

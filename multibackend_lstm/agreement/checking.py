@@ -21,7 +21,7 @@ from multibackend_lstm.agreement.report import (
     TargetResult,
     findings_of,
 )
-from multibackend_lstm.agreement.shrinking import Least
+from multibackend_lstm.agreement.shrinking import Leasts
 from multibackend_lstm.agreement.truth import PARTS, Truth
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.noise_floor import compute_dtypes, rounding_of
@@ -143,12 +143,12 @@ def check(
         if training is not None and loaded is None:
             _check_training(workers, case, training)
         saved_as = None if save_truth is None else Path(save_truth)
-        leasts: list[Least] | None = None if bundle is None else []
+        leasts = None if bundle is None else Leasts()
         report = check_case(
             workers, case, settings, progress, truth=loaded, save_truth=saved_as, leasts=leasts
         )
-        if bundle is not None:
-            report.bundles = write_bundles(Path(bundle), report, case, leasts or [], modules)
+        if bundle is not None and leasts is not None:
+            report.bundles = write_bundles(Path(bundle), report, leasts, modules)
         return report
 
 
@@ -173,7 +173,7 @@ def check_case(
     *,
     truth: Truth | None = None,
     save_truth: Path | None = None,
-    leasts: list[Least] | None = None,
+    leasts: Leasts | None = None,
 ) -> Report:
     """Compare a case that `describe` has described, and whose inputs are there.
 
@@ -227,7 +227,7 @@ def _check(
     progress: Callable[[str], None],
     truth: Truth | None,
     save_truth: Path | None,
-    leasts: list[Least] | None,
+    leasts: Leasts | None,
 ) -> Report:
     assert case.described is not None
     layers = {**_trainers(settings["training"]), **case.described["layers"]}
@@ -275,6 +275,9 @@ def _check(
             and worker.alive
             and not {"target", "layers"} & {*result.failed}
         ]
+        if leasts is not None:
+            leasts.layers = layers
+            leasts.weights = dict(zip(case.weight_paths, case.weights or [], strict=False))
         compare_alone(truth, reference, pairs, settings["twins"], progress, leasts)
         if save_truth is not None:
             truth.save(save_truth, case, settings)

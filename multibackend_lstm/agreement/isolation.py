@@ -14,7 +14,7 @@ from multibackend_lstm.agreement.comparison import (
     missing,
 )
 from multibackend_lstm.agreement.report import TargetResult
-from multibackend_lstm.agreement.shrinking import Least, shrink
+from multibackend_lstm.agreement.shrinking import Least, Leasts, shrink
 from multibackend_lstm.agreement.truth import Key, Truth
 from multibackend_lstm.runtimes.workers import Worker, WorkerError
 
@@ -28,7 +28,7 @@ def compare_alone(
     targets: Sequence[tuple[TargetResult, Worker]],
     twins: int,
     progress: Callable[[str], None],
-    leasts: list[Least] | None = None,
+    leasts: Leasts | None = None,
 ) -> None:
     """Have every layer called alone, and add the comparisons to the targets' results.
 
@@ -55,13 +55,18 @@ def compare_alone(
         if leasts is not None:
             for result, worker in off:
                 progress(f"{header['name']} alone: shrinking what goes in")
-                leasts += _least(truth, reference, result, worker, number)
+                leasts.found += _least(truth, reference, result, worker, number, leasts)
         if off:
             _compare_inside(truth, reference, off, twins, number)
 
 
 def _least(
-    truth: Truth, reference: Worker, result: TargetResult, worker: Worker, number: int
+    truth: Truth,
+    reference: Worker,
+    result: TargetResult,
+    worker: Worker,
+    number: int,
+    leasts: Leasts,
 ) -> list[Least]:
     call = truth.calls[number]
     off = [
@@ -72,7 +77,9 @@ def _least(
         and (c.kind, c.path) in truth.alone[number]
     ]
     arrays = truth.call_arrays(number)
-    least = shrink(result.target, worker, reference, call, arrays, off, exact=truth.float64)
+    least = shrink(
+        result.target, worker, reference, call, arrays, off, exact=truth.float64, leasts=leasts
+    )
     return [] if least is None else [least]
 
 

@@ -1,7 +1,7 @@
 """The least inputs with which a layer that is off alone is still off."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,43 @@ class Least:
     elements: np.ndarray
 
 
+@dataclass
+class Leasts:
+    """What is shrunk in a check.
+
+    Attributes:
+        layers: module, class and config by the layer's path.
+        weights: by path, in the order of the model.
+        found: the least calls, one for each layer and target that is off.
+    """
+
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    found: list[Least] = field(default_factory=list)
+
+    def weights_of(self, path: str) -> dict[str, np.ndarray]:
+        """Those of a layer."""
+        name = path.rpartition("/")[2]
+        return {
+            p: w
+            for p, w in self.weights.items()
+            if p.startswith((f"{path}/", f"{name}/")) or f"/{name}/" in p
+        }
+
+    def is_fixed(self, path: str, axis: int, ndim: int) -> bool:
+        """Whether a layer's weights have the size of an axis.
+
+        Such an axis is not cut: weights broadcast over an axis of 1, where a new layer would not.
+        """
+        config = self.layers.get(path, {}).get("config") or {}
+        if axis == 0 or not self.weights_of(path):
+            return False
+        axes = config.get("axis", -1)
+        axes = axes if isinstance(axes, (list, tuple)) else [axes]
+        channels = {ndim - 1, *(a % ndim for a in axes if isinstance(a, int))}
+        return axis in channels | ({1} if config.get("data_format") == "channels_first" else set())
+
+
 def shrink(
     target: str,
     worker: Worker,
@@ -49,6 +86,7 @@ def shrink(
     off: Sequence[Comparison],
     *,
     exact: bool,
+    leasts: Leasts,
 ) -> Least | None:
     """The smallest call found on which target and reference still disagree.
 
@@ -63,6 +101,7 @@ def shrink(
         arrays: that go into it.
         off: the comparisons of the call that disagree.
         exact: whether the truth is in float64.
+        leasts: tells which axes are those of weights.
 
     Returns:
         The call; None if no output of the layer is off, or it is off in no run of its own.
@@ -85,7 +124,7 @@ def shrink(
     shrinking = True
     while shrinking and left > 0:
         shrinking = False
-        for tensors in _smaller(least.tensors):
+        for tensors in _smaller(least.tensors, call["path"], leasts):
             left -= 1
             found = tried(least.call, tensors, _TWINS)
             if found is not None:
@@ -112,9 +151,13 @@ def _in_inference(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "training": False, "arguments": {"list": [args, {"dict": named}]}}
 
 
-def _smaller(tensors: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+def _smaller(
+    tensors: Sequence[np.ndarray], path: str, leasts: Leasts
+) -> Iterator[list[np.ndarray]]:
     """The same with an axis cut, in all tensors that are as long there; the batch first."""
     for axis in range(max((x.ndim for x in tensors), default=0)):
+        if any(leasts.is_fixed(path, axis, x.ndim) for x in tensors if x.ndim > axis):
+            continue
         size = next(x.shape[axis] for x in tensors if x.ndim > axis)
         for length in sorted({1, 2, 3, size // 2}):
             if 0 < length < size:
