@@ -77,10 +77,11 @@ def _write(
     dtype = least.call["dtype"]
     versions = next(dict(r.versions) for r in report.results if r.target == least.target)
     weights = leasts.weights_of(path)
+    of_keras = layer["module"].split(".")[0] == "keras"
     output = compared.path.removeprefix(least.call["name"]).strip("[]")
     header = {
         "version": _VERSION,
-        "layer": {**layer, "registered_name": None},
+        "layer": {**layer, "registered_name": None if of_keras else layer["class_name"]},
         "modules": [*modules],
         "call": dict(least.call),
         "weights": [*weights],

@@ -114,12 +114,13 @@ def shrink(
     def tried(header: Mapping[str, Any], tensors: Sequence[np.ndarray], twins: int) -> Least | None:
         return _tried(target, worker, reference, header, tensors, twins, exact)
 
-    least = None
+    first: Least | None = None
     if any(name.startswith("upstream") for name in arrays):  # in inference, if it shows there
-        least = tried(_in_inference(call), given, _TWINS)
-    whole = least = least or tried(call, given, _TWINS)
-    if least is None:
+        first = tried(_in_inference(call), given, _TWINS)
+    whole = first or tried(call, given, _TWINS)
+    if whole is None:
         return None
+    least = whole
     left = TRIALS
     shrinking = True
     while shrinking and left > 0:
