@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from multibackend_lstm.agreement.bundle import check_empty, write_bundles
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
 from multibackend_lstm.agreement.comparison import ALONE, compare, missing
 from multibackend_lstm.agreement.isolation import compare_alone
@@ -21,6 +22,7 @@ from multibackend_lstm.agreement.report import (
     TargetResult,
     findings_of,
 )
+from multibackend_lstm.agreement.shrinking import Leasts
 from multibackend_lstm.agreement.truth import PARTS, Truth
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.noise_floor import compute_dtypes, rounding_of
@@ -50,6 +52,7 @@ def check(
     timeout: float = 300.0,
     truth: str | Path | None = None,
     save_truth: str | Path | None = None,
+    bundle: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Compare a model's numbers on every target, and say which target is wrong and where.
@@ -94,6 +97,8 @@ def check(
             with. Weights, inputs, labels, `steps`, `optimizer`, `loss`, `dtype`, `twins` and `seed`
             are then those of the file; only the form of the model is taken from `model`.
         save_truth: an `.npz` file to write the truth to, with the numbers of the case.
+        bundle: a new or empty folder, to write a folder to for each layer that is off alone: with
+            its config, the least inputs that show it, a script and an issue for upstream.
         progress: is told what is being done.
 
     Returns:
@@ -115,6 +120,10 @@ def check(
     check_names(more_inputs)
     if truth is not None and more_inputs:
         raise ValueError("`truth` holds its inputs. Received `more_inputs` too: leave them out.")
+    if bundle is not None:
+        if truth is not None:
+            raise ValueError("`bundle` needs the reference to shrink inputs. Received `truth` too.")
+        check_empty(Path(bundle))
     case = case_of(model, inputs, labels, modules)
     training = None
     if steps is not None:
@@ -142,7 +151,12 @@ def check(
         if training is not None and loaded is None:
             _check_training(workers, case, training)
         saved_as = None if save_truth is None else Path(save_truth)
-        report = check_case(workers, case, settings, progress, truth=loaded, save_truth=saved_as)
+        leasts = None if bundle is None else Leasts()
+        report = check_case(
+            workers, case, settings, progress, truth=loaded, save_truth=saved_as, leasts=leasts
+        )
+        if bundle is not None and leasts is not None:
+            report.bundles = write_bundles(Path(bundle), report, leasts, modules)
         for name in more_inputs:
             _check_on(name, report, workers, case, settings, progress)
         return report
@@ -194,6 +208,7 @@ def check_case(
     *,
     truth: Truth | None = None,
     save_truth: Path | None = None,
+    leasts: Leasts | None = None,
 ) -> Report:
     """Compare a case that `describe` has described, and whose inputs are there.
 
@@ -204,10 +219,11 @@ def check_case(
         progress: is told what is being done.
         truth: to compare with; computed by the reference where it is None.
         save_truth: a file to write it to.
+        leasts: gets the least call that shows each layer that is off; None for none.
     """
     settings = {**settings, "precision": workers.precision}
     try:
-        return _check(workers, case, settings, progress, truth, save_truth)
+        return _check(workers, case, settings, progress, truth, save_truth, leasts)
     except BaseException:
         workers.close()  # answers under way belong to no request any more
         raise
@@ -246,6 +262,7 @@ def _check(
     progress: Callable[[str], None],
     truth: Truth | None,
     save_truth: Path | None,
+    leasts: Leasts | None,
 ) -> Report:
     assert case.described is not None
     layers = {**_trainers(settings["training"]), **case.described["layers"]}
@@ -293,7 +310,10 @@ def _check(
             and worker.alive
             and not {"target", "layers"} & {*result.failed}
         ]
-        compare_alone(truth, reference, pairs, settings["twins"], progress)
+        if leasts is not None:
+            leasts.layers = layers
+            leasts.weights = dict(zip(case.weight_paths, case.weights or [], strict=False))
+        compare_alone(truth, reference, pairs, settings["twins"], progress, leasts)
         if save_truth is not None:
             truth.save(save_truth, case, settings)
     report.findings += findings_of(report)

@@ -14,6 +14,7 @@ from multibackend_lstm.agreement.comparison import (
     missing,
 )
 from multibackend_lstm.agreement.report import TargetResult
+from multibackend_lstm.agreement.shrinking import Least, Leasts, shrink
 from multibackend_lstm.agreement.truth import Key, Truth
 from multibackend_lstm.runtimes.workers import Worker, WorkerError
 
@@ -27,6 +28,7 @@ def compare_alone(
     targets: Sequence[tuple[TargetResult, Worker]],
     twins: int,
     progress: Callable[[str], None],
+    leasts: Leasts | None = None,
 ) -> None:
     """Have every layer called alone, and add the comparisons to the targets' results.
 
@@ -41,14 +43,44 @@ def compare_alone(
         targets: result and worker of each that can call a layer.
         twins: perturbed runs that the noise floor is taken from.
         progress: is told what is being done.
+        leasts: gets the least call that shows each layer that is off; None for none.
     """
     for result, _ in targets:
         result.not_compared |= {f"{name} alone": why for name, why in truth.not_alone.items()}
     for number, header in enumerate(truth.calls):
         progress(f"{header['name']} alone")
         off = _compare_call(truth, reference, targets, twins, number, inside=False)
-        if off and reference is not None:
+        if reference is None:
+            continue
+        if leasts is not None:
+            for result, worker in off:
+                progress(f"{header['name']} alone: shrinking what goes in")
+                leasts.found += _least(truth, reference, result, worker, number, leasts)
+        if off:
             _compare_inside(truth, reference, off, twins, number)
+
+
+def _least(
+    truth: Truth,
+    reference: Worker,
+    result: TargetResult,
+    worker: Worker,
+    number: int,
+    leasts: Leasts,
+) -> list[Least]:
+    call = truth.calls[number]
+    off = [
+        c
+        for c in result.comparisons
+        if c.verdict == DISAGREES
+        and c.layer == call["path"]
+        and (c.kind, c.path) in truth.alone[number]
+    ]
+    arrays = truth.call_arrays(number)
+    least = shrink(
+        result.target, worker, reference, call, arrays, off, exact=truth.float64, leasts=leasts
+    )
+    return [] if least is None else [least]
 
 
 def _compare_inside(

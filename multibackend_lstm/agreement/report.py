@@ -115,6 +115,7 @@ class Report:
         twins: by training step, root mean square and largest distance of the perturbed twins.
         layers: module, class and config by the layer's path.
         reference_backend: that of Keras which computed what the targets were compared with.
+        bundles: a line of each finding, with the folder of its bundle; not in JSON.
     """
 
     case: str
@@ -126,6 +127,7 @@ class Report:
     twins: dict[int, tuple[float, float]] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     reference_backend: str = ""
+    bundles: list[str] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:

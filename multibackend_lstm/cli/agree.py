@@ -66,6 +66,17 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
 @click.command()
 @click.argument("model", required=False)
 @click.option(
+    "--replay",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Check the layer of a folder that --bundle wrote, in place of MODEL.",
+)
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Write a folder for each layer that is off alone to this new folder: its config, the "
+    "least inputs that show it, a script and an issue for upstream.",
+)
+@click.option(
     "--inputs",
     type=_FILE,
     help="An .npz file: one array, or one an input, by name or as arr_0, arr_1, ... in order. "
@@ -193,6 +204,7 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
 )
 def agree(
     model: str | None,
+    replay: Path | None,
     inputs: Path | None,
     inputs_from: str | None,
     labels: Path | None,
@@ -219,24 +231,35 @@ def agree(
     from rich.console import Console
 
     check_variable()
-    if (model is None) == (suite is None):
-        raise click.UsageError("one of MODEL and --suite is needed, and not both.")
+    if sum(x is not None for x in (model, suite, replay)) != 1:
+        raise click.UsageError("one of MODEL, --suite and --replay is needed, and one alone.")
     if suite is not None:
         _agree_on_suite(targets, only, results, as_json, options)
     if only or results is not None:
         raise click.UsageError("--only and --results are of --suite.")
     if html is not None:
         _check_html(html)
-    from multibackend_lstm.agreement import WorkerError, check
-
     if inputs is not None and inputs_from is not None:
         raise click.UsageError("--inputs and --inputs-from are two ways of one thing: give one.")
+    if replay is not None and (inputs or inputs_from or options["input_shapes"]):
+        raise click.UsageError(
+            "--replay holds inputs: leave --inputs, --inputs-from and --input-shape out."
+        )
+    from multibackend_lstm.agreement import WorkerError, check
+
+    checked: Any = model
+    given: Any = _inputs(inputs) if inputs else inputs_from and _inputs_from(inputs_from)
+    if replay is not None:
+        set_backend(choose_backend())  # the layer is built here
+        from multibackend_lstm.agreement.bundle import replayed
+
+        checked, given = replayed(replay, options["modules"])
     console = Console(stderr=True)
     try:
         with console.status("starting") as status:
             report = check(
-                model,
-                _inputs(inputs) if inputs else inputs_from and _inputs_from(inputs_from),
+                checked,
+                given,
                 labels and _labels(labels),
                 targets=targets.split(",") if targets is not None else None,
                 optimizer=_identifier(optimizer, "--optimizer"),
@@ -250,6 +273,8 @@ def agree(
         click.echo(report.dumps())
     else:
         _print(report)
+    for line in report.bundles:
+        click.echo(line, err=as_json)
     if html is not None:
         with replacing(html) as temporary:
             temporary.write_text(report.to_html(), encoding="utf-8")

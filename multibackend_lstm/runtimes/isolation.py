@@ -37,8 +37,8 @@ _OFF_ZERO = 1e-30
 UPDATES = 2
 #: The number of terms of a sum that the twins' own noise stands for, by dtype.
 TERMS = {"float32": 256.0, "float16": 32.0, "bfloat16": 16.0}
-#: How many times fewer in a plain sum, such as the gradient of a bias, which TensorFlow and JAX add
-#: up one after the other; that of a kernel is a product of matrices, added up in blocks.
+#: How many times fewer in a plain sum, a loss or the gradient of a bias, which TensorFlow and JAX
+#: add up one after the other; a kernel's gradient is a product of matrices, added up in blocks.
 _PLAIN_SUM = 16
 
 
@@ -444,10 +444,11 @@ def _sum_factor(tensor: Tensor, call: Call) -> float:
     given = [x for x in [*call.tensors, *call.upstream] if x.dtype.kind == "f" and x.ndim]
     if tensor.kind == "weight gradient alone":
         terms = max((x.size / x.shape[-1] for x in given), default=1.0)
-        if tensor.values.ndim < 2:
-            terms *= _PLAIN_SUM
+        is_plain = tensor.values.ndim < 2
     else:
         terms = max((x.size for x in given), default=1) / max(tensor.values.size, 1)
+        is_plain = tensor.values.ndim == 0
+    terms *= _PLAIN_SUM if is_plain else 1
     return math.sqrt(1 + terms / TERMS.get(call.dtype, TERMS["float32"]))
 
 

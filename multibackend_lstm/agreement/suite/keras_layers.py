@@ -281,7 +281,6 @@ def _activations() -> Iterator[SuiteCase]:
         *("hard_tanh", "leaky_relu", "linear", "log_sigmoid", "log_softmax", "mish", "relu"),
         *("relu6", "selu", "sigmoid", "silu", "soft_shrink", "softmax", "softplus", "softsign"),
         *("sparse_plus", "sparse_sigmoid", "sparsemax", "squareplus", "tanh", "tanh_shrink"),
-        "threshold",
     ):
         yield SuiteCase("Activation", {"activation": activation}, (VECTOR,))
     for layer, options in (

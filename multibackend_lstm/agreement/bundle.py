@@ -1,0 +1,292 @@
+"""A folder for each finding: all that is needed to see it again, and to report it."""
+
+import importlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multibackend_lstm.agreement.comparison import ALONE, ALONE_WORST_UP_TO, DISAGREES, limit_alone
+from multibackend_lstm.agreement.report import Report
+from multibackend_lstm.agreement.shrinking import Least, Leasts
+from multibackend_lstm.files import WriteError, check_writable
+from multibackend_lstm.runtimes.errors import CaseError
+from multibackend_lstm.runtimes.loading import MAX_JSON, parse_json, read_arrays
+
+_VERSION = 1
+_OWN = ("keras", "multibackend_lstm", "builtins")
+
+
+def check_empty(folder: Path) -> None:
+    """Refuse a folder for bundles that holds something, before anything is computed."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`bundle` must be a new or an empty folder. {folder} is not empty.")
+    check_writable(folder)
+
+
+def write_bundles(
+    folder: Path, report: Report, leasts: Leasts, modules: Sequence[str]
+) -> list[str]:
+    """Write `finding-N` for each finding of a layer alone; a line of each finding is returned."""
+    by_place = {(least.target, least.call["path"]): least for least in leasts.found}
+    lines = []
+    for number, finding in enumerate(report.findings, 1):
+        start = f"finding {number}, {finding.target} {finding.path or finding.group}"
+        if finding.group != ALONE or finding.verdict != DISAGREES:
+            lines.append(f"{start}: no bundle: only what disagrees as a layer alone has one")
+            continue
+        layers = {c.layer for r in report.results for c in r.comparisons if c.path == finding.path}
+        least = next(
+            (x for k, x in by_place.items() if k[0] == finding.target and k[1] in layers), None
+        )
+        if least is None:
+            lines.append(
+                f"{start}: no bundle: it shows in no output of the layer, and gradients and "
+                "updates are not bundled yet"
+            )
+            continue
+        layer = report.layers.get(least.call["path"], {})
+        if not layer.get("config"):
+            lines.append(f"{start}: no bundle: it is an operation, or has no config")
+            continue
+        place = folder / f"finding-{number}"
+        _write(place, report, leasts, least, layer, modules, finding.message)
+        lines.append(f"{start}: {place}")
+    return lines
+
+
+def _write(
+    place: Path,
+    report: Report,
+    leasts: Leasts,
+    least: Least,
+    layer: Mapping[str, Any],
+    modules: Sequence[str],
+    message: str,
+) -> None:
+    path, compared = least.call["path"], least.comparison
+    if report.settings["dtype"] is not None:
+        from multibackend_lstm.runtimes.execution import with_dtype
+
+        layer = with_dtype(dict(layer), report.settings["dtype"])
+    dtype = least.call["dtype"]
+    versions = next(dict(r.versions) for r in report.results if r.target == least.target)
+    weights = leasts.weights_of(path)
+    of_keras = layer["module"].split(".")[0] == "keras"
+    output = compared.path.removeprefix(least.call["name"]).strip("[]")
+    header = {
+        "version": _VERSION,
+        "layer": {**layer, "registered_name": None if of_keras else layer["class_name"]},
+        "modules": [*modules],
+        "call": dict(least.call),
+        "weights": [*weights],
+        "output": int(output or 0),
+        "kind": compared.kind,
+        "path": compared.path,
+        "target": least.target,
+        "versions": versions,
+        "reference": report.reference,
+        "settings": {key: report.settings[key] for key in ("dtype", "precision", "seed")},
+        "floor": compared.floor,
+        "limit": limit_alone(dtype),
+        "worst_limit": ALONE_WORST_UP_TO.get(dtype, ALONE_WORST_UP_TO["float32"]),
+    }
+    arrays = {f"tensor{i}": x for i, x in enumerate(least.tensors)}
+    arrays |= {f"weight{i}": x for i, x in enumerate(weights.values())}
+    arrays |= {"expected": least.expected, "received": least.received, "elements": least.elements}
+    temporary = place.with_name(f".{place.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir()
+        np.savez(temporary / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        texts = {
+            "case.json": json.dumps(header, indent=1),
+            "repro.py": _REPRO,
+            "issue.md": _issue(header, least, message),
+        }
+        for file, text in texts.items():
+            (temporary / file).write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, place)
+    except OSError as error:
+        raise WriteError(f"cannot write {place}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _issue(header: Mapping[str, Any], least: Least, message: str) -> str:
+    backend = header["target"].partition("@")[0]
+    kind = header["layer"]["class_name"]
+    versions = "\n".join(f"- {name} {version}" for name, version in header["versions"].items())
+    shapes = ", ".join(str(x.shape) for x in least.tensors)
+    config = json.dumps(header["layer"]["config"], indent=1)
+    return f"""# {kind} gives wrong numbers on the {backend} backend
+
+The output of `{kind}` on {header["target"]} differs from {header["reference"]} by more than
+rounding explains. Inputs have the shape {shapes}.
+
+```json
+{config}
+```
+
+Expected:
+
+```
+{_shown(least.expected)}
+```
+
+Received:
+
+```
+{_shown(least.received)}
+```
+
+In the model where it was found: {message}
+
+To see it, with `case.json`, `arrays.npz` and `repro.py` of this folder in one place:
+
+```sh
+KERAS_BACKEND={backend} python repro.py
+```
+
+It ends with status 1 where the output is wrong, and 0 where it is right.
+
+Versions:
+
+{versions}"""
+
+
+def _shown(x: np.ndarray) -> str:
+    return np.array2string(x, precision=7, threshold=60)
+
+
+def replayed(folder: Path, modules: Sequence[str]) -> tuple[Any, Any]:
+    """The layer of a bundle as a model, and its inputs.
+
+    Args:
+        folder: that `check` wrote.
+        modules: that classes may be imported from, beside Keras and this package.
+
+    Raises:
+        CaseError: if it is no bundle, or names a class of another module.
+        ModelFileError: if its arrays are damaged, or anything but numbers.
+    """
+    file = folder / "case.json"
+    if not file.is_file() or file.stat().st_size > MAX_JSON:
+        raise CaseError(f"{folder} is no bundle: it has no case.json, as `--bundle` writes it.")
+    header = parse_json(file.read_bytes(), str(file))
+    if header.get("version") != _VERSION:
+        raise CaseError(
+            f"{folder} is of version {header.get('version')}, and this package reads {_VERSION}."
+        )
+    arrays = read_arrays(folder / "arrays.npz")
+    _check_modules(header["layer"], modules)
+    import keras
+
+    from multibackend_lstm.runtimes.calls import decoded
+
+    for module in modules:
+        importlib.import_module(module)
+    try:
+        layer = keras.saving.deserialize_keras_object(
+            header["layer"], _custom(header["layer"]), safe_mode=True
+        )
+        tensors = [arrays[f"tensor{i}"] for i in range(sum(n.startswith("tensor") for n in arrays))]
+        inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in tensors]
+        args, kwargs = decoded(header["call"]["arguments"], inputs, masks=False)
+        kwargs.pop("training", None)
+        model = keras.Model(inputs, layer(*args, **kwargs), name=layer.name)
+        layer.set_weights([arrays[f"weight{i}"] for i in range(len(header["weights"]))])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CaseError(f"{folder} cannot be replayed: {error}") from error
+    return model, tensors
+
+
+def _custom(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The class of a layer that is not Keras's, by name."""
+    if layer["module"].split(".")[0] == "keras":
+        return {}
+    found = getattr(importlib.import_module(layer["module"]), layer["class_name"], None)
+    if found is None:
+        raise CaseError(f"{layer['module']} has no class {layer['class_name']!r}.")
+    return {layer["class_name"]: found}
+
+
+def _check_modules(config: Any, modules: Sequence[str]) -> None:
+    """Refuse a class of a module that nobody named: to import one runs its code."""
+    if isinstance(config, list):
+        for item in config:
+            _check_modules(item, modules)
+    elif isinstance(config, dict):
+        module = config.get("module")
+        known = module is None or str(module).split(".")[0] in _OWN or module in modules
+        if "class_name" in config and not known:
+            raise CaseError(
+                f"the bundle names a class of the module {module!r}, whose import would run "
+                f"its code. If you trust it, add --import {module}."
+            )
+        for value in config.values():
+            _check_modules(value, modules)
+
+
+_REPRO = '''"""Show that a Keras layer gives wrong numbers: KERAS_BACKEND=torch python repro.py"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+folder = Path(__file__).parent
+case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+arrays = dict(np.load(folder / "arrays.npz", allow_pickle=False))
+for module in case["modules"]:  # where classes that are not Keras's are
+    importlib.import_module(module)
+
+
+def decoded(value):
+    """An argument of the call."""
+    if "tensor" in value:
+        x = arrays[f"tensor{value['tensor']}"]
+        dtype = case["call"]["dtype"] if x.dtype.kind == "f" else str(x.dtype)
+        return keras.ops.convert_to_tensor(x, dtype)
+    if "list" in value or "tuple" in value:
+        items = [decoded(x) for x in value.get("list", value.get("tuple"))]
+        return items if "list" in value else tuple(items)
+    if "dict" in value:
+        return {key: decoded(x) for key, x in value["dict"].items()}
+    return value["value"]
+
+
+custom = {}
+if case["layer"]["module"].split(".")[0] != "keras":
+    name = case["layer"]["class_name"]
+    custom[name] = getattr(importlib.import_module(case["layer"]["module"]), name)
+layer = keras.saving.deserialize_keras_object(case["layer"], custom)
+args, kwargs = decoded(case["call"]["arguments"])
+layer(*args, **kwargs)  # which builds it
+layer.set_weights([arrays[f"weight{i}"] for i in range(len(case["weights"]))])
+outputs = [x for x in keras.tree.flatten(layer(*args, **kwargs)) if x is not None]
+found = outputs[case["output"]]
+if case["call"]["dtype"] != "float64":
+    found = keras.ops.cast(found, "float32")  # which NumPy has, and which holds what is narrower
+found = keras.ops.convert_to_numpy(found).astype("float64")
+
+expected = arrays["expected"].astype("float64")
+assert found.shape == expected.shape, f"shape {found.shape}, expected {expected.shape}"
+same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+error = np.where(same, 0.0, np.abs(found - expected))
+# Rounding moves the output by the floor; what is further off than these multiples is wrong.
+floor = np.maximum(arrays["elements"], 0.1 * case["floor"])
+ok = np.sqrt(np.mean(error**2)) <= case["limit"] * case["floor"]
+ok = ok and np.all(error <= case["worst_limit"] * floor)
+name = f"{case['layer']['class_name']} on {keras.backend.backend()}, Keras {keras.__version__}"
+if not ok:
+    print("expected", expected, "received", found, sep="\\n")
+    sys.exit(f"{name}: wrong by up to {error.max():.3g}, and rounding explains {case['floor']:.3g}")
+print(f"{name}: right")'''

@@ -1,0 +1,136 @@
+"""A bundle: small, shows the fault by itself, and replays."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from keras import layers
+from zoo.graded import Graded
+
+from multibackend_lstm import agreement
+from multibackend_lstm.agreement.bundle import replayed
+from multibackend_lstm.cli.agree import agree
+from multibackend_lstm.runtimes.errors import CaseError
+from multibackend_lstm.runtimes.loading import ModelFileError
+
+from .conftest import BACKEND, TARGET
+
+MODULE = "zoo.graded"
+
+
+def model(way="channel"):
+    graded = Graded(way, 0.01, BACKEND, name="graded")
+    return keras.Sequential([keras.Input((12, 6)), layers.Dense(6), graded, layers.Dense(3)])
+
+
+@pytest.fixture(scope="module")
+def out(workers, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundles")
+    report = agreement.check(model(), workers=workers, steps=0, bundle=out, modules=[MODULE])
+    assert report.disagreeing == [TARGET]
+    (line,) = report.bundles
+    assert str(out / "finding-1") in line
+    return out / "finding-1"
+
+
+def repro(folder):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "KERAS_BACKEND": BACKEND,
+    }
+    command = [sys.executable, str(folder / "repro.py")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def copied(folder, to, **changes):
+    """A bundle with other entries of case.json."""
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    header = json.loads((to / "case.json").read_text())
+    (to / "case.json").write_text(json.dumps({**header, **changes}))
+    return to
+
+
+def test_it_holds_the_least_inputs(out):
+    assert {file.name for file in out.iterdir()} == {
+        "arrays.npz",
+        "case.json",
+        "issue.md",
+        "repro.py",
+    }
+    with np.load(out / "arrays.npz", allow_pickle=False) as arrays:
+        assert arrays["tensor0"].shape == (1, 1, 6)  # as wide as the weights are
+        np.testing.assert_array_equal(arrays["tensor0"], arrays["tensor0"].round(2))
+        right, wrong = arrays["expected"], arrays["received"]
+    np.testing.assert_allclose(wrong[..., 0], 1.01 * right[..., 0], rtol=1e-5)
+    np.testing.assert_allclose(wrong[..., 1:], right[..., 1:], rtol=1e-5)
+    issue = (out / "issue.md").read_text()
+    assert "Graded" in issue
+    assert f"KERAS_BACKEND={BACKEND} python repro.py" in issue
+
+
+def test_its_script_fails_where_the_layer_is_wrong_and_passes_elsewhere(out, tmp_path):
+    ran = repro(out)
+    assert ran.returncode == 1, ran.stderr
+    assert "wrong by up to" in ran.stderr
+    layer = json.loads((out / "case.json").read_text())["layer"]
+    layer["config"]["backend"] = None
+    ran = repro(copied(out, tmp_path / "healthy", layer=layer))
+    assert ran.returncode == 0, ran.stderr
+    assert "right" in ran.stdout
+
+
+def test_it_replays(out, workers):
+    layer, inputs = replayed(out, [MODULE])
+    report = agreement.check(layer, inputs, workers=workers, steps=None, modules=[MODULE])
+    off = [f for f in report.findings if f.verdict == "disagrees"]
+    assert (off[0].layer, off[0].group) == ("Graded", "layers alone")
+
+
+def test_a_finding_without_a_wrong_output_is_listed(workers, tmp_path):
+    report = agreement.check(model("gradient"), workers=workers, steps=0, bundle=tmp_path)
+    assert report.bundles
+    assert all("no bundle: " in line for line in report.bundles)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_holds_something_is_refused_first(workers, tmp_path):
+    (tmp_path / "mine").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        agreement.check("no such model", workers=workers, bundle=tmp_path)
+
+
+def test_a_class_of_a_module_that_nobody_named_is_refused(out, tmp_path):
+    with pytest.raises(CaseError, match=r"--import zoo\.graded"):
+        replayed(out, [])
+    layer = {"module": "antigravity", "class_name": "X", "config": {}, "registered_name": None}
+    changed = copied(out, tmp_path / "changed", layer=layer)
+    with pytest.raises(CaseError, match="--import antigravity"):
+        replayed(changed, [MODULE])
+    assert "antigravity" not in sys.modules
+
+
+def test_pickles_and_other_folders_are_refused(out, tmp_path):
+    changed = copied(out, tmp_path / "pickled")
+    np.savez(changed / "arrays.npz", tensor0=np.array([{}], object))
+    with pytest.raises(ModelFileError, match="Object arrays"):
+        replayed(changed, [MODULE])
+    with pytest.raises(CaseError, match="is no bundle"):
+        replayed(tmp_path, [])
+    with pytest.raises(CaseError, match="of version 0"):
+        replayed(copied(out, tmp_path / "old", version=0), [MODULE])
+
+
+def test_the_command_wants_a_model_or_a_bundle(tmp_path):
+    for arguments in ([], ["m.keras", "--replay", str(tmp_path)]):
+        result = CliRunner().invoke(agree, arguments)
+        assert result.exit_code == 2
+        assert "one of MODEL, --suite and --replay" in result.output
