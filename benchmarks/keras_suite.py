@@ -1,0 +1,132 @@
+"""Which layers of Keras give the same numbers on every backend, and which do not?
+
+    python benchmarks/keras_suite.py                       # runs, or goes on, and makes the page
+    python benchmarks/keras_suite.py --from keras.jsonl    # of `agree --suite keras --results`
+
+Every case of the suite is compared on every installed backend. Written down is what differs, as
+JSON and as docs/keras_suite.md, which this script makes.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import common
+from rich.console import Console
+
+from multibackend_lstm import agreement
+from multibackend_lstm.agreement.suite import run_suite
+
+NAME = "keras_suite"
+PAGE = Path(__file__).parents[1] / "docs" / f"{NAME}.md"
+_KEYS = (
+    "cannot be told from this: the truth is TensorFlow's, whose weights are 2e-3 off Keys's, which "
+    "JAX follows to 2e-6"
+)
+# Where the finding is the judge's fault, by case and target.
+JUDGE = {
+    ("Conv3DTranspose(filters=4,kernel_size=2,strides=3) on 5x6x4x4", "tensorflow@cpu"): (
+        "no fault: TensorFlow adds the 12,960 terms of this gradient up one after the other, which "
+        "the floor allows for in part"
+    ),
+    ("Resizing(height=14,width=12,interpolation=bicubic) on 7x8x3", "jax@cpu"): _KEYS,
+    ("Resizing(height=4,width=5,interpolation=bicubic) on 7x8x3", "jax@cpu"): _KEYS,
+    ("SpectralNormalization(layer=Dense(units=4)) on 6", "jax@cpu"): (
+        "cannot be told from this: JAX's gradient is the nearest to finite differences"
+    ),
+}
+
+
+def rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Case, target, verdict and what was found, once for each that differs."""
+    found = []
+    for line in lines:
+        seen = set()
+        for finding in line["findings"]:
+            key = finding["target"], finding["verdict"]
+            if finding["verdict"] == "not compared" or key in seen:
+                continue
+            seen.add(key)
+            known = finding["known"] or {}
+            found.append(
+                {
+                    "case": line["case"],
+                    "target": finding["target"],
+                    "verdict": finding["verdict"],
+                    "found": _short(finding["message"]),
+                    "upstream": known.get("upstream"),
+                }
+            )
+    return found
+
+
+def _short(message: str) -> str:
+    """The first sentences, without what stands before the colon and without paths."""
+    message = " ".join(message.split())
+    message = message.partition(" Known:")[0].partition(" Arguments received")[0]
+    message = re.sub(r"\{\{node[^}]*\}\}.*", "...", message)
+    return message if len(message) <= 240 else message[:240].rsplit(" ", 1)[0] + " ..."
+
+
+def page(document: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    results, versions = document["results"], document["versions"]
+    names = ("keras", "tensorflow", "torch", "jax")
+    of = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
+    table = [
+        "| case | target | verdict | found | upstream |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["differ"]:
+        link = row["upstream"]
+        upstream = f"[{'/'.join(link.split('/')[-2:])}]({link})" if link else "none known here"
+        found = row["found"].replace("|", "\\|").replace("`", "'")
+        fault = JUDGE.get((row["case"], row["target"]))
+        if fault is not None:
+            upstream, found = "none", f"{fault} ({found})"
+        cells = (f"`{row['case']}`", row["target"], row["verdict"], found, upstream)
+        table.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            "# Every layer of Keras, compared",
+            "",
+            f"Made by `python benchmarks/{NAME}.py` with {of}: {results['agree']} of "
+            f"{results['cases']} cases agree on {', '.join(results['targets'])}; the others are "
+            "below. What a verdict means: [agreement](agreement.md). A case is in float32, with "
+            "one training step; `multibackend-lstm agree --suite keras --only NAME` shows it in "
+            "full.",
+            "",
+            *table,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Run, write, and make the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--from", dest="results", type=Path, default=Path(f"{NAME}.jsonl"))
+    parser.add_argument("--page", action="store_true", help="make the page from committed results")
+    options = parser.parse_args()
+    path = common.RESULTS / f"{NAME}.json"
+    if not options.page:
+        console = Console(stderr=True)
+        with agreement.Workers() as workers, console.status("starting") as status:
+            lines = run_suite(workers, results=options.results, progress=status.update)
+        differ = rows(lines)
+        results = {
+            "targets": lines[0]["targets"],
+            "cases": len(lines),
+            "agree": len({line["case"] for line in lines} - {row["case"] for row in differ}),
+            "differ": differ,
+        }
+        common.write_results(NAME, str(__doc__).splitlines()[0], results)
+    PAGE.write_text(page(json.loads(path.read_text())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
