@@ -368,16 +368,18 @@ def _truth_stands_alone(report: Report, result: TargetResult, c: Comparison) -> 
 
 def _sides(report: Report, result: TargetResult, c: Comparison) -> tuple[set[str], set[str]]:
     """Backends that are off as this target is; those but the truth's own that agree with it."""
-    if not c.peers:
-        return set(), set()
-    agreeing = {
+    against = {_backend(target) for target in (result.target, *c.peers)}
+    return against, _with_verdict(report, c, AGREES) - {report.reference_backend}
+
+
+def _with_verdict(report: Report, c: Comparison, verdict: str) -> set[str]:
+    """Backends whose tensor of the same layer has a verdict."""
+    return {
         _backend(other.target)
         for other in report.results
         for found in other.group(ALONE)
-        if (found.kind, found.path, found.verdict) == (c.kind, c.path, AGREES)
+        if (found.kind, found.path, found.verdict) == (c.kind, c.path, verdict)
     }
-    against = {_backend(target) for target in (result.target, *c.peers)}
-    return against, agreeing - {report.reference_backend}
 
 
 def _backend(target: str) -> str:
@@ -424,10 +426,17 @@ def _alone_findings(
                 message = f"{finding.message}. Inside of it: {', '.join(inner)}"
                 finding = replace(finding, message=message, operations=inner)
             against, beside = _sides(report, result, off[0])
+            others = _with_verdict(report, off[0], DISAGREES) - against
             if len(against) > 1:
                 message = (
                     f"{finding.message}. {', '.join(off[0].peers)} differ in the same way, and "
                     f"{', '.join(sorted(beside))} do not: who is wrong cannot be told"
+                )
+                finding = replace(finding, message=message)
+            elif others and not beside:
+                message = (
+                    f"{finding.message}. {', '.join(sorted(others))} differ from the truth too, "
+                    "and not in the same way: who is wrong cannot be told"
                 )
                 finding = replace(finding, message=message)
             yield finding
