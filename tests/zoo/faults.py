@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from zoo.random_models import set_weights
+from multibackend_lstm.agreement.suite.running import draw_weights
 
 L = keras.layers
 BATCH, TIME, WIDTH = 4, 6, 5
@@ -82,7 +82,7 @@ def compared(fault: Fault, workers: Any) -> Any:
     rng = np.random.default_rng(0)
     keras.backend.clear_session()
     model = fault.model()
-    set_weights(model, rng)
+    draw_weights(model, rng)
     all_targets = workers.targets
     workers.targets = [target for target in all_targets if str(target) in fault.targets]
     try:

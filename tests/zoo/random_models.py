@@ -13,6 +13,7 @@ import numpy as np
 
 import multibackend_lstm as ours
 from multibackend_lstm.agreement import Report, Workers, check
+from multibackend_lstm.agreement.suite.running import draw_weights
 
 L = keras.layers
 BATCH = 4
@@ -70,7 +71,7 @@ def draw(seed: int, index: int) -> Drawn:
     model = keras.Model(inputs, outputs, name=f"model_{seed}_{index}")
     if _meets_known_defect(model):
         return draw(seed, index + 10_000)
-    set_weights(model, rng)
+    draw_weights(model, rng)
     return Drawn(model, data, loss, _choice(rng, OPTIMIZERS))
 
 
@@ -81,21 +82,6 @@ def _meets_known_defect(model: keras.Model) -> bool:
         getattr(layer, "mask_zero", isinstance(layer, L.Masking)) for layer in model.layers
     )
     return masked and {L.MultiHeadAttention, L.GlobalMaxPooling1D} <= kinds
-
-
-def set_weights(model: keras.Model, rng: np.random.Generator) -> None:
-    """Weights as training leaves them, drawn in NumPy: no zeros, no ones."""
-    for weight in model.weights:
-        shape, name = weight.shape, weight.path.rsplit("/", 1)[-1]
-        if "seed" in name or not keras.backend.is_float_dtype(weight.dtype):
-            continue
-        if "variance" in name or name in ("gamma", "scale"):
-            value = rng.uniform(0.5, 1.5, shape)
-        elif len(shape) < 2 or "bias" in name:
-            value = rng.normal(0, 0.2, shape)
-        else:
-            value = rng.normal(0, 1 / np.sqrt(np.prod(shape[:-1])), shape)
-        weight.assign(value.astype("float32"))
 
 
 def _choice(rng: np.random.Generator, options: Any) -> Any:
