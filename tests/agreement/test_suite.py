@@ -52,9 +52,11 @@ def test_a_run_goes_on_where_it_was_killed(workers, tmp_path):
     file.write_text(lines[0].replace(TARGET, "other@cpu"))
     with pytest.raises(ValueError, match="is of the targets other@cpu"):
         run_suite(workers, **run)
-    file.write_text("nothing of the kind\n")
-    with pytest.raises(ValueError, match="holds no results of a suite"):
-        run_suite(workers, **run)
+    for mine in ("nothing of the kind\n", "one line without an end", lines[0] + "my notes"):
+        file.write_text(mine)
+        with pytest.raises(ValueError, match="holds no results of a suite"):
+            run_suite(workers, **run)
+        assert file.read_text() == mine
     with pytest.raises(ValueError, match="no case of the suite has 'Conv9D'"):
         run_suite(workers, only="Conv9D")
 

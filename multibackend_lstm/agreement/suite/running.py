@@ -9,10 +9,13 @@ import numpy as np
 
 from multibackend_lstm.agreement.checking import check
 from multibackend_lstm.agreement.suite.keras_layers import SuiteCase, cases
+from multibackend_lstm.files import check_writable, replacing
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.workers import Workers
 
 _BATCH = 4
+# Of each line of a file of results.
+_START = '{"case": '
 _OLD = "what another run computed is not gone on with"
 
 
@@ -60,21 +63,28 @@ def run_suite(
 
 
 def _read(path: Path, targets: list[str]) -> dict[str, dict[str, Any]]:
-    """The lines of a file by case; a last one that was cut off by a kill does not count."""
+    """The lines of a file by case; a last one that was cut off by a kill is taken off.
+
+    A file of anything else is left as it is.
+    """
+    check_writable(path.parent)
     if not path.exists():
         return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
         lines = [json.loads(line) for line in whole.splitlines()]
         found = {line["case"]: line for line in lines}
         others = [line["targets"] for line in lines if line["targets"] != targets]
+        if not text[len(whole) :].startswith(_START[: len(text) - len(whole)]):
+            raise ValueError(text[len(whole) :][:40])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no results of a suite, and {_OLD}: {error!r}") from error
     if others:
         raise ValueError(f"{path} is of the targets {', '.join(others[0])}: {_OLD}.")
+    if whole != text:
+        with replacing(path) as temporary:
+            temporary.write_text(whole, encoding="utf-8")
     return found
 
 
