@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from multibackend_lstm.models import build_deep_conv_lstm, build_model
     from multibackend_lstm.sensor_model import SensorModel
     from multibackend_lstm.solutions import SOLUTIONS
+    from multibackend_lstm.streaming.step_model import to_step_model
+    from multibackend_lstm.streaming.stream import Stream
     from multibackend_lstm.upgrading import Upgrade, upgrade
 
 __version__ = "0.1.0"
@@ -58,6 +60,7 @@ __all__ = [
     "LengthMasking",
     "Normalization",
     "SensorModel",
+    "Stream",
     "TimeDistributed",
     "TimeDistributedConv",
     "Upgrade",
@@ -66,6 +69,7 @@ __all__ = [
     "flatten_features",
     "load_basic_motions",
     "pad_sequences",
+    "to_step_model",
     "unflatten_features",
     "upgrade",
 ]
@@ -93,6 +97,8 @@ _MODULE_OF = {
     "SensorModel": "sensor_model",
     "LSTMClassifier": "estimators",
     "LSTMRegressor": "estimators",
+    "Stream": "streaming",
+    "to_step_model": "streaming",
     "Upgrade": "upgrading",
     "upgrade": "upgrading",
 }

@@ -15,6 +15,7 @@ from multibackend_lstm.cli.export import export
 from multibackend_lstm.cli.migrate import migrate
 from multibackend_lstm.cli.port import port
 from multibackend_lstm.cli.shared import Commands
+from multibackend_lstm.cli.stream import stream
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,3 +31,4 @@ main.add_command(explain)
 main.add_command(export)
 main.add_command(migrate)
 main.add_command(port)
+main.add_command(stream)

@@ -111,6 +111,19 @@ class BackendRuntime:
         """
         return call
 
+    def plain_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
+        """A model's call in inference, not compiled.
+
+        Args:
+            model: of one argument.
+            example: such an argument.
+        """
+        return lambda inputs: model(inputs, training=False)
+
+    def compiled_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
+        """A model's call in inference, compiled once for inputs of the shapes of an example."""
+        return self.inference(model, lambda inputs: model(inputs, training=False))
+
     def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:
         """A step of training that also returns gradients.
 

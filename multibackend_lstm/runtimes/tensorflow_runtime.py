@@ -52,6 +52,11 @@ class TensorFlowRuntime(BackendRuntime):
         tf.config.experimental.enable_tensor_float_32_execution(False)
         return {"tensor_float_32_execution": "False"}
 
+    def compiled_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
+        """See `BackendRuntime`: a graph."""
+        plain = self.plain_inference(model, example)
+        return tf.function(plain, autograph=False).get_concrete_function(example)
+
     def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:
         """See `BackendRuntime`."""
         variables = model.trainable_variables

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 import torch
-from keras import ops
+from keras import ops, tree
 
 from multibackend_lstm.backends import Refused
 from multibackend_lstm.runtimes.backend_runtime import (
@@ -66,6 +66,38 @@ class TorchRuntime(BackendRuntime):
     def inference(self, model: keras.Model, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """See `BackendRuntime`."""
         return torch.no_grad()(call)
+
+    def plain_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
+        """See `BackendRuntime`."""
+        return torch.no_grad()(super().plain_inference(model, example))
+
+    def compiled_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
+        """See `BackendRuntime`: the operations alone, by torch.export, which needs no compiler."""
+        leaves = [torch.empty_like(x) for x in tree.flatten(example)]
+        structure: Any = None
+
+        class Flat(torch.nn.Module):
+            """The model on a list of tensors."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, *given: Any) -> Any:
+                nonlocal structure
+                packed = tree.pack_sequence_as(example, list(given))
+                outputs = self.model(packed, training=False)
+                structure = tree.map_structure(lambda _: 0, outputs)
+                return tree.flatten(outputs)
+
+        with torch.no_grad():
+            exported = torch.export.export(Flat().eval(), tuple(leaves)).module()
+
+        def run(inputs: Any) -> Any:
+            with torch.no_grad():
+                return tree.pack_sequence_as(structure, exported(*tree.flatten(inputs)))
+
+        return run
 
     def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:
         """See `BackendRuntime`."""

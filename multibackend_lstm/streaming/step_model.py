@@ -7,7 +7,14 @@ from keras import KerasTensor
 
 from multibackend_lstm.layers import GRU, LSTM, LengthMasking
 from multibackend_lstm.layers.validation import describe_shape
-from multibackend_lstm.streaming.step_network import Lengths, Series, StepNetwork, Summary, Value
+from multibackend_lstm.streaming.step_network import (
+    NEXT,
+    Lengths,
+    Series,
+    StepNetwork,
+    Summary,
+    Value,
+)
 from multibackend_lstm.streaming.step_rules import run_graph
 
 
@@ -63,6 +70,16 @@ def to_step_model(model: keras.Model) -> keras.Model:
     if any(isinstance(value, Lengths) for value in found):
         raise ValueError(f"to_step_model: an output of '{model.name}' is of the lengths of series.")
     return network.finish(dict(zip(_output_names(graph), found, strict=True)), f"{model.name}_step")
+
+
+def is_step_model(model: Any) -> bool:
+    """Whether a model is what `to_step_model` makes: each state that goes in comes out too."""
+    if not isinstance(getattr(model, "output", None), dict):
+        return False
+    ends = [name for name in model.output if name.startswith(NEXT)]
+    return bool(ends) and {name.removeprefix(NEXT) for name in ends} <= {
+        x.name for x in model.inputs
+    }
 
 
 def _graph(model: Any) -> Any:

@@ -138,7 +138,8 @@ class StepNetwork:
         copy = self._copies[key]
         outputs = copy(*args, **kwargs)
         if fresh:
-            copy.set_weights(layer.get_weights())
+            for copied, weight in zip(copy.weights, layer.weights, strict=True):
+                copied.assign(weight.value)
             for inner in sublayers(copy):
                 if isinstance(inner, keras.layers.Normalization):
                     inner.finalize_state()  # what it computes with, from its weights

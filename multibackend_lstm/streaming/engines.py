@@ -1,0 +1,226 @@
+"""What computes the step of a stream: the Keras backend, or an artefact in its own engine."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from multibackend_lstm.runtimes.artefacts import portable
+from multibackend_lstm.runtimes.loading import check_file
+
+if TYPE_CHECKING:
+    import keras
+
+#: Engines of exported step models: the format of each, and the suffix of its files.
+ARTEFACTS = {
+    "onnxruntime": ("onnx", ".onnx"),
+    "litert": ("litert", ".tflite"),
+    "openvino": ("openvino", ".xml"),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An input of a step: its axes behind the batch, and its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """The number of values of a sample."""
+        return math.prod(self.shape)
+
+
+class Engine:
+    """Computes steps; as it stands here, on NumPy's arrays.
+
+    Attributes:
+        name: `"torch"`, `"onnxruntime"`, ...
+        inputs: what goes in, by name.
+        outputs: names of what comes out.
+    """
+
+    name: str
+    inputs: dict[str, Spec]
+    outputs: list[str]
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs; what comes out as a state may go in as it is."""
+        raise NotImplementedError
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        """An output as an array."""
+        return np.asarray(x)
+
+    def choose(self, rows: np.ndarray, new: Any, old: Any) -> Any:
+        """A state that is `new` in the rows that are True."""
+        return np.where(rows.reshape(-1, *[1] * (np.ndim(new) - 1)), new, old)
+
+
+class KerasEngine(Engine):
+    """A step model on the Keras backend, compiled for one batch size."""
+
+    def __init__(self, model: "keras.Model", batch_size: int, compile: bool) -> None:
+        import keras
+
+        from multibackend_lstm.runtimes import backend_runtime
+
+        self.name = keras.backend.backend()
+        self.inputs = {x.name: Spec(_sizes(x.name, x.shape[1:]), x.dtype) for x in model.inputs}
+        self.outputs = sorted(model.output)
+        example = {
+            name: keras.ops.zeros((batch_size, *spec.shape), spec.dtype)
+            for name, spec in self.inputs.items()
+        }
+        runtime = backend_runtime.active()
+        make = runtime.compiled_inference if compile else runtime.plain_inference
+        self._run = make(model, example)
+        self._ops = keras.ops
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Engine`."""
+        # One dtype: whatever NumPy has, the backend's compiled function takes tensors.
+        to_tensor = self._ops.convert_to_tensor
+        return self._run(
+            {n: to_tensor(x) if isinstance(x, np.ndarray) else x for n, x in inputs.items()}
+        )
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        """See `Engine`."""
+        return self._ops.convert_to_numpy(x)
+
+    def choose(self, rows: np.ndarray, new: Any, old: Any) -> Any:
+        """See `Engine`."""
+        rows = rows.reshape(-1, *[1] * (len(new.shape) - 1))
+        return self._ops.where(self._ops.convert_to_tensor(rows), new, old)
+
+
+class ONNXEngine(Engine):
+    """An `.onnx` file in ONNX Runtime, on one thread: a step is too small for more."""
+
+    name = "onnxruntime"
+
+    def __init__(self, file: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"]
+        )
+        dtypes = {"tensor(float)": "float32", "tensor(double)": "float64"}
+        self.inputs = {
+            x.name: Spec(_sizes(x.name, x.shape[1:]), dtypes.get(x.type, x.type[7:-1]))
+            for x in self._session.get_inputs()
+        }
+        self.outputs = [x.name for x in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Engine`."""
+        return dict(zip(self.outputs, self._session.run(None, dict(inputs)), strict=True))
+
+
+class LiteRTEngine(Engine):
+    """A `.tflite` file in LiteRT."""
+
+    name = "litert"
+
+    def __init__(self, file: Path) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(str(file), num_threads=1)
+        self._run = interpreter.get_signature_runner()
+        self.inputs = {
+            name: Spec(_sizes(name, tuple(x["shape"][1:])), np.dtype(x["dtype"]).name)
+            for name, x in self._run.get_input_details().items()
+        }
+        self.outputs = list(self._run.get_output_details())
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Engine`."""
+        return self._run(**inputs)
+
+
+class OpenVINOEngine(Engine):
+    """An `.xml` file in OpenVINO, on the CPU in float32."""
+
+    name = "openvino"
+
+    def __init__(self, file: Path) -> None:
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(str(file))
+        # A tensor may have names of its makers beside the one that the export gave it.
+        about = {
+            key: json.loads(model.get_rt_info(["multibackend_lstm", key]).value)
+            for key in ("inputs", "outputs")
+        }
+        compiled = core.compile_model(
+            model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        )
+        self._request = compiled.create_infer_request()
+        self.inputs = {
+            portable(about["name"]): Spec(
+                tuple(size.get_length() for size in [*x.partial_shape][1:]),
+                np.dtype(x.element_type.to_dtype()).name,
+            )
+            for x, about in zip(compiled.inputs, about["inputs"], strict=True)
+        }
+        self._places = dict(zip(self.inputs, range(len(self.inputs)), strict=True))
+        self.outputs = about["outputs"]
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Engine`."""
+        found = self._request.infer({self._places[name]: x for name, x in inputs.items()})
+        # Copies: the request writes the next results into the same memory.
+        return {name: np.array(found[place]) for place, name in enumerate(self.outputs)}
+
+
+_ENGINES: dict[str, Any] = {
+    "onnxruntime": ONNXEngine,
+    "litert": LiteRTEngine,
+    "openvino": OpenVINOEngine,
+}
+
+
+def open_artefact(path: str | os.PathLike[str]) -> Engine:
+    """The engine that an exported step model's suffix says.
+
+    Raises:
+        ValueError: for another suffix.
+        FileNotFoundError: if there is no such file.
+    """
+    file = check_file(path)
+    for engine, (_, suffix) in ARTEFACTS.items():
+        if file.suffix == suffix:
+            return _ENGINES[engine](file)
+    known = ", ".join(suffix for _, suffix in ARTEFACTS.values())
+    raise ValueError(f"a stream runs files of {known} and `.keras`. Received {file.name}.")
+
+
+def export_step(model: "keras.Model", engine: str, batch_size: int) -> Engine:
+    """The step model in the engine of an artefact, which is exported and checked for it."""
+    from multibackend_lstm.export.exports import export
+
+    format, suffix = ARTEFACTS[engine]
+    with tempfile.TemporaryDirectory(prefix="stream-") as folder:
+        path = Path(folder, f"step{suffix}")
+        export(model, path, format, batch=batch_size)
+        return open_artefact(path)
+
+
+def _sizes(name: str, shape: Any) -> tuple[int, ...]:
+    if any(not isinstance(size, (int, np.integer)) or size < 0 for size in shape):
+        raise ValueError(
+            f"a step has inputs of known axes behind the batch. '{name}' has {tuple(shape)}."
+        )
+    return tuple(int(size) for size in shape)

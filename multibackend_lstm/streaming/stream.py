@@ -1,0 +1,300 @@
+"""Stream: predictions sample by sample, with a state that can be seen, kept and carried on."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from multibackend_lstm.files import replacing
+from multibackend_lstm.runtimes.loading import load_keras_model, read_arrays
+from multibackend_lstm.streaming.engines import (
+    ARTEFACTS,
+    Engine,
+    KerasEngine,
+    Spec,
+    export_step,
+    open_artefact,
+)
+
+if TYPE_CHECKING:
+    import keras
+
+# What the names of outputs that are states begin with, see `to_step_model`.
+_NEXT = "next_"
+# Names in a state's file that no layer has.
+_STEPS, _WEIGHTS = "stream/steps", "stream/weights"
+
+
+class Stream:
+    """Feeds a model sample by sample: after each it gives what the model gives for all so far.
+
+    Example:
+        >>> stream = Stream(model)      # of (batch, time, channels, features)
+        >>> for sample in samples:      # (channels, features)
+        ...     prediction = stream.step(sample)
+
+    Args:
+        model: a model as `to_step_model` takes it, or what that made; or the path of a `.keras`
+            file of either, or of a step model's `.onnx`, `.tflite` or `.xml` file.
+        batch_size: the number of series that advance side by side, each a row of the batch.
+        runtime: None for the Keras backend; or `"onnxruntime"`, `"litert"` or `"openvino"`, for
+            which the step is exported, and checked, first. A file of those runs in its own.
+        window: after so many samples a row begins anew, as if `reset`; None for never.
+        compile: whether the Keras backend compiles the step (`jax.jit`, `tf.function`,
+            `torch.export`), once, for this batch size.
+
+    Attributes:
+        inputs: the axes and dtype of each input of a sample, by name.
+        steps: the number of samples of each row since it began, `(batch_size,)`.
+
+    Raises:
+        ValueError: for what cannot run step by step, see `to_step_model`; an unknown runtime;
+            numbers below 1.
+    """
+
+    def __init__(
+        self,
+        model: "keras.Model | str | os.PathLike[str]",
+        batch_size: int = 1,
+        runtime: str | None = None,
+        *,
+        window: int | None = None,
+        compile: bool = True,
+    ) -> None:
+        for name, number in (("batch_size", batch_size), ("window", window)):
+            if number is not None and (not isinstance(number, int) or number < 1):
+                raise ValueError(f"Stream: `{name}` must be 1 or more. Received {number!r}.")
+        if runtime is not None and runtime not in ARTEFACTS:
+            raise ValueError(
+                f"Stream: `runtime` must be None, {', '.join(map(repr, ARTEFACTS))}. Received "
+                f"{runtime!r}."
+            )
+        self.batch_size, self.window = batch_size, window
+        self._engine, self._weights = _engine(model, batch_size, runtime, compile)
+        ends = [name.removeprefix(_NEXT) for name in self._engine.outputs]
+        states = [name for name in self._engine.inputs if name in ends]
+        # A layer's output may happen to be called "next_..." too.
+        self._next = {name: f"{_NEXT}{name}" for name in states}
+        self._states = {name: self._engine.inputs[name] for name in states}
+        self.inputs = {n: s for n, s in self._engine.inputs.items() if n not in self._states}
+        self._outputs = [n for n in self._engine.outputs if n not in self._next.values()]
+        self._state: dict[str, Any] = {}
+        self.steps = np.zeros(batch_size, "int64")
+        self.reset()
+
+    def __repr__(self) -> str:
+        """The axes that a sample has, and where it is computed."""
+        return f"Stream({_described(self.inputs)}, on {self._engine.name})"
+
+    def step(self, sample: Any, rows: Any = None) -> Any:
+        """The prediction after one more sample.
+
+        Args:
+            sample: `(batch_size, *axes)`, or `(*axes)` where the batch size is 1; for several
+                inputs a dict of them by name.
+            rows: which rows have a sample now: booleans `(batch_size,)`; by default all. The state
+                of the others stays, and whatever stands in their samples is not looked at.
+
+        Returns:
+            The output, an array of the model's dtype with a batch axis if the sample has one; a
+            dict of them by name if there are several. NaN for a row without a sample.
+
+        Raises:
+            ValueError: for a sample of other axes, of no number, or with a NaN or infinity, from
+                which the state would never recover. The state is then as it was.
+        """
+        present = self._rows(rows)
+        arrays, batched = self._sample(sample, present)
+        if self.window is not None and (self.steps >= self.window).any():
+            self.reset(self.steps >= self.window)
+        found = self._engine.run({**arrays, **self._state})
+        state = {name: found[end] for name, end in self._next.items()}
+        outputs = {name: self._engine.to_numpy(found[name]) for name in self._outputs}
+        if not present.all():
+            choose = self._engine.choose
+            state = {name: choose(present, new, self._state[name]) for name, new in state.items()}
+            outputs = {name: _nan_but(present, x) for name, x in outputs.items()}
+        self._state = state
+        self.steps = self.steps + present
+        if not batched:
+            outputs = {name: x[0] for name, x in outputs.items()}
+        return outputs[self._outputs[0]] if len(outputs) == 1 else outputs
+
+    def reset(self, rows: Any = None) -> None:
+        """Begin anew.
+
+        Args:
+            rows: which rows: booleans `(batch_size,)`, or their numbers; by default all.
+        """
+        zeros = {
+            name: np.zeros((self.batch_size, *spec.shape), spec.dtype)
+            for name, spec in self._states.items()
+        }
+        chosen = self._rows(rows)
+        if chosen.all():
+            self._state = zeros
+        else:
+            self._state = {
+                name: self._engine.choose(chosen, zeros[name], self._state[name]) for name in zeros
+            }
+        self.steps = np.where(chosen, 0, self.steps)
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """The states by name, `(batch_size, ...)`; copies."""
+        return {name: np.array(self._engine.to_numpy(x)) for name, x in self._state.items()}
+
+    @state.setter
+    def state(self, given: Mapping[str, Any]) -> None:
+        wrong = {*given} ^ {*self._states}
+        if wrong:
+            raise ValueError(
+                f"Stream: the state has {sorted(self._states)}. Received {sorted(given)}: "
+                f"{sorted(wrong)} are in one alone. It may be of another model."
+            )
+        arrays = {}
+        for name, spec in self._states.items():
+            array, wanted = np.asarray(given[name]), (self.batch_size, *spec.shape)
+            if array.shape != wanted:
+                raise ValueError(
+                    f"Stream: the state '{name}' must have shape {wanted}. Received {array.shape}. "
+                    "Another model or batch size has another state."
+                )
+            arrays[name] = np.array(array.astype(spec.dtype))
+        self._state = arrays
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write the state, and the number of samples, to an `.npz` file, which is moved there.
+
+        Raises:
+            WriteError: if it cannot be written.
+        """
+        about = {_STEPS: self.steps, _WEIGHTS: np.frombuffer(self._weights, "uint8")}
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **self.state, **about)  # type: ignore[arg-type]
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Go on where a stream of the same model was, on whatever backend that ran.
+
+        Raises:
+            ValueError: for a file that is damaged, or of another model, weights or batch size.
+            FileNotFoundError: if there is none.
+        """
+        arrays = read_arrays(path)
+        if not {_STEPS, _WEIGHTS} <= {*arrays}:
+            raise ValueError(f"{path} does not hold the state of a stream, as `save_state` writes.")
+        steps, weights = arrays.pop(_STEPS), arrays.pop(_WEIGHTS).tobytes()
+        if weights and self._weights and weights != self._weights:
+            raise ValueError(
+                f"{path} holds the state of a model with other weights, to which it means nothing. "
+                "Load that model, or begin anew."
+            )
+        if steps.shape != (self.batch_size,) or steps.dtype.kind != "i":
+            raise ValueError(
+                f"{path} holds the state of {steps.size} series, and the stream has "
+                f"batch_size={self.batch_size}."
+            )
+        self.state = arrays
+        self.steps = steps.astype("int64")
+
+    def _rows(self, rows: Any) -> np.ndarray:
+        """Booleans `(batch_size,)`."""
+        chosen = np.ones(self.batch_size, "bool")
+        if rows is None:
+            return chosen
+        given = np.asarray(rows)
+        if given.dtype == bool and given.shape == chosen.shape:
+            return given
+        numbers = given.reshape(-1)
+        if (given.dtype.kind not in "iu" and given.size) or given.ndim > 1:
+            raise ValueError(
+                f"Stream: `rows` must be booleans ({self.batch_size},) or numbers of rows. "
+                f"Received {given.dtype} of shape {given.shape}."
+            )
+        if ((numbers < 0) | (numbers >= self.batch_size)).any():
+            raise ValueError(
+                f"Stream: rows are 0 to {self.batch_size - 1}. Received {numbers.tolist()}."
+            )
+        chosen[:] = False
+        chosen[numbers.astype(int)] = True
+        return chosen
+
+    def _sample(self, sample: Any, present: np.ndarray) -> tuple[dict[str, np.ndarray], bool]:
+        """An array for each input, and whether they came with a batch axis."""
+        given = sample if isinstance(sample, Mapping) else {next(iter(self.inputs)): sample}
+        if {*given} != {*self.inputs}:
+            raise ValueError(
+                f"Stream: a sample has {_described(self.inputs)}"
+                f"{', a dict of arrays' if len(self.inputs) > 1 else ''}. Received "
+                f"{sorted(given)}."
+            )
+        arrays, ranks = {}, set()
+        for name, spec in self.inputs.items():
+            array = np.asarray(given[name])
+            if array.dtype.kind not in "fiub" or not np.can_cast(
+                array.dtype, spec.dtype, "same_kind"
+            ):
+                raise ValueError(
+                    f"Stream: '{name}' must be numbers of {spec.dtype}. Received {array.dtype}."
+                )
+            single = array.shape == spec.shape and self.batch_size == 1
+            if not single and array.shape != (self.batch_size, *spec.shape):
+                raise ValueError(
+                    f"Stream: '{name}' must have shape {(self.batch_size, *spec.shape)}, "
+                    f"(batch, *axes) without time. Received {array.shape}."
+                )
+            array = array.reshape(self.batch_size, *spec.shape)
+            if not present.all():
+                array = np.where(present.reshape(-1, *[1] * len(spec.shape)), array, 0)
+            # In the dtype that is computed in, in which a large number may be infinite.
+            with np.errstate(over="ignore"):
+                array = array.astype(spec.dtype, copy=False)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                place = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+                raise ValueError(
+                    f"Stream: '{name}' has {array[place]} at {place[1:]} in row {place[0]}, from "
+                    "which the state would never recover. Leave the row out by `rows`, or put the "
+                    "value that the model masks."
+                )
+            arrays[name] = array
+            ranks.add(single)
+        return arrays, ranks != {True}
+
+
+def _engine(
+    model: Any, batch_size: int, runtime: str | None, compile: bool
+) -> tuple[Engine, bytes]:
+    """What computes the step, and a hash of its weights, empty where they cannot be seen."""
+    if isinstance(model, (str, os.PathLike)):
+        if Path(model).suffix != ".keras":
+            engine = open_artefact(model)
+            if runtime not in (None, engine.name):
+                raise ValueError(f"Stream: {model} runs on {engine.name}, not on {runtime}.")
+            return engine, b""
+        model = load_keras_model(model)
+    from multibackend_lstm.runtimes.execution import numpy_weights
+    from multibackend_lstm.streaming.step_model import is_step_model, to_step_model
+
+    step = model if is_step_model(model) else to_step_model(model)
+    weights = hashlib.sha256()
+    for array in numpy_weights(step):
+        weights.update(np.ascontiguousarray(array).tobytes())
+    if runtime is not None:
+        return export_step(step, runtime, batch_size), weights.digest()
+    return KerasEngine(step, batch_size, compile), weights.digest()
+
+
+def _nan_but(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """NaN where a row is False."""
+    shaped = rows.reshape(-1, *[1] * (x.ndim - 1))
+    floating = x if x.dtype.kind == "f" else x.astype("float32")
+    return np.where(shaped, floating, floating.dtype.type(np.nan))
+
+
+def _described(specs: Mapping[str, Spec]) -> str:
+    return ", ".join(
+        f"'{name}' (batch, {', '.join(map(str, s.shape))})" for name, s in specs.items()
+    )
