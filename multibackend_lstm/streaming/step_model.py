@@ -13,6 +13,7 @@ from multibackend_lstm.streaming.step_network import (
     Series,
     StepNetwork,
     Summary,
+    Unknown,
     Value,
 )
 from multibackend_lstm.streaming.step_rules import run_graph
@@ -67,8 +68,13 @@ def to_step_model(model: keras.Model) -> keras.Model:
             f"Received {shapes}. A series of single numbers has an axis of one feature."
         )
     found = run_graph(network, model, given)
-    if any(isinstance(value, Lengths) for value in found):
-        raise ValueError(f"to_step_model: an output of '{model.name}' is of the lengths of series.")
+    for value in found:
+        if isinstance(value, Unknown):
+            raise value.error
+        if isinstance(value, Lengths):
+            raise ValueError(
+                f"to_step_model: an output of '{model.name}' comes from the lengths of series."
+            )
     return network.finish(dict(zip(_output_names(graph), found, strict=True)), f"{model.name}_step")
 
 

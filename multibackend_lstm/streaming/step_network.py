@@ -55,7 +55,18 @@ class Lengths:
     """The lengths of whole series, which a stream does not have."""
 
 
-Value = Series | Summary | Lengths
+@dataclass(frozen=True)
+class Unknown:
+    """What an operation cannot come to step by step, which matters where it is used.
+
+    Attributes:
+        error: which operation, and why.
+    """
+
+    error: ValueError
+
+
+Value = Series | Summary | Lengths | Unknown
 
 
 class StepNetwork:
@@ -149,7 +160,7 @@ class StepNetwork:
         """The model, once all layers have been called."""
         results = {}
         for key, value in outputs.items():
-            assert not isinstance(value, Lengths)
+            assert isinstance(value, (Series, Summary))
             x = value.x[:, 0] if isinstance(value, Series) else value.x
             ready = self.ready(value.delay)
             if ready is not None:

@@ -24,6 +24,7 @@ from multibackend_lstm.streaming.step_network import (
     Series,
     StepNetwork,
     Summary,
+    Unknown,
     Value,
     beside,
     both,
@@ -64,7 +65,7 @@ class Call:
     def values(self) -> list[Value]:
         """What stands in the places of its tensors."""
         flat = tree.flatten((self.args, self.kwargs))
-        return [x for x in flat if isinstance(x, (Series, Summary, Lengths))]
+        return [x for x in flat if isinstance(x, (Series, Summary, Lengths, Unknown))]
 
     @property
     def series(self) -> Series:
@@ -114,39 +115,52 @@ def run(call: Call) -> list[Value]:
     """What the outputs of one call come to.
 
     Raises:
-        ValueError: if it cannot run step by step, with the reason.
+        ValueError: if a layer cannot run step by step, with the reason.
     """
-    layer, kind = call.layer, type(call.layer)
+    layer = call.layer
+    is_layer = isinstance(layer, keras.layers.Layer)
+    if not is_layer and any(isinstance(value, Lengths) for value in call.values):
+        return _of_lengths(call)
+    unknown = [value for value in call.values if isinstance(value, Unknown)]
+    if unknown and is_layer:
+        raise unknown[0].error
+    if unknown:
+        return [unknown[0] for _ in call.shapes]
     try:
-        call = _with_mask(call)
-        if isinstance(layer, keras.Model):
-            return _model(call)
-        lengths = any(isinstance(value, Lengths) for value in call.values)
-        if lengths and not isinstance(layer, keras.layers.Layer):
-            return _of_lengths(call)
-        series = [value for value in call.values if isinstance(value, Series)]
-        if not series:
-            return _once(call)
-        if any(each.padding for each in series) and kind not in _CONVOLUTIONS:
-            raise CannotStreamError("zeros before a series can only go to a convolution along time")
-        if call.kwargs.get("training") is True:
-            raise CannotStreamError("it is called with training=True")
-        if kind in _REASONS:
-            raise CannotStreamError(_REASONS[kind])
-        rule = _RULES.get(kind)
-        if rule is None and kind.__module__.startswith("keras."):
-            rule = _OPERATION_RULES.get(kind.__name__)
-        if rule is None:
-            raise CannotStreamError(
-                "it is not known whether it treats each step alone. If it does, put it into "
-                "`multibackend_lstm.TimeDistributed`"
-            )
-        return rule(call)
-    except CannotStreamError as error:
-        raise ValueError(
-            f"to_step_model: '{layer.name}' of type {kind.__name__} cannot run step by step: "
-            f"{error}."
-        ) from error
+        return _run(_with_mask(call))
+    except CannotStreamError as reason:
+        error = ValueError(
+            f"to_step_model: '{layer.name}' of type {type(layer).__name__} cannot run step by "
+            f"step: {reason}."
+        )
+        if is_layer:
+            raise error from reason
+        # It may be a part of a mask of lengths, of which nothing is needed.
+        return [Unknown(error) for _ in call.shapes]
+
+
+def _run(call: Call) -> list[Value]:
+    layer, kind = call.layer, type(call.layer)
+    if isinstance(layer, keras.Model):
+        return _model(call)
+    series = [value for value in call.values if isinstance(value, Series)]
+    if not series:
+        return _once(call)
+    if any(each.padding for each in series) and kind not in _CONVOLUTIONS:
+        raise CannotStreamError("zeros before a series can only go to a convolution along time")
+    if call.kwargs.get("training") is True:
+        raise CannotStreamError("it is called with training=True")
+    if kind in _REASONS:
+        raise CannotStreamError(_REASONS[kind])
+    rule = _RULES.get(kind)
+    if rule is None and kind.__module__.startswith("keras."):
+        rule = _OPERATION_RULES.get(kind.__name__)
+    if rule is None:
+        raise CannotStreamError(
+            "it is not known whether it treats each step alone. If it does, put it into "
+            "`multibackend_lstm.TimeDistributed`"
+        )
+    return rule(call)
 
 
 def _rule(*kinds: type | str) -> Callable[[_Rule], _Rule]:
@@ -445,7 +459,7 @@ def _channelwise(call: Call) -> list[Value]:
         if len(call.shapes) > 1:
             raise CannotStreamError("its layer returns several tensors")
         (found,) = run(Call(network, layer.layer, [inner], {}, [tuple(outputs)]))
-    assert not isinstance(found, Lengths)
+    assert isinstance(found, (Series, Summary))
     steps = (1,) if isinstance(found, Series) else ()
     units = found.x.shape[-1]
     channels = ops.reshape(found.x, (-1, count, *steps, units))

@@ -1,0 +1,152 @@
+"""`multibackend-lstm stream`: a sample a line in, a prediction a line out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from multibackend_lstm import build_model
+from multibackend_lstm.cli import main
+from unit.tools import BACKEND, normal, to_numpy
+
+X = normal(5, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    built = build_model((None, 2, 3), "reshape", units=4, outputs=2)
+    path = tmp_path_factory.mktemp("models") / "model.keras"
+    built.save(path)
+    return path, to_numpy(built(X[None]))[0]
+
+
+def stream(path, lines, *arguments):
+    return CliRunner().invoke(
+        main, ["stream", str(path), "--backend", BACKEND, *arguments], input="\n".join(lines)
+    )
+
+
+def csv(sample):
+    return ",".join(map(str, sample.reshape(-1).tolist()))
+
+
+def test_a_prediction_a_line(model):
+    path, expected = model
+    found = stream(path, [csv(X[0]), "", json.dumps(X[1].tolist()), *map(csv, X[2:])])
+    assert found.exit_code == 0, found.output
+    rows = np.array([line.split(",") for line in found.stdout.splitlines()], "float64")
+    assert rows.shape == (5, 2)
+    np.testing.assert_allclose(rows[-1], expected, atol=1e-6)
+
+
+def test_json_lines(model):
+    path, expected = model
+    found = stream(path, [json.dumps({"inputs": x.tolist()}) for x in X], "--json")
+    lines = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [line["line"] for line in lines] == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(lines[-1]["prediction"], expected, atol=1e-6)
+
+
+def test_a_malformed_line_is_reported_and_leaves_the_state(model):
+    path, expected = model
+    bad = [
+        "1,2,3",
+        "a,b,c,d,e,f",
+        "1,,3,4,5,6",
+        "nan,0,0,0,0,0",
+        "[1, 2",
+        '{"other": 1}',
+        "[[1],[2,3]]",
+    ]
+    lines = [csv(X[0]), *bad, *map(csv, X[1:])]
+    found = stream(path, lines)
+    assert found.exit_code == 1
+    assert len(found.stdout.splitlines()) == 5
+    for number, words in enumerate(
+        [
+            "6 values",
+            "numbers alone",
+            "numbers alone",
+            "has nan",
+            "begins as JSON",
+            "no input",
+            "alone",
+        ],
+        start=2,
+    ):
+        (line,) = [text for text in found.stderr.splitlines() if text.startswith(f"line {number}:")]
+        assert words in line
+    last = np.array(found.stdout.splitlines()[-1].split(","), "float64")
+    np.testing.assert_allclose(last, expected, atol=1e-6)
+
+
+def test_the_state_goes_on_where_it_stopped(model, tmp_path):
+    path, expected = model
+    state = str(tmp_path / "state.npz")
+    assert stream(path, map(csv, X[:2]), "--state", state).exit_code == 0
+    found = stream(path, map(csv, X[2:]), "--state", state)
+    assert "going on after 2 samples; sample 3 is the next" in found.stderr
+    last = np.array(found.stdout.splitlines()[-1].split(","), "float64")
+    np.testing.assert_allclose(last, expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_kill_9_loses_one_prediction_at_most(model, tmp_path):
+    path, expected = model
+    state = tmp_path / "state.npz"
+    command = [
+        sys.executable,
+        "-m",
+        "multibackend_lstm",
+        "stream",
+        str(path),
+        "--state",
+        str(state),
+    ]
+    environment = {**os.environ, "KERAS_BACKEND": BACKEND}
+    seen, printed = 0, []
+    rng = np.random.default_rng(0)
+    while seen < len(X):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        for sample in X[seen : seen + int(rng.integers(1, 4))]:
+            process.stdin.write(csv(sample) + "\n")
+            process.stdin.flush()
+            printed.append(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with np.load(state) as arrays:
+            assert arrays["stream/steps"].tolist() == [len(printed)]
+        seen = len(printed)
+    last = np.array(printed[-1].split(","), "float64")
+    np.testing.assert_allclose(last, expected, atol=1e-6)
+
+
+def test_what_cannot_stream_is_wrong_use(tmp_path):
+    path = tmp_path / "model.keras"
+    build_model((None, 2, 3), "reshape", units=2, bidirectional=True).save(path)
+    found = stream(path, [])
+    assert found.exit_code == 2
+    assert "its backward half begins at the end of the series" in found.output
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_a_state_that_is_none_is_wrong_use(model, tmp_path, content):
+    state = tmp_path / "state.npz"
+    state.write_bytes(content)
+    found = stream(model[0], [], "--state", str(state))
+    assert found.exit_code == 2
+    assert state.read_bytes() == content
+    assert keras.backend.backend() == BACKEND

@@ -1,0 +1,219 @@
+"""Stream: sample by sample what the model gives, and a state that can be carried on."""
+
+import keras
+import numpy as np
+import pytest
+
+from multibackend_lstm import LSTM, FlattenFeatures, Stream, build_model, to_step_model
+from unit.tools import BACKEND, assert_close, assert_equal, normal, run_python, to_numpy
+
+L = keras.layers
+MARK = -9.0
+
+
+def new_model(**options):
+    return build_model((None, 2, 3), "reshape", units=4, outputs=2, **options)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(1) if BACKEND == "tensorflow" else None
+    return new_model(masking=MARK)
+
+
+def test_each_prediction_is_that_of_the_series_so_far(model):
+    x = normal(2, 6, 2, 3)
+    x[0, 2] = MARK
+    stream = Stream(model, batch_size=2)
+    found = [stream.step(x[:, t]) for t in range(6)]
+    for t in (1, 3, 6):
+        assert_close(found[t - 1], model(x[:, :t]))
+    assert stream.steps.tolist() == [6, 6]
+    assert found[0].dtype == "float32"
+
+
+def test_a_single_sample_needs_no_batch_axis(model):
+    x = normal(5, 2, 3)
+    stream, batched = Stream(model), Stream(model, compile=False)
+    for sample in x:
+        found, expected = stream.step(sample), batched.step(sample[None])
+    assert found.shape == (2,)
+    assert_close(found[None], expected)
+    assert_close(found, to_numpy(model(x[None]))[0])
+
+
+def test_rows_join_leave_and_miss_samples(model):
+    """Each row of a batch is as a stream of its own that gets the same samples."""
+    x = normal(3, 8, 2, 3)
+    present = np.random.default_rng(0).random((8, 3)) < 0.7
+    together, alone = Stream(model, batch_size=3), [Stream(model) for _ in range(3)]
+    for t in range(8):
+        given = np.where(present[t][:, None, None], x[:, t], np.nan)  # NaN is not looked at
+        if t == 4:
+            together.reset(rows=[1])
+            alone[1].reset()
+        found = together.step(given, rows=present[t])
+        for row in range(3):
+            if present[t, row]:
+                assert_close(found[row], alone[row].step(x[row, t]))
+            else:
+                assert np.isnan(found[row]).all()
+    assert together.steps.tolist() == [int(s.steps[0]) for s in alone]
+
+
+def test_a_window_begins_anew(model):
+    x = normal(7, 2, 3)
+    stream = Stream(model, window=3)
+    found = [stream.step(sample) for sample in x]
+    assert_close(found[3], to_numpy(model(x[None, 3:4]))[0])
+    assert_close(found[5], to_numpy(model(x[None, 3:6]))[0])
+
+
+def test_the_state_goes_to_a_file_and_on(model, tmp_path):
+    x = normal(6, 2, 3)
+    first, second = Stream(model), Stream(model)
+    for sample in x[:3]:
+        first.step(sample)
+    first.save_state(tmp_path / "state.npz")
+    expected = [first.step(sample) for sample in x[3:]]
+    second.load_state(tmp_path / "state.npz")
+    assert second.steps.tolist() == [3]
+    assert_equal([second.step(sample) for sample in x[3:]], expected)
+
+
+OTHERS = {"torch": "jax", "jax": "torch", "tensorflow": "jax"}
+
+
+@pytest.mark.slow
+def test_the_state_goes_on_in_another_process_on_another_backend(model, tmp_path):
+    x = normal(6, 2, 3)
+    stream = Stream(model)
+    for sample in x[:3]:
+        stream.step(sample)
+    stream.save_state(tmp_path / "state.npz")
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import numpy as np, multibackend_lstm, keras\n"
+        f"stream = multibackend_lstm.Stream({str(tmp_path / 'model.keras')!r})\n"
+        f"stream.load_state({str(tmp_path / 'state.npz')!r})\n"
+        f"found = [stream.step(x) for x in np.load({str(tmp_path / 'x.npy')!r})[3:]]\n"
+        f"np.save({str(tmp_path / 'found.npy')!r}, found)\n"
+        "print(keras.backend.backend())"
+    )
+    other = OTHERS[BACKEND]
+    assert run_python(code, KERAS_BACKEND=other).strip() == other
+    assert_close(np.load(tmp_path / "found.npy")[-1], stream_to_the_end(stream, x[3:]))
+
+
+def stream_to_the_end(stream, x):
+    for sample in x:
+        found = stream.step(sample)
+    return found
+
+
+@pytest.mark.slow
+def test_ten_thousand_steps_are_those_of_the_model():
+    inputs = keras.Input((None, 2, 3))
+    x = LSTM(8, return_sequences=True)(FlattenFeatures()(inputs))
+    model = keras.Model(inputs, L.Dense(2)(LSTM(8, return_sequences=True)(x)))
+    x = normal(1, 10_000, 2, 3)
+    stream = Stream(model)
+    found = np.stack([stream.step(sample) for sample in x[0]])
+    assert_close(found, to_numpy(model(x))[0], atol=2e-6)
+
+
+def test_nothing_is_compiled_again(model):
+    """A compiled step is traced once, however many samples, resets and restored states follow."""
+    traced = []
+
+    class Counting(L.Layer):
+        def call(self, inputs):
+            traced.append(1)
+            return inputs
+
+    inputs = keras.Input((None, 3))
+    timed = L.TimeDistributed(Counting())
+    stream = Stream(keras.Model(inputs, LSTM(2)(timed(inputs))))
+    stream.step(np.ones(3))
+    stream.step(np.ones((1, 3), "float64"))
+    count = len(traced)
+    state = stream.state
+    stream.reset()
+    stream.state = state
+    for number in range(5):
+        stream.step(np.full(3, number))
+    if BACKEND in ("torch", "jax", "tensorflow"):
+        assert len(traced) == count
+
+
+def test_a_step_model_is_taken_as_it_is(model):
+    x = normal(2, 3)
+    assert_close(Stream(to_step_model(model)).step(x), Stream(model).step(x))
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        (np.full((2, 3), np.nan), "'inputs' has nan at (0, 0) in row 0"),
+        (np.full((2, 3), 1e300), "'inputs' has inf"),
+        (np.ones((3, 2)), "must have shape (1, 2, 3)"),
+        (np.ones((2, 2, 3)), "Received (2, 2, 3)"),
+        (np.full((2, 3), "x"), "must be numbers of float32. Received <U1"),
+        (np.ones((2, 3), "complex64"), "must be numbers of float32"),
+        ({"other": np.ones((2, 3))}, "Received ['other']"),
+    ],
+)
+def test_what_is_no_sample_leaves_the_state_alone(model, sample, words):
+    stream = Stream(model)
+    stream.step(np.ones((2, 3)))
+    before = stream.state
+    with pytest.raises(ValueError, match="Stream: ") as raised:
+        stream.step(sample)
+    assert words in str(raised.value)
+    assert_equal(stream.state, before)
+    assert stream.steps.tolist() == [1]
+
+
+@pytest.mark.parametrize("rows", [[2], [-1], [0.5], [[0]], "all"])
+def test_rows_that_are_none(model, rows):
+    with pytest.raises(ValueError, match="rows"):
+        Stream(model, batch_size=2, compile=False).reset(rows)
+
+
+def test_a_state_of_another_model_is_refused(model, tmp_path):
+    file = tmp_path / "state.npz"
+    stream = Stream(model, compile=False)
+    stream.save_state(file)
+    with pytest.raises(ValueError, match="other weights"):
+        Stream(new_model(masking=MARK), compile=False).load_state(file)
+    with pytest.raises(ValueError, match="holds the state of 1 series"):
+        Stream(model, batch_size=2, compile=False).load_state(file)
+    with pytest.raises(ValueError, match="It may be of another model"):
+        stream.state = {"h": np.zeros((1, 4))}
+    with pytest.raises(ValueError, match="must have shape"):
+        stream.state = {name: x[0] for name, x in stream.state.items()}
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    with pytest.raises(ValueError, match="does not hold the state of a stream"):
+        stream.load_state(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be 1 or more"),
+        ({"window": 0}, "`window` must be 1 or more"),
+        ({"runtime": "tensorrt"}, "`runtime` must be None, 'onnxruntime'"),
+    ],
+)
+def test_wrong_arguments(model, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Stream(model, **arguments)
+
+
+def test_files_of_other_kinds(tmp_path):
+    (tmp_path / "model.h5").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a stream runs files of .onnx"):
+        Stream(tmp_path / "model.h5")
+    with pytest.raises(FileNotFoundError):
+        Stream(tmp_path / "model.onnx")
