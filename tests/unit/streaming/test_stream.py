@@ -123,28 +123,32 @@ def test_ten_thousand_steps_are_those_of_the_model():
     assert_close(found, to_numpy(model(x))[0], atol=2e-6)
 
 
-def test_nothing_is_compiled_again(model):
+TRACED = []
+
+
+@keras.saving.register_keras_serializable(package="test_stream")
+class Counting(L.Layer):
+    """Counts how often it is called, or traced."""
+
+    def call(self, inputs):
+        TRACED.append(1)
+        return inputs
+
+
+def test_nothing_is_compiled_again():
     """A compiled step is traced once, however many samples, resets and restored states follow."""
-    traced = []
-
-    class Counting(L.Layer):
-        def call(self, inputs):
-            traced.append(1)
-            return inputs
-
     inputs = keras.Input((None, 3))
-    timed = L.TimeDistributed(Counting())
-    stream = Stream(keras.Model(inputs, LSTM(2)(timed(inputs))))
+    stream = Stream(keras.Model(inputs, LSTM(2)(L.TimeDistributed(Counting())(inputs))))
     stream.step(np.ones(3))
     stream.step(np.ones((1, 3), "float64"))
-    count = len(traced)
+    count = len(TRACED)
     state = stream.state
     stream.reset()
     stream.state = state
     for number in range(5):
         stream.step(np.full(3, number))
     if BACKEND in ("torch", "jax", "tensorflow"):
-        assert len(traced) == count
+        assert len(TRACED) == count
 
 
 def test_a_step_model_is_taken_as_it_is(model):
@@ -171,7 +175,7 @@ def test_what_is_no_sample_leaves_the_state_alone(model, sample, words):
     with pytest.raises(ValueError, match="Stream: ") as raised:
         stream.step(sample)
     assert words in str(raised.value)
-    assert_equal(stream.state, before)
+    assert_equal([*stream.state.values()], [*before.values()])
     assert stream.steps.tolist() == [1]
 
 
