@@ -31,12 +31,14 @@ class Tensor(NamedTuple):
         path: which one of the kind, such as `"encoder/lstm"`.
         values: in a dtype that NumPy knows.
         dtype: the name of the dtype that the backend gave it.
+        assigned: of the gradient by a weight, whether the layer assigned the weight in the call.
     """
 
     kind: str
     path: str
     values: np.ndarray
     dtype: str
+    assigned: bool = False
 
 
 def as_tensor(kind: str, path: str, x: Any) -> Tensor:

@@ -340,6 +340,7 @@ class Isolation:
                 elif id(variable) in self._start:
                     variable.assign(self._start[id(variable)])
             execution.round(size, twin)
+            started = [np.array(ops.convert_to_numpy(v.value)) for v in trainable]
             wide = "float64" if execution.noisy else call.dtype
             tensors = [
                 ops.convert_to_tensor(moved_input(x), _dtype_of(x, wide)) for x in call.tensors
@@ -357,8 +358,10 @@ class Isolation:
                 if id(variable) in self._paths
             ]
             weights = [
-                as_tensor("weight gradient alone", self._paths[id(variable)] + number, gradient)
-                for variable, gradient in zip(trainable, gradients, strict=True)
+                as_tensor(
+                    "weight gradient alone", self._paths[id(variable)] + number, gradient
+                )._replace(assigned=_differs(variable.value, start))
+                for variable, gradient, start in zip(trainable, gradients, started, strict=True)
             ]
             return [
                 *_tensors("layer alone in training", call.name, outputs),
@@ -489,6 +492,10 @@ def _off_alike(tensor: Tensor, call: Call) -> np.ndarray:
             if np.allclose(exact, tensor.values.ravel(), rtol=1e-6, atol=0):
                 return off.reshape(shape)
     return np.zeros(shape)
+
+
+def _differs(value: Any, start: np.ndarray) -> bool:
+    return not np.array_equal(ops.convert_to_numpy(value), start, equal_nan=True)
 
 
 def _rms(x: np.ndarray) -> float:

@@ -302,6 +302,7 @@ def _send_part(answer: Answer, part: tuple[str, Iterator[Any]]) -> None:
 
 
 def _header(tensor: Any, **more: Any) -> dict[str, Any]:
+    more |= {"assigned": True} if tensor.assigned else {}
     return {"tensor": {"kind": tensor.kind, "path": tensor.path, "dtype": tensor.dtype, **more}}
 
 
