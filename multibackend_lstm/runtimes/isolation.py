@@ -23,7 +23,7 @@ from multibackend_lstm.runtimes import backend_runtime
 from multibackend_lstm.runtimes.backend_runtime import LayerFunction, LossFunction
 from multibackend_lstm.runtimes.calls import Call, NotAlone, decoded, encoded, with_mask
 from multibackend_lstm.runtimes.errors import CaseError
-from multibackend_lstm.runtimes.execution import Execution, Tensor, as_tensor, operations
+from multibackend_lstm.runtimes.execution import Execution, Tensor, as_tensor, named_operations
 from multibackend_lstm.runtimes.loading import cause
 from multibackend_lstm.runtimes.noise_floor import (
     ROUNDING,
@@ -80,13 +80,7 @@ class Isolation:
         self._execution = execution
         self._function: keras.Function | None = None  # of a layer that is opened
         self._taps: Iterator[Any] | None = None
-        self.operations: dict[str, Any] = {}
-        seen: set[int] = set()
-        for path, operation in operations(execution.model):
-            if id(operation) not in seen:
-                seen.add(id(operation))
-                number = 1 + sum(known.partition(" (")[0] == path for known in self.operations)
-                self.operations[path if number == 1 else f"{path} ({number})"] = operation
+        self.operations: dict[str, Any] = named_operations(execution.model)
         if execution.total_loss is not None:
             self.operations.setdefault(LOSS, execution.total_loss)
         self._start = {id(v): x for v, x in execution.snapshot()}
