@@ -514,9 +514,12 @@ def _farthest_operation(
 
 def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
     target = result.target
+    by_error: dict[str, list[str]] = {}
     for part, error in result.failed.items():
-        what = "could not run" if part == "target" else f"failed in {part}"
-        yield Finding(target, FAILED, part, f"{target} {what}: {error}")
+        by_error.setdefault(error, []).append(part)
+    for error, parts in by_error.items():  # once, though each part meets it
+        what = "could not run" if "target" in parts else f"failed in {' and '.join(parts)}"
+        yield Finding(target, FAILED, parts[0], f"{target} {what}: {error}")
     for part, reason in result.not_compared.items():
         message = f"{target}: {part} not compared: {reason}"
         yield Finding(target, NOT_COMPARED, part, message)
