@@ -87,7 +87,7 @@ def page(document: dict[str, Any]) -> str:
         table.append(f"| {' | '.join(cells)} |")
     return "\n".join(
         [
-            "# Every layer of Keras, compared",
+            "# Layers and functions of Keras, compared",
             "",
             f"Made by `python benchmarks/{NAME}.py` with {of}: {results['agree']} of "
             f"{results['cases']} cases agree on {', '.join(results['targets'])}; the others are "
