@@ -76,7 +76,7 @@ def _write(
         layer = with_dtype(dict(layer), report.settings["dtype"])
     dtype = least.call["dtype"]
     versions = next(dict(r.versions) for r in report.results if r.target == least.target)
-    weights = leasts.weights_of(path)
+    weights = leasts.weights.get(path, {})
     of_keras = layer["module"].split(".")[0] == "keras"
     output = compared.path.removeprefix(least.call["name"]).strip("[]")
     header = {

@@ -312,7 +312,11 @@ def _check(
         ]
         if leasts is not None:
             leasts.layers = layers
-            leasts.weights = dict(zip(case.weight_paths, case.weights or [], strict=False))
+            pairs_of = list(zip(case.weight_paths, case.weights or [], strict=False))
+            leasts.weights = {
+                path: dict(pairs_of[place] for place in places)
+                for path, places in case.described["weights"].items()
+            }
         compare_alone(truth, reference, pairs, settings["twins"], progress, leasts)
         if save_truth is not None:
             truth.save(save_truth, case, settings)

@@ -37,6 +37,8 @@ DISAGREES_ABOVE = 200.0
 #: there nothing piles up. Backends round to the narrow ones more seldom than the twins do, since
 #: they add up in float32.
 ALONE_UP_TO = {"float32": 20.0, "float16": 10.0, "bfloat16": 4.0}
+#: Scores of healthy layers alone are up to here.
+HEALTHY_ALONE = 5.0
 #: The same of the worst element, over that element's own floor.
 ALONE_WORST_UP_TO = {"float32": 300.0, "float16": 100.0, "bfloat16": 40.0}
 # An element's floor, which few twins tell, is at least this share of its tensor's.
@@ -60,6 +62,7 @@ class Comparison:
         peers: the other targets that differ from the truth too, but not from this one.
         nondeterministic: whether the target gave something else when it was asked again, so that
             its own spread is a part of the floor.
+        assigned: whether the layer assigned the weight that this is the gradient by.
         noticed: the smallest error of the whole tensor, relative to it, that would have disagreed.
         problem: what else is wrong: a shape, a dtype, a missing tensor, a NaN on one side.
         floor: the noise floor, with the rounding of the truth itself to the target's dtype.
@@ -98,6 +101,7 @@ class Comparison:
     peers: tuple[str, ...] = ()
     noticed: float = 0.0
     nondeterministic: bool = False
+    assigned: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For JSON, which has no infinity."""

@@ -262,7 +262,8 @@ def _one(
         dtype=tensor["dtype"],
         exact=truth.float64,
     )
-    return replace(compared, nondeterministic=spread is not None)
+    assigned = bool(tensor.get("assigned") or expected.get("assigned"))
+    return replace(compared, nondeterministic=spread is not None, assigned=assigned)
 
 
 def _find_peers(

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,9 @@ from multibackend_lstm.agreement.comparison import (
     AGREES_UP_TO,
     ALONE,
     DISAGREES,
+    DISAGREES_ABOVE,
     GROUPS,
+    HEALTHY_ALONE,
     SUSPICIOUS,
     Comparison,
     json_number,
@@ -50,7 +52,8 @@ class Finding:
         layer: the class of the layer that it belongs to, if there is one.
         message: all of it in a sentence.
         known: the entry of runtimes/upstream.toml that explains it, if there is one.
-        operations: of a layer that is off alone, those inside of it that are so too.
+        operations: of a layer that is off alone, those inside of it that are so too, or, where
+            none is and it is off by little, the one that loses most digits.
     """
 
     target: str
@@ -425,9 +428,22 @@ def _alone_findings(
             if inner:
                 message = f"{finding.message}. Inside of it: {', '.join(inner)}"
                 finding = replace(finding, message=message, operations=inner)
+            elif farthest := _farthest_operation(result, layer, off):
+                message = (
+                    f"{finding.message}. Inside of it no operation is off alone; {farthest} is the "
+                    "farthest"
+                )
+                finding = replace(finding, message=message, operations=(farthest,))
             against, beside = _sides(report, result, off[0])
             others = _with_verdict(report, off[0], DISAGREES) - against
-            if len(against) > 1:
+            if all(c.assigned for c in off):
+                message = (
+                    f"{finding.message}. The layer assigns this weight while it is called: the "
+                    "gradient is by the weight as it was before on jax, and as it is afterwards "
+                    "on tensorflow and torch. Who is wrong cannot be told"
+                )
+                finding = replace(finding, message=message)
+            elif len(against) > 1:
                 message = (
                     f"{finding.message}. {', '.join(off[0].peers)} differ in the same way, and "
                     f"{', '.join(sorted(beside))} do not: who is wrong cannot be told"
@@ -481,11 +497,29 @@ def _guilty_operations(result: TargetResult, layer: str | None) -> tuple[str, ..
     return tuple(dict.fromkeys(f"operation {name}" for name in off))
 
 
+def _farthest_operation(
+    result: TargetResult, layer: str | None, off: Sequence[Comparison]
+) -> str | None:
+    """The operation that loses most digits, of a layer that is off by little: it adds to it.
+
+    None where all are as near as healthy ones, or the layer is off by more than lost digits.
+    """
+    inside = result.opened.get(layer or "", [])
+    most = max(inside, key=lambda c: c.worst_score, default=None)
+    if most is None or most.worst_score <= HEALTHY_ALONE:
+        return None
+    by_much = any(c.score > DISAGREES_ABOVE or c.problem for c in off)
+    return None if by_much else f"operation {most.layer}"
+
+
 def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
     target = result.target
+    by_error: dict[str, list[str]] = {}
     for part, error in result.failed.items():
-        what = "could not run" if part == "target" else f"failed in {part}"
-        yield Finding(target, FAILED, part, f"{target} {what}: {error}")
+        by_error.setdefault(error, []).append(part)
+    for error, parts in by_error.items():  # once, though each part meets it
+        what = "could not run" if "target" in parts else f"failed in {' and '.join(parts)}"
+        yield Finding(target, FAILED, parts[0], f"{target} {what}: {error}")
     for part, reason in result.not_compared.items():
         message = f"{target}: {part} not compared: {reason}"
         yield Finding(target, NOT_COMPARED, part, message)

@@ -46,22 +46,13 @@ class Leasts:
 
     Attributes:
         layers: module, class and config by the layer's path.
-        weights: by path, in the order of the model.
+        weights: paths and values of each layer's, in the order of the layer.
         found: the least calls, one for each layer and target that is off.
     """
 
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weights: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     found: list[Least] = field(default_factory=list)
-
-    def weights_of(self, path: str) -> dict[str, np.ndarray]:
-        """Those of a layer."""
-        name = path.rpartition("/")[2]
-        return {
-            p: w
-            for p, w in self.weights.items()
-            if p.startswith((f"{path}/", f"{name}/")) or f"/{name}/" in p
-        }
 
     def is_fixed(self, path: str, axis: int, ndim: int) -> bool:
         """Whether a layer's weights have the size of an axis.
@@ -69,7 +60,7 @@ class Leasts:
         Such an axis is not cut: weights broadcast over an axis of 1, where a new layer would not.
         """
         config = self.layers.get(path, {}).get("config") or {}
-        if axis == 0 or not self.weights_of(path):
+        if axis == 0 or not self.weights.get(path):
             return False
         axes = config.get("axis", -1)
         axes = axes if isinstance(axes, (list, tuple)) else [axes]

@@ -3,6 +3,7 @@
 import collections
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,12 +32,14 @@ class Tensor(NamedTuple):
         path: which one of the kind, such as `"encoder/lstm"`.
         values: in a dtype that NumPy knows.
         dtype: the name of the dtype that the backend gave it.
+        assigned: of the gradient by a weight, whether the layer assigned the weight in the call.
     """
 
     kind: str
     path: str
     values: np.ndarray
     dtype: str
+    assigned: bool = False
 
 
 def as_tensor(kind: str, path: str, x: Any) -> Tensor:
@@ -125,7 +128,21 @@ def describe(model: keras.Model) -> dict[str, Any]:
         if hasattr(model, "_inputs_struct")
         else None,
         "compiled": compiled(model),
+        "weights": _weights_of_layers(model),
     }
+
+
+def _weights_of_layers(model: keras.Model) -> dict[str, list[int]]:
+    """Where each layer's weights stand among the model's, in the layer's own order.
+
+    By the variables themselves: paths of weights do not tell the layer where names are alike.
+    """
+    places = {id(weight): place for place, weight in enumerate(model.weights)}
+    found = {}
+    for path, layer in named_operations(model).items():
+        weights = [places.get(id(weight)) for weight in getattr(layer, "weights", ())]
+        found[path] = [place for place in weights if place is not None]
+    return found
 
 
 def compiled(model: keras.Model) -> dict[str, Any]:
@@ -194,14 +211,18 @@ def in_order(variables: Sequence[Any], paths: Sequence[str], shapes: Sequence[An
     """The variables to which weights of these paths and shapes belong.
 
     A layer may create its weights in another order on another backend, so that they are found by
-    path. Where the paths are others, since a process counts the names that it makes up, the order
-    has to do.
+    path. Where the paths are others, since a process counts the names that it makes up, they are
+    found by path without these numbers, or by their order where that tells the same.
 
     Raises:
-        CaseError: if a weight has another shape than its variable.
+        CaseError: if a weight has another shape than its variable, or names do not tell which of
+            several variables of its shape it belongs to.
     """
     found = dict(zip(unique_paths(variables), variables, strict=True))
-    ordered = [found[path] for path in paths] if {*found} == {*paths} else list(variables)
+    if {*found} == {*paths}:
+        ordered = [found[path] for path in paths]
+    else:
+        ordered = _without_numbers(found, paths)
     if [tuple(v.shape) for v in ordered] != [tuple(shape) for shape in shapes]:
         given = ", ".join(f"{path} {tuple(s)}" for path, s in zip(paths, shapes, strict=True))
         here = ", ".join(f"{v.path} {tuple(v.shape)}" for v in variables)
@@ -209,6 +230,27 @@ def in_order(variables: Sequence[Any], paths: Sequence[str], shapes: Sequence[An
             f"the weights are those of another model. They are {given}; the model here has {here}."
         )
     return ordered
+
+
+def _without_numbers(found: dict[str, Any], paths: Sequence[str]) -> list[Any]:
+    here, given = ([re.sub(r"_\d+(?=/|$)", "", p) for p in names] for names in (found, paths))
+    # Nor by what a model that is called for the first time puts before: its own name, or none.
+    here, given = (["/".join(p.split("/")[-2:]) for p in names] for names in (here, given))
+    variables = list(found.values())
+    if here == given or len(here) != len(given):
+        return variables
+    if sorted(here) == sorted(given) and len({*here}) == len(here):
+        by_name = dict(zip(here, variables, strict=True))
+        return [by_name[path] for path in given]
+    shapes = collections.Counter(tuple(v.shape) for v in variables)
+    for name, wanted, variable in zip(here, given, variables, strict=True):
+        if name != wanted and shapes[tuple(variable.shape)] > 1:
+            raise CaseError(
+                f"the weights cannot be told apart: one is {wanted!r} where the model here has "
+                f"{name!r}, and others have its shape {tuple(variable.shape)} too. Give the layers "
+                "and weights of the model names that are the same in every process."
+            )
+    return variables
 
 
 def with_dtype(config: Any, dtype: str) -> Any:
@@ -249,6 +291,19 @@ def operations(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]
             yield from operations(operation, f"{prefix}{operation.name}/")
         else:
             yield prefix + operation.name, operation
+
+
+def named_operations(model: keras.Model) -> dict[str, Any]:
+    """Every layer and operation, each once, by its path; a path that comes again is numbered."""
+    named: dict[str, Any] = {}
+    counts: collections.Counter[str] = collections.Counter()
+    seen: set[int] = set()
+    for path, operation in operations(model):
+        if id(operation) not in seen:
+            seen.add(id(operation))
+            counts[path] += 1
+            named[path if counts[path] == 1 else f"{path} ({counts[path]})"] = operation
+    return named
 
 
 def silence(model: keras.Model) -> list[str]:

@@ -23,9 +23,16 @@ from multibackend_lstm.runtimes import backend_runtime
 from multibackend_lstm.runtimes.backend_runtime import LayerFunction, LossFunction
 from multibackend_lstm.runtimes.calls import Call, NotAlone, decoded, encoded, with_mask
 from multibackend_lstm.runtimes.errors import CaseError
-from multibackend_lstm.runtimes.execution import Execution, Tensor, as_tensor, operations
+from multibackend_lstm.runtimes.execution import Execution, Tensor, as_tensor, named_operations
 from multibackend_lstm.runtimes.loading import cause
-from multibackend_lstm.runtimes.noise_floor import NoiseFloor, perturbed, rounding_of
+from multibackend_lstm.runtimes.noise_floor import (
+    ROUNDING,
+    NoiseFloor,
+    off_one_by_one,
+    one_by_one,
+    perturbed,
+    rounding_of,
+)
 
 #: Paths of what is called alone beside the layers.
 LOSS, OPTIMIZER = "loss", "optimizer"
@@ -37,8 +44,7 @@ _OFF_ZERO = 1e-30
 UPDATES = 2
 #: The number of terms of a sum that the twins' own noise stands for, by dtype.
 TERMS = {"float32": 256.0, "float16": 32.0, "bfloat16": 16.0}
-#: How many times fewer in a plain sum, a loss or the gradient of a bias, which TensorFlow and JAX
-#: add up one after the other; a kernel's gradient is a product of matrices, added up in blocks.
+#: How many times fewer in a plain sum of the narrow dtypes.
 _PLAIN_SUM = 16
 
 
@@ -74,13 +80,7 @@ class Isolation:
         self._execution = execution
         self._function: keras.Function | None = None  # of a layer that is opened
         self._taps: Iterator[Any] | None = None
-        self.operations: dict[str, Any] = {}
-        seen: set[int] = set()
-        for path, operation in operations(execution.model):
-            if id(operation) not in seen:
-                seen.add(id(operation))
-                number = 1 + sum(known.partition(" (")[0] == path for known in self.operations)
-                self.operations[path if number == 1 else f"{path} ({number})"] = operation
+        self.operations: dict[str, Any] = named_operations(execution.model)
         if execution.total_loss is not None:
             self.operations.setdefault(LOSS, execution.total_loss)
         self._start = {id(v): x for v, x in execution.snapshot()}
@@ -334,6 +334,7 @@ class Isolation:
                 elif id(variable) in self._start:
                     variable.assign(self._start[id(variable)])
             execution.round(size, twin)
+            started = [np.array(ops.convert_to_numpy(v.value)) for v in trainable]
             wide = "float64" if execution.noisy else call.dtype
             tensors = [
                 ops.convert_to_tensor(moved_input(x), _dtype_of(x, wide)) for x in call.tensors
@@ -351,8 +352,10 @@ class Isolation:
                 if id(variable) in self._paths
             ]
             weights = [
-                as_tensor("weight gradient alone", self._paths[id(variable)] + number, gradient)
-                for variable, gradient in zip(trainable, gradients, strict=True)
+                as_tensor(
+                    "weight gradient alone", self._paths[id(variable)] + number, gradient
+                )._replace(assigned=_differs(variable.value, start))
+                for variable, gradient, start in zip(trainable, gradients, started, strict=True)
             ]
             return [
                 *_tensors("layer alone in training", call.name, outputs),
@@ -423,8 +426,47 @@ class Isolation:
                 if key in exact and "gradient" in tensor.kind:
                     floor.add(twin, key, tensor.values, exact[key].values)
         for key, tensor in exact.items():
-            longer = _sum_factor(tensor, call)
-            yield Truth(tensor, floor.of(key)[0] * longer, floor.of_elements(key) * longer)
+            yield self._of_sums(tensor, call, floor.of(key)[0], floor.of_elements(key))
+
+    def _of_sums(self, tensor: Tensor, call: Call, floor: float, elements: np.ndarray) -> Truth:
+        """The truth with floors that know how long the sum behind each element is.
+
+        The twins move what is added up, not what is added up already. A plain sum, such as the
+        gradient of a bias or a mean, is added up one term after the other by a healthy backend
+        too; a product of matrices, such as the gradient of a kernel, in blocks.
+        """
+        given = [x for x in [*call.tensors, *call.upstream] if x.dtype.kind == "f" and x.ndim]
+        size = max(tensor.values.size, 1)
+        if tensor.kind == "weight gradient alone":
+            terms = max((x.size / x.shape[-1] for x in given if x.size), default=1.0)
+        else:
+            terms = max((x.size for x in given), default=1) / size
+        plain = self._is_plain(tensor, call)
+        if plain and call.dtype == "float32" and tensor.values.dtype.kind == "f" and terms > 1:
+            rounding = ROUNDING[call.dtype]
+            of_each = np.where(np.isfinite(tensor.values), tensor.values, 0.0)
+            total = _rms(of_each)
+            off = _off_alike(tensor, call)
+            return Truth(
+                tensor,
+                float(np.hypot(one_by_one(floor, total, terms, rounding), _rms(off))),
+                np.hypot(one_by_one(elements, of_each, terms, rounding), off),
+            )
+        terms *= _PLAIN_SUM if plain else 1
+        longer = math.sqrt(1 + terms / TERMS.get(call.dtype, TERMS["float32"]))
+        return Truth(tensor, floor * longer, elements * longer)
+
+    def _is_plain(self, tensor: Tensor, call: Call) -> bool:
+        """Whether elements are sums of what goes in or comes back, rather than of products."""
+        is_vector = sum(length > 1 for length in tensor.values.shape) < 2
+        if call.path == OPTIMIZER:
+            return False
+        if "gradient" in tensor.kind:
+            return is_vector
+        floating = [x for x in call.tensors if x.dtype.kind == "f"]
+        has_weights = any(v.trainable for v in getattr(self.operations[call.path], "variables", ()))
+        alone = len(floating) < 2 and not has_weights
+        return tensor.values.ndim == 0 or tensor.kind == "update alone" or alone
 
 
 def _knows_training(operation: Any) -> bool:
@@ -435,21 +477,23 @@ def _knows_training(operation: Any) -> bool:
     return "training" in inspect.signature(operation.call).parameters or any(inner)
 
 
-def _sum_factor(tensor: Tensor, call: Call) -> float:
-    """By how much more than the twins the length of a sum lets a tensor move.
+def _off_alike(tensor: Tensor, call: Call) -> np.ndarray:
+    """How far float32 is off a sum of just what comes back, which the gradient of a bias is."""
+    shape = tensor.values.shape
+    for terms in call.upstream if "gradient" in tensor.kind else ():
+        if shape and terms.ndim and shape[-1] == tensor.values.size == terms.shape[-1]:
+            exact, off = off_one_by_one(terms)
+            if np.allclose(exact, tensor.values.ravel(), rtol=1e-6, atol=0):
+                return off.reshape(shape)
+    return np.zeros(shape)
 
-    The twins move what is added up; how the backends add it up, in float32 one after the other
-    or block by block, makes errors that grow with the root of the number of terms.
-    """
-    given = [x for x in [*call.tensors, *call.upstream] if x.dtype.kind == "f" and x.ndim]
-    if tensor.kind == "weight gradient alone":
-        terms = max((x.size / x.shape[-1] for x in given), default=1.0)
-        is_plain = tensor.values.ndim < 2
-    else:
-        terms = max((x.size for x in given), default=1) / max(tensor.values.size, 1)
-        is_plain = tensor.values.ndim == 0
-    terms *= _PLAIN_SUM if is_plain else 1
-    return math.sqrt(1 + terms / TERMS.get(call.dtype, TERMS["float32"]))
+
+def _differs(value: Any, start: np.ndarray) -> bool:
+    return not np.array_equal(ops.convert_to_numpy(value), start, equal_nan=True)
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
 
 
 class _Context(keras.layers.Layer):

@@ -9,7 +9,7 @@ import numpy as np
 
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.imports import imported
-from multibackend_lstm.runtimes.noise_floor import NoiseFloor, perturbed
+from multibackend_lstm.runtimes.noise_floor import ROUNDING, Key, NoiseFloor, one_by_one, perturbed
 from multibackend_lstm.runtimes.runtime import Answer, Runtime
 from multibackend_lstm.runtimes.serve import described
 
@@ -302,6 +302,7 @@ def _send_part(answer: Answer, part: tuple[str, Iterator[Any]]) -> None:
 
 
 def _header(tensor: Any, **more: Any) -> dict[str, Any]:
+    more |= {"assigned": True} if tensor.assigned else {}
     return {"tensor": {"kind": tensor.kind, "path": tensor.path, "dtype": tensor.dtype, **more}}
 
 
@@ -331,12 +332,44 @@ def _send_truth(answer: Answer, case: _RunParts, twins: int, rounding: float) ->
             key = None if isinstance(tensor, Exception) else (tensor.kind, tensor.path)
             if key in exact:
                 floor.add(twin, key, tensor.values, exact[key])
+    longer = _longer_by_sums(
+        [tensor for _, tensor in truth if not isinstance(tensor, Exception)], floor, rounding
+    )
     for name, tensor in truth:
         if isinstance(tensor, Exception):
             answer({"failed": name, "reason": described(tensor)})
             continue
         size, most = floor.of((tensor.kind, tensor.path))
+        size += longer.get((tensor.kind, tensor.path), 0.0)
         answer(_header(tensor, floor=size, largest=most), {"values": tensor.values})
+
+
+def _longer_by_sums(tensors: list[Any], floor: NoiseFloor, rounding: float) -> dict[Key, float]:
+    """What the length of sums adds to the floors of losses and of biases, in float32.
+
+    A bias goes on by what its gradient is off, so that its floor grows in the same proportion.
+    """
+    if rounding > 2 * ROUNDING["float32"]:
+        return {}
+    outputs = [t.values for t in tensors if t.kind in ("layer", "output") and t.values.size]
+    terms = {
+        "loss": sum(t.values.size for t in tensors if t.kind == "output"),
+        "weight gradient": max((x.size / x.shape[-1] for x in outputs if x.ndim), default=1),
+    }
+    more: dict[Key, float] = {}
+    for tensor in tensors:
+        if tensor.kind not in terms or sum(n > 1 for n in tensor.values.shape) > 1:
+            continue
+        finite = tensor.values[np.isfinite(tensor.values)].astype("float64")
+        total = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
+        key = (tensor.kind, tensor.path)
+        known = floor.of(key)[0]
+        grown = float(one_by_one(known, total, terms[tensor.kind], ROUNDING["float32"]))
+        more[key] = grown - known
+        if tensor.kind == "weight gradient" and known:
+            of_weight = floor.of(("weight", tensor.path))[0]
+            more["weight", tensor.path] = of_weight * (grown / known - 1)
+    return more
 
 
 def _send_calls(answer: Answer, case: _RunParts, isolation: Any, dtypes: dict[str, str]) -> None:

@@ -107,6 +107,42 @@ def perturbed(
     return np.where(np.isin(x, list(fixed)), exact, moved) if fixed else moved
 
 
+def one_by_one(
+    moved: np.ndarray | float, total: np.ndarray | float, terms: float, rounding: float
+) -> np.ndarray:
+    """The floor of a sum that a healthy backend may add up one term after the other.
+
+    The twins move the terms; what they do not show is the rounding of each partial sum. After `k`
+    of `n` terms that is about `k / n` of the total, and a random walk that ends in it. So the
+    squares of the partial sums add up to `n / 3` times that of the total, and `n / 6` times what
+    the squares of the terms add up to, which the twins do show.
+
+    Args:
+        moved: how far the sum moves when its terms are moved within their rounding.
+        total: the sum.
+        terms: their number.
+        rounding: of the dtype, relative to a number.
+    """
+    walk = np.square(moved) * (1 + terms / 6)
+    # Rounding is uniform: its square is a third of the largest one's.
+    return np.asarray(np.sqrt(walk + np.square(np.multiply(total, rounding)) * terms / 9))
+
+
+def off_one_by_one(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of all axes but the last, and how far float32 is off one term after the other.
+
+    Terms that are alike, as behind a mean, are all rounded to the same side: that adds up, which
+    `one_by_one` does not know.
+    """
+    rows = terms.reshape(-1, terms.shape[-1])
+    exact = rows.sum(0, dtype="float64")
+    sequential = np.zeros(rows.shape[-1], "float32")
+    for start in range(0, len(rows), 4096):  # not to hold all partial sums
+        block = np.concatenate([sequential[None], rows[start : start + 4096].astype("float32")])
+        sequential = np.add.accumulate(block)[-1]
+    return exact, np.abs(sequential - exact)
+
+
 def rounding_of(dtype: str | None, layers: Mapping[str, Any], float64: bool) -> float:
     """The coarsest rounding of the dtypes that a model's layers compute in.
 

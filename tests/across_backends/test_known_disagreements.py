@@ -6,6 +6,8 @@ from keras import layers
 
 from multibackend_lstm import agreement
 from multibackend_lstm.agreement.known import explanation, known_disagreements
+from multibackend_lstm.agreement.suite.keras_layers import cases
+from multibackend_lstm.agreement.suite.running import built
 
 # A model that shows the entry of this id.
 REPRODUCTIONS = {
@@ -60,3 +62,28 @@ def test_another_finding_is_not_named():
         versions={"keras": "3.15.1"},
     )
     assert explained is None
+
+
+def _suite_case(name):
+    (case,) = [case for case in cases() if case.name == name]
+    return built(case)
+
+
+@pytest.mark.parametrize("options", ["", "epsilon=1e-05,momentum=0.9"])
+def test_digits_lost_by_moments_are_named_where_no_operation_is_off_alone(workers, options):
+    """A batch of 4, with a mean of 11 times the standard deviation in one channel."""
+    model, inputs = _suite_case(f"BatchNormalization({options}) on 6")
+    report = agreement.check(model, inputs, workers=workers, steps=1, optimizer="sgd")
+    assert report.agrees, report.table()
+    (finding,) = [f for f in report.findings if f.known is not None]
+    assert (finding.target, finding.known["id"]) == ("torch@cpu", "moments-torch")
+    assert "operation 2 Moments is the farthest" in finding.message
+
+
+def test_nobody_is_blamed_for_the_gradient_by_a_weight_that_the_layer_assigns(workers):
+    """By the kernel before the call on JAX, by the normalized one on TensorFlow and torch."""
+    model, inputs = _suite_case("SpectralNormalization(layer=Dense(units=4)) on 6")
+    report = agreement.check(model, inputs, workers=workers, steps=1, optimizer="sgd")
+    (finding,) = report.findings
+    assert "assigns this weight" in finding.message
+    assert "Who is wrong cannot be told" in finding.message

@@ -77,3 +77,15 @@ def test_where_all_differ_alike_nobody_is_wrong():
     (finding,) = report.findings
     assert finding.verdict == SUSPICIOUS
     assert "agree with each other" in finding.message
+
+
+def test_an_error_is_told_once_with_the_parts_that_it_ends():
+    failed = {"prediction": "ValueError: no", "layers": "ValueError: no", "training": "other"}
+    report = Report("case", "", True, {}, results=[TargetResult("jax@cpu", failed=failed)])
+    assert messages(report) == []
+    report.findings = findings_of(report)
+    assert messages(report) == [
+        "jax@cpu failed in prediction and layers: ValueError: no",
+        "jax@cpu failed in training: other",
+    ]
+    assert report.could_not_run == ["jax@cpu"]

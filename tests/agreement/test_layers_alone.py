@@ -61,6 +61,17 @@ def test_a_healthy_layer_is_not_accused(workers):
     assert report.results[0].group(GROUP)
 
 
+def test_a_long_sum_is_not_accused_for_being_added_up_one_after_the_other(workers):
+    """A bias gradient of 16,384 terms that are all of one sign, a mean, and the loss."""
+    dense = layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(seed=0))
+    model = stack(dense, layers.GlobalAveragePooling1D(), shape=(4096, 4))
+    x = (np.random.default_rng(0).normal(size=(4, 4096, 4)) + 5).astype("float32")
+    report = check(model, workers, inputs=x, optimizer="sgd")
+    assert not report.findings, report.table()
+    found = {(c.kind, c.path.rpartition("/")[2]): c.score for c in report.results[0].comparisons}
+    assert found["weight gradient alone", "bias"] < 5
+
+
 def test_one_channel_of_many_is_seen_though_the_mean_hides_it(workers):
     report = check(faulty("channel", 1e-3, shape=(40, 256)), workers)
     (finding,) = report.findings

@@ -6,7 +6,7 @@ import pytest
 
 from agreement.conftest import TARGET
 from multibackend_lstm.agreement import CaseError, check
-from multibackend_lstm.runtimes.execution import in_order, unique_paths
+from multibackend_lstm.runtimes.execution import describe, in_order, unique_paths
 
 from . import cases
 
@@ -35,6 +35,25 @@ def test_paths_and_orders():
     assert in_order([a, b], ["x_1/a", "x_1/b"], [(2,), (2,)]) == [a, b]
     with pytest.raises(CaseError, match=r"those of another model. They are x/a \(3,\)"):
         in_order([a], ["x/a"], [(3,)])
+    assert in_order([b, a], ["x_1/a", "x_1/b"], [(2,), (2,)]) == [a, b]  # by name, not by order
+    with pytest.raises(CaseError, match="cannot be told apart"):
+        in_order([a, b], ["y/c", "y/d"], [(2,), (2,)])
+
+
+def test_the_weights_of_a_layer_are_its_own_where_names_are_alike():
+    """A layer of a nested model, or one inside a wrapper, has the name of one outside."""
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, name="dense")], name="inner")
+    wrapped = keras.layers.TimeDistributed(keras.layers.Dense(3, name="dense"), name="wrapped")
+    outer = keras.layers.Dense(3, name="dense")
+    inputs = keras.Input((4, 3))
+    model = keras.Model(inputs, inner(outer(wrapped(inputs))[:, 0]))
+    found = {
+        path: [model.weights[place] for place in places]
+        for path, places in describe(model)["weights"].items()
+    }
+    assert [id(w) for w in found["dense"]] == [id(w) for w in outer.weights]
+    assert [id(w) for w in found["wrapped"]] == [id(w) for w in wrapped.weights]
+    assert [id(w) for w in found["inner/dense"]] == [id(w) for w in inner.layers[0].weights]
 
 
 def test_a_model_that_its_first_call_builds_with_a_layer_that_returns_none(workers):

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from agreement.conftest import TARGET
+from multibackend_lstm.agreement.suite.keras_functions import LEFT_OUT_OF_TRAINING
 from multibackend_lstm.agreement.suite.keras_layers import LEFT_OUT, cases
 from multibackend_lstm.agreement.suite.running import built, run_suite
 from multibackend_lstm.cli import main
@@ -15,16 +16,39 @@ from multibackend_lstm.cli import main
 
 def test_every_layer_of_keras_is_a_case_or_is_left_out_with_a_reason():
     names = [case.name for case in cases()]
-    assert len(set(names)) == len(names) > 350
+    assert len(set(names)) == len(names) >= 600
     classes = {}
     for name in dir(keras.layers):
         found = getattr(keras.layers, name)
         if isinstance(found, type) and issubclass(found, keras.layers.Layer):
             classes.setdefault(found, set()).add(name)
-    known = {case.layer for case in cases()}
+    known = {case.layer for case in cases() if case.kind == "layer"}
     assert not known & {*LEFT_OUT}
     missing = [names for names in classes.values() if not names & (known | {*LEFT_OUT})]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "base"),
+    [("loss", keras.losses, keras.losses.Loss), ("optimizer", keras.optimizers, None)],
+)
+def test_every_loss_and_optimizer_is_a_case_or_is_left_out_with_a_reason(kind, module, base):
+    base = base or keras.optimizers.Optimizer
+    classes = {n for n in dir(module) if isinstance(getattr(module, n), type)}
+    known = {case.layer for case in cases() if case.kind == kind}
+    assert known <= classes
+    assert not known & {*LEFT_OUT_OF_TRAINING}
+    missing = classes - known - {*LEFT_OUT_OF_TRAINING}
+    assert not {n for n in missing if issubclass(getattr(module, n), base)}
+
+
+def test_every_activation_is_a_case():
+    functions = {n for n in dir(keras.activations) if n[0] != "_"}
+    known = {c.options["activation"] for c in cases() if c.layer == "Activation"}
+    known |= {c.layer for c in cases() if c.kind == "op"}
+    others = {"get", "serialize", "deserialize"}
+    of = {getattr(keras.activations, n) for n in known & functions}
+    assert not {n for n in functions - others if getattr(keras.activations, n) not in of}
 
 
 @pytest.mark.parametrize("case", cases()[::40], ids=lambda case: case.name)

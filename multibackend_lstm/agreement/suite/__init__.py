@@ -1,4 +1,4 @@
-"""Every layer of Keras with the options that matter: what a backend runs to prove itself."""
+"""Keras with the options that matter: what a backend runs to prove itself."""
 
 from multibackend_lstm.agreement.suite.running import run_suite
 

@@ -5,11 +5,18 @@ or space, one of 6 for features, as a rule; what is odd or narrow is so on purpo
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-VECTOR, SEQUENCE, IMAGE, VOLUME = (6,), (7, 6), (7, 8, 6), (5, 6, 4, 4)
+from multibackend_lstm.agreement.suite.keras_functions import cases_of_functions
+from multibackend_lstm.agreement.suite.suite_case import (
+    IMAGE,
+    SEQUENCE,
+    VECTOR,
+    VOLUME,
+    SuiteCase,
+)
+
 #: Shape of the input by the number of axes that a layer's name ends with, as `Conv2D`.
 _BY_RANK: Mapping[int, tuple[int, ...]] = MappingProxyType({1: SEQUENCE, 2: IMAGE, 3: VOLUME})
 
@@ -46,49 +53,6 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class SuiteCase:
-    """A layer and what it is called on.
-
-    Attributes:
-        layer: name of the class in `keras.layers`.
-        options: of its constructor; a value `{"class": name, **options}` is a layer.
-        shapes: of the inputs, without the batch.
-        integers: what inputs that are categories are below; 0 for numbers drawn from a normal.
-        as_list: whether the layer takes its inputs in one list, as `Add` does.
-        masked: whether a `Masking` stands before, some steps being 0.
-        arguments: of the call.
-        cell: whether it is a cell of a recurrent layer, called within `RNN`.
-    """
-
-    layer: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    shapes: tuple[tuple[int, ...], ...] = (SEQUENCE,)
-    integers: int = 0
-    as_list: bool = False
-    masked: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    cell: bool = False
-
-    @property
-    def name(self) -> str:
-        """The class and what is not by default."""
-        options = ",".join(f"{key}={_short(value)}" for key, value in self.options.items())
-        shapes = " ".join("x".join(map(str, shape)) for shape in self.shapes)
-        more = ",".join(f"{key}={value}" for key, value in self.arguments.items())
-        found = f"{self.layer}({options}) on {shapes}" + (" masked" if self.masked else "")
-        return f"{found} called with {more}" if more else found
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        options = ",".join(f"{key}={_short(x)}" for key, x in value.items() if key != "class")
-        return f"{value['class']}({options})"
-    if isinstance(value, (list, tuple)):
-        return f"[{' '.join(_short(x) for x in value)}]"
-    return str(value)
-
-
 def cases() -> list[SuiteCase]:
     """All of them, in the order of their families."""
     return [
@@ -102,6 +66,7 @@ def cases() -> list[SuiteCase]:
         *_merging(),
         *_shapes(),
         *_preprocessing(),
+        *cases_of_functions(),
     ]
 
 

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 
 from multibackend_lstm.agreement.checking import check
-from multibackend_lstm.agreement.suite.keras_layers import SuiteCase, cases
+from multibackend_lstm.agreement.suite.keras_layers import cases
+from multibackend_lstm.agreement.suite.suite_case import SuiteCase
 from multibackend_lstm.files import check_writable, replacing
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.workers import Workers
 
 _BATCH = 4
+# Steps of training with each optimizer.
+_UPDATES = 5
 # Of each line of a file of results.
 _START = '{"case": '
 _OLD = "what another run computed is not gone on with"
@@ -94,7 +97,15 @@ def _compared(case: SuiteCase, workers: Workers) -> dict[str, Any]:
     except Exception as error:  # what this version of Keras has not, or builds no more
         return {"findings": [], "not_built": f"{type(error).__name__}: {error}"}
     try:
-        report = check(model, inputs, workers=workers, steps=1, optimizer="sgd").to_json()
+        report = check(
+            model,
+            inputs,
+            workers=workers,
+            steps=_UPDATES if case.kind == "optimizer" else 1,
+            optimizer=_trainer(case) if case.kind == "optimizer" else "sgd",
+            loss=_trainer(case) if case.kind == "loss" else None,
+            dtype=case.dtype or None,
+        ).to_json()
     except CaseError as error:
         return {"findings": [], "not_built": str(error)}
     return {"findings": report["findings"], "tolerance": report["tolerance"]}
@@ -115,6 +126,18 @@ def built(case: SuiteCase) -> tuple[Any, Any]:
             x[0, x.shape[1] // 2 :] = 0  # padded on the right, on the left, and with a hole
             x[1, :2] = 0
             x[2, 1] = 0
+    if case.kind == "op":
+        function = getattr(keras.ops, case.layer)
+        outputs = function(xs, **case.options) if case.as_list else function(*xs, **case.options)
+        outputs = [x for x in keras.tree.flatten(outputs) if x is not None]
+        model = keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name="case")
+        return model, data if len(inputs) > 1 else data[0]
+    if case.kind != "layer":
+        hidden = keras.layers.Dense(5, activation="tanh")(xs[0])
+        last = "linear" if case.options.get("from_logits") else "softmax"
+        model = keras.Model(inputs[0], keras.layers.Dense(3, activation=last)(hidden), name="case")
+        draw_weights(model, rng)
+        return model, data[0]
     layer = _option({"class": case.layer, **case.options})
     if case.cell:
         layer = keras.layers.RNN(layer)
@@ -128,7 +151,18 @@ def built(case: SuiteCase) -> tuple[Any, Any]:
 def _drawn(case: SuiteCase, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     if case.integers:
         return rng.integers(0, case.integers, (_BATCH, *shape)).astype("int32")
+    if case.between:
+        low, high = case.between
+        return rng.uniform(low, high, (_BATCH, *shape)).astype("float32")
     return rng.normal(size=(_BATCH, *shape)).astype("float32")
+
+
+def _trainer(case: SuiteCase) -> Any:
+    """The loss or the optimizer of a case."""
+    import keras
+
+    module = keras.losses if case.kind == "loss" else keras.optimizers
+    return getattr(module, case.layer)(**case.options)
 
 
 def _option(value: Any) -> Any:
