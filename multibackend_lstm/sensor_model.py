@@ -1,6 +1,7 @@
 """SensorModel: a functional Keras model that looks at its data before it trains on them."""
 
 from collections.abc import Iterable, Iterator
+from inspect import signature
 from typing import Any
 
 import keras
@@ -48,7 +49,21 @@ class SensorModel(keras.Model):
             if first_y is not None:
                 labels = checks.as_array(self.name, "y", first_y)
                 checks.check_labels(self.name, labels, loss, outputs)
-        return super().fit(x, y, *args, **kwargs)
+        # Not above: importing keras, as that module does, imports this one.
+        from multibackend_lstm.data.window_dataset import WindowDataset
+
+        if not isinstance(x, WindowDataset):
+            return super().fit(x, y, *args, **kwargs)
+        # Its order of an epoch is the same everywhere; Keras would shuffle the batches once more.
+        bound = signature(super().fit).bind(x, y, *args, **{"shuffle": False, **kwargs})
+        with x.fitting(bound.arguments.get("initial_epoch", 0)) as counter:
+            given = bound.arguments.get("callbacks") or []
+            if isinstance(given, keras.callbacks.CallbackList):
+                given.append(counter)
+            else:
+                given = [*(given if isinstance(given, (list, tuple)) else [given]), counter]
+            bound.arguments["callbacks"] = given
+            return super().fit(*bound.args, **bound.kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; a ValueError names the axis that does not fit."""
