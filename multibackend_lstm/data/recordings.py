@@ -183,7 +183,8 @@ def gap_starts(owner: str, times: np.ndarray, max_gap: Any, name: str) -> np.nda
                 f"Received {max_gap!r}."
             )
         return np.flatnonzero(np.diff(times) > duration) + 1
-    is_number = isinstance(max_gap, Real) and not isinstance(max_gap, bool)
+    # A duration of NumPy counts as an integer too.
+    is_number = isinstance(max_gap, Real) and not isinstance(max_gap, (bool, np.timedelta64))
     limit = float(max_gap) if is_number else math.nan
     if not limit > 0:
         raise ValueError(

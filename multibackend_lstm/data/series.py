@@ -144,7 +144,9 @@ def as_series(
         times = times if times is not None else (stored[0] if stored else None)
         if times is not None:
             times = as_timestamps(owner, times, steps, name)
-        if group is not None and not isinstance(group, Hashable):
+        if group is None:
+            group = getattr(one, "name", None) or name
+        if not isinstance(group, Hashable):
             raise ValueError(
                 f"{owner}: the group of recording {name} must be a string or a number, one for the "
                 f"whole recording. Received {type(group).__name__}."
@@ -154,9 +156,7 @@ def as_series(
                 name,
                 inputs,
                 None if target is None else _target_array(owner, target, steps, name),
-                (getattr(one, "name", None) or name)
-                if group is None
-                else (group.item() if hasattr(group, "item") else group),
+                group.item() if hasattr(group, "item") else group,
                 times,
             )
         )
@@ -335,7 +335,7 @@ def with_targets(
         low = np.maximum(-((last - rows) // span.stride), 0)
         high = np.minimum((rows + span.target_length - 1 - last) // span.stride, run.count - 1)
         for k, end in zip(low.tolist(), high.tolist(), strict=True):
-            keep[k : end + 1] = False
+            keep[k : max(end + 1, 0)] = False
         edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype("int8")))
         for begin, end in edges.reshape(-1, 2).tolist():
             yield replace(run, first=run.first + begin * span.stride, count=end - begin)
