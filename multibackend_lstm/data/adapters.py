@@ -16,8 +16,10 @@ class _Places:
         return self.batches
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        # Counted with the first place: DataLoader begins iterators that it never asks.
         epoch, self.epoch = self.epoch, self.epoch + 1
-        return ((index, epoch) for index in range(self.batches))
+        for index in range(self.batches):
+            yield index, epoch
 
 
 class _Batches:

@@ -139,7 +139,8 @@ class Layout:
         if isinstance(table, (str, PathLike)):
             frame: Any = _read_parquet(nw, fspath(table))
         else:
-            if getattr(getattr(table, "columns", None), "nlevels", 1) > 1:
+            names = None if hasattr(table, "collect") else getattr(table, "columns", None)
+            if getattr(names, "nlevels", 1) > 1:
                 # Of pandas: names of two levels, (channel, feature), are tuples in one.
                 table = table.set_axis(table.columns.to_flat_index(), axis=1)
             try:
@@ -151,7 +152,7 @@ class Layout:
                     f"(time, columns). Received {type(table).__name__}. A lazy one is collected "
                     "first."
                 ) from error
-        return {column: frame[column] for column in frame.columns}
+        return dict(zip(frame.columns, frame.iter_columns(), strict=True))
 
     def _name_in(self, columns: Mapping[Any, Any], channel: str, feature: str) -> Any:
         given = self.names.get((channel, feature))

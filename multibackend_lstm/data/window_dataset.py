@@ -31,10 +31,10 @@ from multibackend_lstm.data.series import (
 )
 from multibackend_lstm.data.statistics import valid_statistics
 
-# Bytes read from mapped files before their pages are given back, and what a window may read
-# beside its own: the pages that the system reads around those asked for.
+# Bytes read from mapped files before their pages are given back, and what a window may bring into
+# memory beside its own: Linux maps up to 2 MiB around what is asked for.
 RELEASE_AFTER = 1 << 26
-_AROUND = 1 << 17
+_AROUND = 1 << 21
 
 
 def windows(
@@ -223,8 +223,11 @@ class WindowDataset(keras.utils.PyDataset):
             for name, arrays in self._plain.items()
         }
         self._targets = [one.target for one in self.series]
-        self._mapped = [a for arrays in self._plain.values() for a in arrays if mapping_of(a)]
-        self._mapped += [t for t in self._targets if t is not None and mapping_of(t)]
+        arrays = [a for own in self._plain.values() for a in own]
+        arrays += [target for target in self._targets if target is not None]
+        self._mapped = [a for a in arrays if mapping_of(a)]
+        if sum(a.nbytes for a in self._mapped) < RELEASE_AFTER:
+            self._mapped = []  # small enough to stay
         self._read = 0
         self._last_was_asked_for = False
         self._is_fitted = False

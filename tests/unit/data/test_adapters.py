@@ -42,6 +42,8 @@ def needs(module):
 
 
 @needs("torch")
+# JAX and Python 3.12 warn of processes that are forked beside threads, as torch does it.
+@pytest.mark.filterwarnings("ignore:.*fork")
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_torch(workers):
     loader = to_torch(dataset(), workers)

@@ -81,7 +81,9 @@ def test_yaml(tmp_path):
 
 def test_names_of_a_tables_columns():
     check(layout(list(columns())).recording(columns()))
-    check(layout(["time", *(tuple(name.split("_")) for name in NAMES)]).recording(columns()))
+    pairs = {tuple(name.split("_")) if "_" in name else name: c for name, c in columns().items()}
+    check(layout(list(pairs)).recording(pairs))
+    check(layout(SPEC).recording(pairs))
     with pytest.raises(ValueError, match="'time' and 'label' are both no channel"):
         layout(["time", *NAMES, "label"])
 
