@@ -3,7 +3,7 @@
     python benchmarks/windows.py [--repeats 15]
 
 Windows of 100 steps of (channels=8, features=6) float32, one every 10 steps, in batches of 32, from
-one recording of 100,000 steps and from 40 of 2,500, in order and shuffled. All read the same windows
+one recording of 100,000 steps and 40 of 2,500, in order and shuffled. All read the same windows
 in one process, in turn; one call is an epoch. Then a sparse `.npy` file of 10 GiB: how much memory
 the process holds while all its windows are read. Writes results/windows.json. What is not installed
 of torch, TensorFlow and Grain is left out.

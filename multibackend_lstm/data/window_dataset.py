@@ -333,7 +333,7 @@ class WindowDataset(keras.utils.PyDataset):
         full = not settings.ragged or (steps == settings.span.length).all()
         x: dict[str, np.ndarray] = {}
         for name, views in self._views.items():
-            # The fastest of what NumPy has for it; np.stack of slices takes two to ten times as long.
+            # The fastest of what NumPy has for it: np.stack takes two to ten times as long.
             if full and single:
                 values = views[recording[0]][start].astype(settings.dtype, copy=False)
             elif full:

@@ -1,11 +1,16 @@
 """layout: the same recording from every kind of table."""
 
+import datetime
+import importlib
 import importlib.util
+import pickle
+import sys
 
 import numpy as np
 import pytest
 
 from multibackend_lstm import layout, windows
+from unit.tools import run_python
 
 SPEC = "time, ankle:x|y|z, leg:x|y|z"
 VALUES = np.arange(30.0).reshape(5, 2, 3)
@@ -133,11 +138,9 @@ def test_tables(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["pandas", "polars", "pyarrow"])
 def test_dates_with_a_time_zone_are_in_utc(kind):
-    module = pytest.importorskip(kind) if importlib.util.find_spec(kind) else None
-    if module is None:
+    if importlib.util.find_spec(kind) is None:
         pytest.skip(f"{kind} is not installed")
-    import datetime
-
+    module = importlib.import_module(kind)
     zone = datetime.timezone(datetime.timedelta(hours=2)) if kind != "polars" else datetime.UTC
     hour = 12 if kind != "polars" else 10
     dates = [datetime.datetime(2026, 1, 1, hour, 0, s, tzinfo=zone) for s in range(5)]
@@ -150,7 +153,7 @@ def test_dates_with_a_time_zone_are_in_utc(kind):
 
 
 def test_without_narwhals_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "narwhals", None)
+    monkeypatch.setitem(sys.modules, "narwhals", None)
 
     class Table:
         columns = NAMES
@@ -159,13 +162,19 @@ def test_without_narwhals_the_extra_is_named(monkeypatch):
         layout(SPEC).recording(Table())
 
 
+def test_what_needs_no_model_is_there_without_keras():
+    code = (
+        "import sys\nfrom multibackend_lstm.data import layout, split_windows, Recording\n"
+        "print(sorted({'keras', 'tensorflow', 'torch', 'jax', 'narwhals'} & set(sys.modules)))"
+    )
+    assert run_python(code).strip() == "[]"
+
+
 def test_files_are_mapped(tmp_path):
     np.save(tmp_path / "walk.npy", VALUES.reshape(5, 6))
     recording = layout("ankle:x|y|z, leg:x|y|z").recording(tmp_path / "walk.npy", name="walk")
     np.testing.assert_array_equal(recording.values, VALUES)
     assert isinstance(recording.values.base, np.memmap)
-    import pickle
-
     dataset = pickle.loads(pickle.dumps(windows([recording], 3)))
     np.testing.assert_array_equal(dataset[0][0][0], VALUES[:3])
 
