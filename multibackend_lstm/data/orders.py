@@ -1,11 +1,7 @@
 """The order of samples in each epoch, computed where it is needed, in memory that does not grow."""
 
-import threading
-
 import numpy as np
 
-# Positions whose place is computed in one go.
-BLOCK = 1 << 16
 _ROUNDS = 8
 
 
@@ -23,42 +19,17 @@ class ShuffledOrder:
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed = count, seed
-        self._blocks: dict[tuple[int, int], np.ndarray] = {}
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, int]:
-        return {"count": self.count, "seed": self.seed}
-
-    def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
 
     def places(self, first: int, last: int, epoch: int) -> np.ndarray:
         """What stands at the positions from `first` to before `last`."""
-        start, end = first // BLOCK, (last - 1) // BLOCK
-        parts = [self._block(epoch, block) for block in range(start, end + 1)]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return whole[first - start * BLOCK : last - start * BLOCK]
-
-    def _block(self, epoch: int, block: int) -> np.ndarray:
-        with self._lock:
-            found = self._blocks.get((epoch, block))
-            if found is None:
-                positions = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.count))
-                found = self._permuted(positions.astype("uint64"), epoch).astype("int64")
-                while len(self._blocks) > 3:
-                    del self._blocks[next(iter(self._blocks))]
-                self._blocks[epoch, block] = found
-            return found
-
-    def _permuted(self, numbers: np.ndarray, epoch: int) -> np.ndarray:
         bits = max(2, (self.count - 1).bit_length())
         keys = np.random.SeedSequence([self.seed, epoch]).generate_state(_ROUNDS, "uint64")
-        numbers = _feistel(numbers, bits, keys)
+        numbers = _feistel(np.arange(first, last, dtype="uint64"), bits, keys)
         outside = np.flatnonzero(numbers >= self.count)
         while len(outside):
             numbers[outside] = _feistel(numbers[outside], bits, keys)
             outside = outside[numbers[outside] >= self.count]
-        return numbers
+        return numbers.astype("int64")
 
 
 def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from multibackend_lstm.data.statistics import to_numpy
+
 # Bytes of a recording that are looked at in one go.
 CHUNK = 1 << 24
 
@@ -107,7 +109,7 @@ def with_nan(given: Any) -> np.ndarray:
     if isinstance(given, np.ma.MaskedArray):
         masked: Any = given.astype(np.result_type(given, "float32"))
         given = masked.filled(np.nan)
-    return np.asarray(given)
+    return to_numpy(given)
 
 
 def as_timestamps(owner: str, given: Any, steps: int, name: str) -> np.ndarray:

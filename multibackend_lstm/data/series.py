@@ -217,7 +217,7 @@ def _described(recording: Recording) -> str:
 
 
 def find_intervals(
-    owner: str, series: Series, max_gap: Any, missing: Missing, dtype: np.dtype | None
+    owner: str, series: Series, max_gap: Any, missing: Missing, dtype: np.dtype
 ) -> None:
     """Look at the values, and set the parts of a recording that windows may be cut from."""
     steps = series.steps
@@ -253,13 +253,13 @@ def _look_at(
     first: int,
     rows: np.ndarray,
     missing: Any,
-    dtype: np.dtype | None,
+    dtype: np.dtype,
 ) -> np.ndarray:
     """Rows with a NaN; an error for one that is not wanted, an infinite value, a marker."""
-    is_marker = isinstance(missing, Real)
-    if is_marker:
-        # As the model will see it: a cast can make a reading equal to the marker.
-        seen = rows if dtype is None else rows.astype(dtype)
+    # As the model will see it: a cast can make a reading infinite, or equal to the marker.
+    with np.errstate(over="ignore", invalid="ignore"):
+        seen = rows.astype(dtype, copy=False)
+    if isinstance(missing, Real):
         marked = (seen == np.asarray(missing, seen.dtype)).all(axis=-1)
         if marked.any():
             at = np.argwhere(marked)[0]
@@ -270,9 +270,10 @@ def _look_at(
                 + ". Choose a number that no sensor gives, such as -1e9; if it marks missing steps "
                 "already, pass missing=None."
             )
-    if rows.dtype.kind != "f" or np.isfinite(rows).all():
+    seen = seen if dtype.kind == "f" else rows  # no integer shows what it was cast from
+    if seen.dtype.kind != "f" or np.isfinite(seen).all():
         return np.zeros(0, "int64")
-    wrong = ~np.isfinite(rows) if missing == "error" else np.isinf(rows)
+    wrong = ~np.isfinite(seen) if missing == "error" else np.isinf(seen)
     if wrong.any():
         at = np.argwhere(wrong)[0]
         value = rows[tuple(at)]
@@ -280,11 +281,14 @@ def _look_at(
         raise ValueError(
             f"{owner}: recording {title}, row {first + int(at[0])}, column "
             f"{part.column(tuple(map(int, at[1:])))} is {value}"
+            + (f", too large for {dtype}" if np.isfinite(value) else "")
             + (f", and {count - 1} more in the rows around." if count > 1 else ".")
             + (
                 " Choose what becomes of it: missing='drop', missing='mask', or a number for "
                 "build_model(masking=)."
                 if np.isnan(value)
+                else " Pass dtype='float64' to `windows`, or scale it."
+                if np.isfinite(value)
                 else " Set it to NaN if it is a missing reading."
             )
         )

@@ -34,7 +34,8 @@ def split_windows(
     Args:
         dataset: what `windows` returns, or a part of it.
         test_groups: the groups to test on, or their share, from 0 to 1, drawn by `seed`.
-        test_last: the share of each recording's steps, its last ones, to test on.
+        test_last: the share to test on of the steps of each recording that its windows read, the
+            last ones.
         test_since: the moment from which on steps are for the test, in place of `test_last`: a
             number or date as the timestamps are.
         embargo: steps before the cut that neither part reads; by default as long as a window.

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from multibackend_lstm.data.orders import BLOCK, ShuffledOrder
+from multibackend_lstm.data.orders import ShuffledOrder
 from multibackend_lstm.data.recordings import (
     chunks,
     mapping_of,
@@ -31,6 +31,8 @@ from multibackend_lstm.data.series import (
 )
 from multibackend_lstm.data.statistics import valid_statistics
 
+# Windows that are placed in one go.
+BLOCK = 1 << 16
 # Bytes read from mapped files before their pages are given back, and what a window may bring into
 # memory beside its own: Linux maps up to 2 MiB around what is asked for.
 RELEASE_AFTER = 1 << 26
@@ -141,7 +143,6 @@ def windows(
                 f"{owner}: `{argument}` must be a whole number of {least} or more. Received "
                 f"{value!r}."
             )
-    _check_missing(owner, missing, dtype)
     if ragged and target_length is not None:
         raise ValueError(
             f"{owner}: ragged=True gives one target a window, and none with `target_length`. Leave "
@@ -149,9 +150,11 @@ def windows(
         )
     own_values = targets is None and horizon > 0
     series = as_series(owner, recordings, targets, own_values, groups, timestamps)
-    for one in series:
-        find_intervals(owner, one, max_gap, missing, None if dtype is None else np.dtype(dtype))
     check_alike(owner, series)
+    kept = _common_dtype(series) if dtype is None else np.dtype(dtype)
+    _check_missing(owner, missing, kept)
+    for one in series:
+        find_intervals(owner, one, max_gap, missing, kept)
     span = Span(int(length), int(stride), int(horizon), int(target_length or 1))
     runs = [
         run
@@ -171,9 +174,13 @@ def windows(
         shuffle=bool(shuffle),
         seed=int(seed),
         workers=int(workers),
-        dtype=np.dtype(dtype) if dtype is not None else _common_dtype(series),
+        dtype=kept,
     )
     return WindowDataset(series, Runs.of(runs), settings)
+
+
+#: Recordings, first steps and numbers of valid steps of some windows.
+Places = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,8 @@ class WindowDataset(keras.utils.PyDataset):
             for name, arrays in self._plain.items()
         }
         self._targets = [one.target for one in self.series]
+        if self._targets[0] is not None:
+            self._target_dtype = np.result_type(*(target.dtype for target in self._targets))
         arrays = [a for own in self._plain.values() for a in own]
         arrays += [target for target in self._targets if target is not None]
         self._mapped = [a for a in arrays if mapping_of(a)]
@@ -232,6 +241,7 @@ class WindowDataset(keras.utils.PyDataset):
         self._last_was_asked_for = False
         self._is_fitted = False
         self._lock = threading.Lock()
+        self._blocks: dict[tuple[int, int], Places] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: dict[tuple[int, int], Future[tuple[Any, ...]]] = {}
         if settings.class_balance:
@@ -315,10 +325,24 @@ class WindowDataset(keras.utils.PyDataset):
         self.__init__(**state)  # type: ignore[misc]
         self.epoch = epoch
 
-    def places(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def places(self, index: int, epoch: int) -> Places:
         """Where the windows of a batch are: recording, first step and number of valid steps."""
-        first = index * self.settings.batch_size
-        last = min(first + self.settings.batch_size, self.windows)
+        size = self.settings.batch_size
+        batches = max(1, BLOCK // size)
+        block, first = index // batches, index % batches * size
+        with self._lock:
+            found = self._blocks.get((epoch, block))
+            if found is None:
+                found = self._block(block * batches * size, batches * size, epoch)
+                while len(self._blocks) > 3:
+                    del self._blocks[next(iter(self._blocks))]
+                self._blocks[epoch, block] = found
+        recording, start, steps = found
+        part = slice(first, first + size)
+        return recording[part], start[part], steps[part]
+
+    def _block(self, first: int, count: int, epoch: int) -> Places:
+        last = min(first + count, self.windows)
         if self._order is None:
             numbers = np.arange(first, last)
         else:
@@ -329,7 +353,7 @@ class WindowDataset(keras.utils.PyDataset):
         """The batch at a place of an epoch, whatever the current one is."""
         recording, start, steps = self.places(index, epoch)
         settings = self.settings
-        single = (recording == recording[0]).all()
+        single = recording[0] == recording[-1] and (recording == recording[0]).all()
         full = not settings.ragged or (steps == settings.span.length).all()
         x: dict[str, np.ndarray] = {}
         for name, views in self._views.items():
@@ -351,6 +375,7 @@ class WindowDataset(keras.utils.PyDataset):
         if self._targets[0] is None:
             return (inputs,)
         y = self._target(recording, start + steps - 1 + settings.span.horizon)
+        y = y.astype(self._target_dtype, copy=False)
         if settings.class_balance:
             weights = self._class_weights[np.searchsorted(self._classes, y)]
             return inputs, y, weights.astype("float32")
@@ -449,7 +474,7 @@ class WindowDataset(keras.utils.PyDataset):
         target = self._targets[0]
         if (
             target is None
-            or target.dtype.kind not in "biu"
+            or self._target_dtype.kind not in "biu"
             or target.ndim > 1
             or self.settings.sequence
         ):
@@ -460,7 +485,7 @@ class WindowDataset(keras.utils.PyDataset):
                     "none."
                     if target is None
                     else f"{'sequences' if self.settings.sequence else 'targets'} of dtype "
-                    f"{target.dtype}, shape {target.shape}."
+                    f"{self._target_dtype}, shape {target.shape}."
                 )
             )
         counts: dict[int, int] = {}
@@ -520,7 +545,7 @@ def _view(values: np.ndarray, length: int) -> np.ndarray:
     )
 
 
-def _check_missing(owner: str, missing: Any, dtype: Any) -> None:
+def _check_missing(owner: str, missing: Any, dtype: np.dtype) -> None:
     if missing is None or (isinstance(missing, str) and missing in ("error", "drop", "mask")):
         return
     if not is_real(missing):
@@ -528,12 +553,11 @@ def _check_missing(owner: str, missing: Any, dtype: Any) -> None:
             f"{owner}: `missing` must be 'error', 'drop', 'mask', None or a number, such as "
             f"masking=-1e9 of build_model. Received {missing!r}."
         )
-    kept = np.dtype(dtype or "float64")
     with np.errstate(over="ignore", invalid="ignore"):
-        held = np.asarray(float(missing)).astype(kept)
-    if not math.isfinite(missing) or not np.isfinite(held):
+        held = np.asarray(float(missing)).astype(dtype)
+    if not np.isfinite(held) or (dtype.kind != "f" and held != missing):
         raise ValueError(
-            f"{owner}: the number `missing` must be finite in dtype {kept}. Received {missing!r}."
+            f"{owner}: the number `missing` must be finite in dtype {dtype}. Received {missing!r}."
         )
 
 

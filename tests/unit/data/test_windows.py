@@ -2,8 +2,10 @@
 
 import datetime
 import itertools
+import os
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from multibackend_lstm import build_model, layout, windows
 from multibackend_lstm.data import WindowDataset
-from multibackend_lstm.data.orders import BLOCK, ShuffledOrder
+from multibackend_lstm.data.orders import ShuffledOrder
 
 
 def numbered(*lengths, axes=(2, 3), dtype="float32"):
@@ -156,6 +158,12 @@ def test_dtypes(dtype):
     assert windows([*recordings, *numbered(9)], 4, dtype=None)[0][0].dtype == np.result_type(
         dtype, "float32"
     )
+
+
+def test_targets_of_unlike_dtypes_come_in_one():
+    targets = [np.arange(9), np.arange(9) + 0.5]
+    y = [batch[1] for batch in batches(windows(numbered(9, 9), 4, targets=targets, batch_size=6))]
+    assert {part.dtype.name for part in y} == {"float64"}
 
 
 def test_batches_are_copies_and_views_are_not():
@@ -356,7 +364,7 @@ def test_a_max_gap_that_is_wrong(max_gap):
 # Orders.
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 1000, BLOCK + 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 1000, 70_000])
 def test_each_epoch_is_a_permutation(count):
     order = ShuffledOrder(count, 1)
     first = order.places(0, count, 0)
@@ -523,6 +531,22 @@ def test_a_file_is_mapped_and_read_again_in_a_copy(tmp_path):
     np.testing.assert_array_equal(joined(windows(path, 6)), joined(windows(recording, 6)))
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_a_large_file_does_not_stay_in_memory(tmp_path):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    path, size = tmp_path / "large.npy", 1 << 28
+    np.lib.format.open_memmap(path, "w+", "float32", shape=(size // 64, 2, 8))  # sparse
+    before, most = resident(), 0
+    for missing, shuffle in (("error", False), (None, True)):
+        dataset = windows(path, 512, 512, missing=missing, shuffle=shuffle)
+        for index in range(len(dataset)):
+            dataset[index]
+            most = max(most, resident())
+    assert most - before < size // 2
+
+
 def test_objects_are_never_unpickled(tmp_path):
     path = tmp_path / "objects.npy"
     np.save(path, np.array([{}, None], dtype=object), allow_pickle=True)
@@ -566,6 +590,8 @@ def test_objects_are_never_unpickled(tmp_path):
         ({"max_gap": 1}, "`max_gap` needs the times of the steps, and recording 0 has none"),
         ({"missing": "ignore"}, "`missing` must be 'error'"),
         ({"missing": np.inf}, "must be finite"),
+        ({"missing": -1e9, "dtype": "int8"}, "must be finite in dtype int8"),
+        ({"recordings": [np.full((9, 1), 1e39)]}, "is 1e\\+39, too large for float32"),
         ({"ragged": True, "target_length": 2}, "ragged=True gives one target a window"),
         (
             {"length": 10},
