@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from inspect import signature
+from numbers import Real
 from typing import Any
 
 import keras
@@ -35,6 +36,8 @@ class SensorModel(keras.Model):
                 shapes that do not fit; NaN outside of masked steps; labels that no
                 output stands for; a `Normalization` without statistics.
 
+        Of what `windows` gives the order of each epoch is kept, as for `shuffle=False`.
+
         Warns:
             UserWarning: for a masking value that never occurs, or that masks most steps.
         """
@@ -45,7 +48,10 @@ class SensorModel(keras.Model):
             self._check_statistics()
             first_x, first_y = checks.first_batch(x, y)
             if first_x is not None:
-                self._check_inputs(first_x, values=True)
+                # `windows` has looked at all values, of which the first samples may miss none.
+                missing = getattr(getattr(x, "settings", None), "missing", None)
+                self._check_marker(missing)
+                self._check_inputs(first_x, values=missing is None)
             if first_y is not None:
                 labels = checks.as_array(self.name, "y", first_y)
                 checks.check_labels(self.name, labels, loss, outputs)
@@ -140,6 +146,17 @@ class SensorModel(keras.Model):
                 f"{self.name}: its Normalization has no statistics. Call `model.adapt(x)` with "
                 "the training data before `fit`, or build the model with normalization=(mean, "
                 "variance)."
+            )
+
+    def _check_marker(self, missing: Any) -> None:
+        """Raise a ValueError if `windows` marks missing readings otherwise than the model."""
+        masking = self._layer_of(keras.layers.Masking)
+        expected = masking and masking.mask_value
+        if isinstance(missing, Real) and missing != expected:
+            raise ValueError(
+                f"{self.name}: the model must mask what `windows(..., missing={missing!r})` puts "
+                f"in place of NaN. Received masking={expected!r}. Use build_model(..., "
+                f"masking={missing!r})."
             )
 
     def _check_inputs(self, x: Any, values: bool = False) -> None:

@@ -273,7 +273,9 @@ def _look_at(
     seen = seen if dtype.kind == "f" else rows  # no integer shows what it was cast from
     if seen.dtype.kind != "f" or np.isfinite(seen).all():
         return np.zeros(0, "int64")
-    wrong = ~np.isfinite(seen) if missing == "error" else np.isinf(seen)
+    # An integer can hold no NaN until it is replaced.
+    refused = missing == "error" or (missing != "drop" and dtype.kind != "f")
+    wrong = ~np.isfinite(seen) if refused else np.isinf(seen)
     if wrong.any():
         at = np.argwhere(wrong)[0]
         value = rows[tuple(at)]
@@ -284,8 +286,8 @@ def _look_at(
             + (f", too large for {dtype}" if np.isfinite(value) else "")
             + (f", and {count - 1} more in the rows around." if count > 1 else ".")
             + (
-                " Choose what becomes of it: missing='drop', missing='mask', or a number for "
-                "build_model(masking=)."
+                " Choose what becomes of it: missing='drop', or with a real `dtype` missing='mask' "
+                "or a number for build_model(masking=)."
                 if np.isnan(value)
                 else " Pass dtype='float64' to `windows`, or scale it."
                 if np.isfinite(value)
@@ -311,12 +313,12 @@ def _look_at_targets(owner: str, series: Series, missing: Any) -> None:
                     if shared
                     else "Its windows can be left out: "
                 )
-                + "missing='drop'."
+                + ("set it to NaN." if missing == "drop" else "missing='drop'.")
             )
 
 
 def with_targets(
-    owner: str, span: Span, runs: Sequence[Run], series: Series, missing: Missing
+    span: Span, runs: Sequence[Run], series: Series, missing: Missing
 ) -> Iterator[Run]:
     """The runs without windows whose target is NaN."""
     target = series.target

@@ -160,7 +160,7 @@ def windows(
         run
         for at, one in enumerate(series)
         for low, high in one.intervals
-        for run in with_targets(owner, span, span.runs_of(at, low, high, ragged), one, missing)
+        for run in with_targets(span, span.runs_of(at, low, high, ragged), one, missing)
     ]
     if not any(run.count for run in runs):
         raise ValueError(none_left(owner, series, span, max_gap, missing))

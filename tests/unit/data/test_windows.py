@@ -502,6 +502,25 @@ def test_the_marker_goes_into_a_model_with_masking():
     np.testing.assert_allclose(variance, np.nanvar(recording, axis=0, dtype="float64"))
 
 
+def test_the_model_must_mask_the_marker():
+    dataset = windows(with_nan((15,)), 5, targets=np.zeros(20), missing=-1e9, batch_size=4)
+    for masking in (None, -5.0):
+        model = build_model((5, 2, 3), units=2, masking=masking)
+        model.compile(optimizer="sgd", loss="mse")
+        with pytest.raises(ValueError, match=r"must mask what .*missing=-1000000000.0.*masking=-1"):
+            model.fit(dataset, verbose=0)
+    # The first batch has nothing missing, of which `fit` would warn if it came in an array.
+    model = build_model((5, 2, 3), units=2, masking=-1e9)
+    model.compile(optimizer="sgd", loss="mse")
+    model.fit(dataset, verbose=0)
+
+
+def test_an_integer_dtype_cannot_hold_nan():
+    for missing in (-1, "mask"):
+        with pytest.raises(ValueError, match=r"row 7.* is nan.*with a real `dtype`"):
+            windows(with_nan((7, 1, 2)), 4, missing=missing, dtype="int32")
+
+
 def test_statistics_count_each_step_once():
     (recording,) = numbered(23)
     mean, variance = windows(recording, 5, 3).statistics()  # the last window ends at step 23
