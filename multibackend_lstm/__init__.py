@@ -16,9 +16,12 @@ from multibackend_lstm.lazy_names import lazy_names
 if TYPE_CHECKING:
     from multibackend_lstm.data import (
         flatten_features,
+        layout,
         load_basic_motions,
         pad_sequences,
+        split_windows,
         unflatten_features,
+        windows,
     )
 
     # Not in __all__: `import *` must not need the extra `sklearn`.
@@ -67,11 +70,14 @@ __all__ = [
     "build_deep_conv_lstm",
     "build_model",
     "flatten_features",
+    "layout",
     "load_basic_motions",
     "pad_sequences",
+    "split_windows",
     "to_step_model",
     "unflatten_features",
     "upgrade",
+    "windows",
 ]
 
 _MODULE_OF = {
@@ -91,9 +97,12 @@ _MODULE_OF = {
     "build_deep_conv_lstm": "models",
     "build_model": "models",
     "flatten_features": "data",
+    "layout": "data",
     "load_basic_motions": "data",
     "pad_sequences": "data",
+    "split_windows": "data",
     "unflatten_features": "data",
+    "windows": "data",
     "SensorModel": "sensor_model",
     "LSTMClassifier": "estimators",
     "LSTMRegressor": "estimators",

@@ -1,6 +1,8 @@
 """SensorModel: a functional Keras model that looks at its data before it trains on them."""
 
 from collections.abc import Iterable, Iterator
+from inspect import signature
+from numbers import Real
 from typing import Any
 
 import keras
@@ -34,6 +36,8 @@ class SensorModel(keras.Model):
                 shapes that do not fit; NaN outside of masked steps; labels that no
                 output stands for; a `Normalization` without statistics.
 
+        Of what `windows` gives the order of each epoch is kept, as for `shuffle=False`.
+
         Warns:
             UserWarning: for a masking value that never occurs, or that masks most steps.
         """
@@ -44,11 +48,28 @@ class SensorModel(keras.Model):
             self._check_statistics()
             first_x, first_y = checks.first_batch(x, y)
             if first_x is not None:
-                self._check_inputs(first_x, values=True)
+                # `windows` has looked at all values, of which the first samples may miss none.
+                missing = getattr(getattr(x, "settings", None), "missing", None)
+                self._check_marker(missing)
+                self._check_inputs(first_x, values=missing is None)
             if first_y is not None:
                 labels = checks.as_array(self.name, "y", first_y)
                 checks.check_labels(self.name, labels, loss, outputs)
-        return super().fit(x, y, *args, **kwargs)
+        # Not above: importing keras, as that module does, imports this one.
+        from multibackend_lstm.data.window_dataset import WindowDataset
+
+        if not isinstance(x, WindowDataset):
+            return super().fit(x, y, *args, **kwargs)
+        # Its order of an epoch is the same everywhere; Keras would shuffle the batches once more.
+        bound = signature(super().fit).bind(x, y, *args, **{"shuffle": False, **kwargs})
+        with x.fitting(bound.arguments.get("initial_epoch", 0)) as counter:
+            given = bound.arguments.get("callbacks") or []
+            if isinstance(given, keras.callbacks.CallbackList):
+                given.append(counter)
+            else:
+                given = [*(given if isinstance(given, (list, tuple)) else [given]), counter]
+            bound.arguments["callbacks"] = given
+            return super().fit(*bound.args, **bound.kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; a ValueError names the axis that does not fit."""
@@ -125,6 +146,17 @@ class SensorModel(keras.Model):
                 f"{self.name}: its Normalization has no statistics. Call `model.adapt(x)` with "
                 "the training data before `fit`, or build the model with normalization=(mean, "
                 "variance)."
+            )
+
+    def _check_marker(self, missing: Any) -> None:
+        """Raise a ValueError if `windows` marks missing readings otherwise than the model."""
+        masking = self._layer_of(keras.layers.Masking)
+        expected = masking and masking.mask_value
+        if isinstance(missing, Real) and missing != expected:
+            raise ValueError(
+                f"{self.name}: the model must mask what `windows(..., missing={missing!r})` puts "
+                f"in place of NaN. Received masking={expected!r}. Use build_model(..., "
+                f"masking={missing!r})."
             )
 
     def _check_inputs(self, x: Any, values: bool = False) -> None:
