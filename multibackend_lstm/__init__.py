@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         TimeDistributed,
         TimeDistributedConv,
     )
-    from multibackend_lstm.models import build_deep_conv_lstm, build_model
+    from multibackend_lstm.models import build_deep_conv_lstm, build_mlstm_fcn, build_model
     from multibackend_lstm.sensor_model import SensorModel
     from multibackend_lstm.solutions import SOLUTIONS
     from multibackend_lstm.upgrading import Upgrade, upgrade
@@ -62,6 +62,7 @@ __all__ = [
     "TimeDistributedConv",
     "Upgrade",
     "build_deep_conv_lstm",
+    "build_mlstm_fcn",
     "build_model",
     "flatten_features",
     "load_basic_motions",
@@ -85,6 +86,7 @@ _MODULE_OF = {
     "TimeDistributed": "layers",
     "TimeDistributedConv": "layers",
     "build_deep_conv_lstm": "models",
+    "build_mlstm_fcn": "models",
     "build_model": "models",
     "flatten_features": "data",
     "load_basic_motions": "data",
