@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         TimeDistributed,
         TimeDistributedConv,
     )
-    from multibackend_lstm.models import build_deep_conv_lstm, build_model
+    from multibackend_lstm.models import build_deep_conv_lstm, build_mlstm_fcn, build_model
     from multibackend_lstm.sensor_model import SensorModel
     from multibackend_lstm.solutions import SOLUTIONS
     from multibackend_lstm.streaming.step_model import to_step_model
@@ -68,6 +68,7 @@ __all__ = [
     "TimeDistributedConv",
     "Upgrade",
     "build_deep_conv_lstm",
+    "build_mlstm_fcn",
     "build_model",
     "flatten_features",
     "layout",
@@ -95,6 +96,7 @@ _MODULE_OF = {
     "TimeDistributed": "layers",
     "TimeDistributedConv": "layers",
     "build_deep_conv_lstm": "models",
+    "build_mlstm_fcn": "models",
     "build_model": "models",
     "flatten_features": "data",
     "layout": "data",

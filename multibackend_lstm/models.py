@@ -1,4 +1,4 @@
-"""Whole recurrent models for 4D (or N-D) input: `build_model`, `build_deep_conv_lstm`."""
+"""Whole recurrent models for 4D (or N-D) input: `build_model` and networks of the literature."""
 
 import math
 from collections.abc import Sequence
@@ -241,6 +241,120 @@ def build_deep_conv_lstm(
         x = keras.layers.Dropout(dropout)(x)
         x = LSTM(count, return_sequences=position < len(stacked_units) - 1)(x)
     return SensorModel(inputs, _output_layer(task, outputs)(x), name=name)
+
+
+def build_mlstm_fcn(
+    input_shape: Sequence[int | None],
+    *,
+    outputs: int,
+    task: Task = "multiclass",
+    units: int = 8,
+    dropout: float = 0.8,
+    filters: Sequence[int] = (128, 256, 128),
+    kernel_size: Sequence[int] = (8, 5, 3),
+    reduction: int = 16,
+    dimension_shuffle: bool = True,
+    name: str = "mlstm_fcn",
+) -> keras.Model:
+    """Build MLSTM-FCN (Karim et al. 2019), uncompiled: an LSTM beside convolutions over time.
+
+    Channels and features are merged into variables. One branch is an LSTM with dropout; the other
+    is a stack of convolutions along time, each with batch normalization and relu, and all but the
+    last followed by squeeze-and-excitation: a gate for every filter, from all filters' means over
+    time. The output layer sees both. The defaults are the paper's.
+
+    Example:
+        >>> model = build_mlstm_fcn((100, 2, 3), outputs=4)   # (time, channels, features)
+
+    Args:
+        input_shape: shape of one case, `(time, channels, features)`; `time` may be `None` with
+            `dimension_shuffle=False`.
+        outputs: number of outputs; for `"multiclass"` the number of classes.
+        task: `"regression"` (linear output), `"binary"` (sigmoid) or `"multiclass"` (softmax).
+        units: LSTM units.
+        dropout: rate of the dropout after the LSTM.
+        filters: number of filters of each convolution.
+        kernel_size: steps that each convolution spans.
+        reduction: how many filters share one unit in the middle of a squeeze-and-excitation.
+        dimension_shuffle: whether the LSTM goes from variable to variable and sees all of a
+            variable's steps at once, as in the paper, which makes it fast where the series are
+            longer than they are wide. Else it goes along time.
+        name: name of the model.
+
+    Returns:
+        A `keras.Model` from `(batch, time, channels, features)` to `(batch, outputs)`. The output
+        has the dtype of the weights, so float32 in mixed precision. It takes no mask: a
+        convolution over time has no step to skip, and padded steps would count in the means.
+
+    Raises:
+        ValueError: for an unknown task, an `input_shape` that is not `(time, channels, features)`
+            or has an unknown time that `dimension_shuffle` must know, numbers below 1, and
+            `filters` and `kernel_size` of unequal length.
+
+    Source:
+        F. Karim, S. Majumdar, H. Darabi and S. Harford, "Multivariate LSTM-FCNs for Time Series
+        Classification", Neural Networks 116:237-245, 2019.
+    """
+    owner = "build_mlstm_fcn"
+    _check_task(owner, task, outputs)
+    check_positive(owner, "units", units)
+    check_positive(owner, "reduction", reduction)
+    for argument, values in (("filters", filters), ("kernel_size", kernel_size)):
+        if not isinstance(values, Sequence):
+            raise TypeError(
+                f"{owner}: `{argument}` must be a sequence, one number for each convolution. "
+                f"Received {values!r}. Write {argument}=({values!r},) for one convolution."
+            )
+        for value in values or (0,):
+            check_positive(owner, argument, value)
+    if len(filters) != len(kernel_size):
+        raise ValueError(
+            f"{owner}: `filters` and `kernel_size` must have one number for each convolution. "
+            f"Received filters={tuple(filters)} and kernel_size={tuple(kernel_size)}."
+        )
+    shape = _input_shape(owner, input_shape)
+    check_rank(owner, (None, *shape), minimum=4, maximum=4)
+    for size in known_sizes(owner, (None, *shape), (2, 3)):
+        check_positive(owner, "input_shape", size)
+    if shape[0] is not None:
+        check_positive(owner, "input_shape", shape[0])
+    elif dimension_shuffle:
+        raise ValueError(
+            f"{owner}: `input_shape` must have a known number of time steps with "
+            "`dimension_shuffle`, which makes them the inputs of the LSTM. Received "
+            f"{shape}. Give the number of steps, or dimension_shuffle=False."
+        )
+
+    inputs = keras.Input(shape, name="inputs")
+    variables = FlattenFeatures()(inputs)
+    x = keras.layers.Permute((2, 1))(variables) if dimension_shuffle else variables
+    recurrent = keras.layers.Dropout(dropout)(LSTM(units)(x))
+    x = variables
+    for position, (count, steps) in enumerate(zip(filters, kernel_size, strict=True)):
+        x = keras.layers.Conv1D(
+            count,
+            steps,
+            padding="same",
+            kernel_initializer="he_uniform",
+            data_format="channels_last",
+        )(x)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.Activation("relu")(x)
+        if position < len(filters) - 1:
+            x = _squeeze_and_excite(x, count, reduction)
+    convolved = keras.layers.GlobalAveragePooling1D(data_format="channels_last")(x)
+    x = keras.layers.Concatenate()([recurrent, convolved])
+    return SensorModel(inputs, _output_layer(task, outputs)(x), name=name)
+
+
+def _squeeze_and_excite(x: Any, filters: int, reduction: int) -> Any:
+    """Each filter of `(batch, time, filters)` times a gate from the means of all over time."""
+    gates = keras.layers.GlobalAveragePooling1D(data_format="channels_last", keepdims=True)(x)
+    for count, activation in ((max(1, filters // reduction), "relu"), (filters, "sigmoid")):
+        gates = keras.layers.Dense(
+            count, activation, use_bias=False, kernel_initializer="he_normal"
+        )(gates)
+    return keras.layers.Multiply()([x, gates])
 
 
 def _check_positional(owner: str, input_shape: Any, solution: Any, unnamed: Any) -> None:

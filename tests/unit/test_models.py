@@ -8,6 +8,7 @@ from multibackend_lstm import (
     SOLUTIONS,
     FlattenFeatures,
     build_deep_conv_lstm,
+    build_mlstm_fcn,
     build_model,
     flatten_features,
 )
@@ -358,3 +359,105 @@ def test_deep_conv_lstm_saves(x, tmp_path):
 def test_deep_conv_lstm_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_deep_conv_lstm(**{"input_shape": (30, 3, 5), "outputs": 4, **arguments})
+
+
+def test_mlstm_fcn_is_the_papers_network():
+    model = build_mlstm_fcn((100, 2, 3), outputs=4)
+    names = ("kernel", "recurrent_kernel")
+    kernels = [tuple(w.shape) for w in model.trainable_weights if w.name in names]
+    # The LSTM sees the 100 steps of one variable after the other; its weights may stand anywhere.
+    assert sorted(kernels) == sorted(
+        [
+            (100, 4 * 8),
+            (8, 4 * 8),
+            (8, 6, 128),
+            (128, 8),
+            (8, 128),
+            (5, 128, 256),
+            (256, 16),
+            (16, 256),
+            (3, 256, 128),
+            (8 + 128, 4),
+        ]
+    )
+    assert layer_input_shape(model, keras.layers.LSTM) == (None, 6, 100)
+
+
+def squeezed_and_excited(x, squeeze, excite):
+    gates = np.maximum(x.mean(axis=1) @ squeeze, 0) @ excite
+    return x / (1 + np.exp(-gates[:, None]))
+
+
+@pytest.mark.parametrize("dimension_shuffle", [True, False])
+def test_mlstm_fcn_in_numpy(x, dimension_shuffle):
+    model = build_mlstm_fcn(
+        (TIME if dimension_shuffle else None, CHANNELS, FEATURES),
+        outputs=2,
+        task="regression",
+        units=5,
+        filters=(6, 4),
+        kernel_size=(3, 5),
+        reduction=2,
+        dimension_shuffle=dimension_shuffle,
+    )
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):  # else no more than the identity
+            layer.set_weights([rng.uniform(0.5, 2, w.shape) for w in layer.get_weights()])
+    of = {
+        kind: [
+            [w.astype("float64") for w in layer.get_weights()]
+            for layer in model.layers
+            if isinstance(layer, getattr(keras.layers, kind))
+        ]
+        for kind in ("Conv1D", "BatchNormalization", "Dense")
+    }
+    (squeeze,), (excite,), (output_kernel, output_bias) = of["Dense"]
+    flat = x.reshape(BATCH, TIME, -1)
+    y = flat.astype("float64")
+    for position, ((kernel, bias), (gamma, beta, mean, variance)) in enumerate(
+        zip(of["Conv1D"], of["BatchNormalization"], strict=True)
+    ):
+        side = len(kernel) // 2
+        padded = np.pad(y, ((0, 0), (side, side), (0, 0)))
+        y = bias + sum(padded[:, i : i + TIME] @ taps for i, taps in enumerate(kernel))
+        y = np.maximum((y - mean) / np.sqrt(variance + 1e-3) * gamma + beta, 0)
+        if position == 0:
+            y = squeezed_and_excited(y, squeeze, excite)
+    (lstm,) = [layer for layer in model.layers if isinstance(layer, keras.layers.LSTM)]
+    stock = keras.layers.LSTM(5)
+    series = np.ascontiguousarray(flat.swapaxes(1, 2)) if dimension_shuffle else flat
+    stock.build(series.shape)
+    stock.set_weights(lstm.get_weights())
+    both = np.concatenate([keras.ops.convert_to_numpy(stock(series)), y.mean(axis=1)], axis=1)
+    expected = both @ output_kernel + output_bias
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
+
+
+def test_mlstm_fcn_saves(x, tmp_path):
+    model = build_mlstm_fcn(SHAPE, outputs=1, task="binary", filters=(4, 4), kernel_size=(3, 3))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.saving.load_model(path, safe_mode=True)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"input_shape": (None, 3, 5)}, ValueError, "dimension_shuffle=False"),
+        ({"input_shape": (30, 15)}, ValueError, r"must have 4 axes"),
+        ({"input_shape": (30, None, 5)}, ValueError, r"axis 2 \(channels\)"),
+        ({"input_shape": (0, 3, 5)}, ValueError, "`input_shape` must be .*Received 0"),
+        ({"outputs": 1}, ValueError, 'outputs=1.*task="binary"'),
+        ({"units": 0}, ValueError, "`units` must be"),
+        ({"reduction": 0}, ValueError, "`reduction` must be"),
+        ({"filters": (4, 0, 4)}, ValueError, "`filters` must be .*Received 0"),
+        ({"filters": ()}, ValueError, "`filters` must be"),
+        ({"kernel_size": 3}, TypeError, r"`kernel_size` must be a sequence.*kernel_size=\(3,\)"),
+        ({"filters": (4, 4)}, ValueError, r"filters=\(4, 4\) and kernel_size=\(8, 5, 3\)"),
+    ],
+)
+def test_mlstm_fcn_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        build_mlstm_fcn(**{"input_shape": (30, 3, 5), "outputs": 4, **arguments})
