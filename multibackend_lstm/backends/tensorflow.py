@@ -10,10 +10,12 @@ from keras import tree
 
 from multibackend_lstm.backends import recurrence
 from multibackend_lstm.backends.base import Backend, KernelCall, Step
+from multibackend_lstm.backends.tensorflow_operators import onnx_operator
 
 CUDNN = "cuDNN"
 LOOP = "tf.while_loop"
 COMPILED_LOOP = "tf.while_loop, XLA"
+ONNX = "one operator of ONNX"
 
 
 def _on_gpu() -> bool:
@@ -91,16 +93,16 @@ class TensorFlowBackend(Backend):
     """TensorFlow's loop with a backward pass of its own, or cuDNN."""
 
     def __init__(self) -> None:
-        self._portable = False
+        self._portable: str | None = None
 
     @contextmanager
-    def portable_graphs(self) -> Iterator[None]:
+    def portable_graphs(self, runtime: str) -> Iterator[None]:
         """See `Backend`.
 
         ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
         nor functions that XLA compiles; branches they do not optimise.
         """
-        before, self._portable = self._portable, True
+        before, self._portable = self._portable, runtime
         try:
             yield
         finally:
@@ -211,12 +213,18 @@ class TensorFlowBackend(Backend):
         """
         return time is not None and not _on_gpu() and not self._portable
 
+    def resets_before_product(self) -> bool:
+        """See `Backend`."""
+        return self._portable == "onnx"
+
     def kernel_refusal(self, kernel: str) -> str | None:
         """See `Backend`."""
         return None
 
     def kernel_path(self, kernel: str, shape: Sequence[int | None], dtype: str, cudnn: bool) -> str:
         """See `Backend`; XLA compiles the loop where a graph knows the number of steps."""
+        if self._portable == "onnx":
+            return ONNX
         if cudnn and _on_gpu() and dtype in ("float16", "float32", "float64") and shape[0] != 0:
             return CUDNN
         if tf.executing_eagerly() or not self.supports_jit(shape[1]):
@@ -224,11 +232,13 @@ class TensorFlowBackend(Backend):
         return COMPILED_LOOP
 
     def valid_steps_first(self, path: str) -> bool:
-        """See `Backend`: cuDNN does."""
-        return path == CUDNN
+        """See `Backend`: cuDNN and ONNX do."""
+        return path in (CUDNN, ONNX)
 
     def lstm(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: cuDNN on a GPU, else a loop with its own backward pass."""
+        if call.path == ONNX:
+            return onnx_operator("LSTM", call)
         kernel, recurrent_kernel, bias = call.weights
         bias = tf.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
         if call.path == CUDNN:
@@ -254,6 +264,8 @@ class TensorFlowBackend(Backend):
 
     def gru(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: cuDNN on a GPU, else a loop with its own backward pass."""
+        if call.path == ONNX:
+            return onnx_operator("GRU" if call.reset_after else "GRU reset before", call)
         kernel, recurrent_kernel, bias = call.weights
         biases = tf.unstack(tf.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias)
         if call.path == CUDNN:

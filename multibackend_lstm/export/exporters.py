@@ -19,6 +19,7 @@ from multibackend_lstm.export.labels import (
     label_openvino,
     label_saved_model,
 )
+from multibackend_lstm.export.onnx_operators import register_operators
 from multibackend_lstm.layers import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
 from multibackend_lstm.layers.recurrent import Recurrent
 from multibackend_lstm.layers.wrapping import sublayers
@@ -108,14 +109,14 @@ def _saved_model(model: keras.Model, request: Request) -> None:
 
 
 @contextmanager
-def _portable_graphs(model: keras.Model) -> Iterator[None]:
-    """Recurrences are traced as loops that ONNX and LiteRT have."""
+def _portable_graphs(model: keras.Model, runtime: str) -> Iterator[None]:
+    """Recurrences are traced as operators of ONNX or LiteRT, or as loops that those have."""
     layers = [layer for layer in sublayers(model) if isinstance(layer, Recurrent)]
     before = [layer.implementation for layer in layers]
-    with backends.active().portable_graphs():
+    with backends.active().portable_graphs(runtime):
         try:
             for layer in layers:
-                layer.implementation = "ops"
+                layer.implementation = "auto" if runtime == "onnx" else "ops"
             yield
         finally:
             for layer, implementation in zip(layers, before, strict=True):
@@ -124,7 +125,8 @@ def _portable_graphs(model: keras.Model) -> Iterator[None]:
 
 def _onnx_from_tensorflow(model: keras.Model, request: Request) -> None:
     signature = _signature(model, request.specs)
-    with _portable_graphs(model):
+    register_operators()
+    with _portable_graphs(model, "onnx"):
         model.export(
             request.path,
             format="onnx",
@@ -138,7 +140,7 @@ def _onnx_from_tensorflow(model: keras.Model, request: Request) -> None:
 def _litert(model: keras.Model, request: Request) -> None:
     import tensorflow as tf
 
-    with _portable_graphs(model):
+    with _portable_graphs(model, "litert"):
         model.export(
             request.path,
             format="litert",
