@@ -145,16 +145,19 @@ class Backend:
         return states, [ops.stack(y, axis=0) for y in zip(*ys, strict=True)]
 
     @contextmanager
-    def portable_graphs(self, runtime: str) -> Iterator[None]:
+    def portable_graphs(self, runtime: str) -> Iterator[list[str]]:
         """What is traced within has only loops that another runtime can express, and no branches.
 
         A recurrence that is one operator there is marked as such. It is for the backend that
         traces loops as such, TensorFlow.
 
         Args:
-            runtime: `"onnx"` or `"litert"`.
+            runtime: `"onnx"`, `"litert"`, or `"litert_fused"` for LiteRT's operator of an LSTM.
+
+        Yields:
+            A list that takes why a recurrence asked for as an operator became a loop.
         """
-        yield
+        yield []
 
     def resets_before_product(self) -> bool:
         """Whether the GRU kernel has `reset_after=False` too."""

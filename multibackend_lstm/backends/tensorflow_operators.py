@@ -4,6 +4,8 @@ TensorFlow has no such operator that converters keep together, so each is marked
 way that its converter looks for.
 """
 
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -59,3 +61,23 @@ def onnx_operator(kind: str, call: KernelCall) -> tuple[Any, Any, list[Any]]:
             for new, old in zip(states, call.states, strict=True)
         ]
     return sequence, states[0], states
+
+
+def litert_operator(loop: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Output of each step, `(batch, time, units)`: one `UNIDIRECTIONAL_SEQUENCE_LSTM` of LiteRT.
+
+    The converter puts it in the place of a function marked as Keras 2 marked its own, with six
+    arguments and five results, of which nothing but the second is used.
+
+    Args:
+        loop: the LSTM as a function that returns the outputs and the states h and c.
+        arguments: inputs, h, c, kernel, recurrent kernel and bias, as tensors.
+    """
+
+    def lstm(*arguments: Any) -> Any:
+        outputs, h, c = loop(*arguments)
+        return h, outputs, h, c, tf.constant(0.0)
+
+    marks = {"api_implements": f"lstm_{uuid.uuid4()}", "time_major": False, "go_backwards": False}
+    marked = tf.function(lstm, autograph=False, experimental_attributes=marks)
+    return marked(*map(tf.convert_to_tensor, arguments))[1]

@@ -229,7 +229,7 @@ def test_the_loop_without_lists():
 
         @tf.function(input_signature=[tf.TensorSpec((None, None, 2))])
         def run(x, reverse=reverse):
-            with backend.portable_graphs():
+            with backend.portable_graphs("litert"):
                 return backend.scan(step, [tf.zeros((tf.shape(x)[1], 2))], [x], reverse)
 
         for time in (1, 4):
