@@ -60,7 +60,8 @@ def _export(
 ) -> None:
     """Export a model, or only describe its inputs where there is no artefact to write.
 
-    The answer holds `inputs`, `notes` on what is not as fast as it might be, the values that mark `masked` steps, why the model is `refused`
+    The answer holds `inputs`, the values that mark `masked` steps, `notes` on what is not as
+    fast as it might be, why the model is `refused`
     by every backend, or an `error` of this one.
     """
     exported: dict[str, Any] = {"error": None}
