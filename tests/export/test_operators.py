@@ -82,6 +82,7 @@ def test_an_lstm_is_one_operator_of_litert_where_there_is_no_mask(masked, tmp_pa
         (note,) = report.attempts[0].notes
         assert note == "an LSTM of 4 units is a loop, since LiteRT's operator has no mask"
         return
+    interpreter.allocate_tensors()
     run = interpreter.get_signature_runner()
     (name,) = run.get_input_details()
     sequences = np.random.default_rng(0).normal(size=(2, 7, 3)).astype("float32")
