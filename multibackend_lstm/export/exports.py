@@ -197,7 +197,8 @@ def export(
         fused: for the format litert, with `batch`: each LSTM becomes one operator, where there is
             no mask, for microcontrollers that cannot run a loop. **That operator goes on from the
             state that the call before left**: call `interpreter.reset_all_variables()`, after
-            `allocate_tensors()`, before each sequence. `report.attempts[-1].notes` says what became a loop all the same.
+            `allocate_tensors()`, before each sequence. `report.attempts[-1].notes` says what
+            became a loop all the same.
         check: whether to run the artefact in its own runtime on random inputs of several batch
             sizes and lengths, masked steps among them where the model has a `Masking`, and to
             compare it with the Keras model as `agreement.check` compares backends. What differs
