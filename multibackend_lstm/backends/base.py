@@ -42,6 +42,7 @@ class KernelCall(NamedTuple):
         weights: in the dtype of the inputs.
         needs_sequence: whether the hidden state after each step will be used.
         needs_states: whether the final states will be used.
+        reset_after: of a GRU.
     """
 
     path: str
@@ -51,6 +52,7 @@ class KernelCall(NamedTuple):
     weights: Weights
     needs_sequence: bool
     needs_states: bool
+    reset_after: bool = True
 
 
 class Backend:
@@ -143,12 +145,23 @@ class Backend:
         return states, [ops.stack(y, axis=0) for y in zip(*ys, strict=True)]
 
     @contextmanager
-    def portable_graphs(self) -> Iterator[None]:
-        """What is traced within has only loops that other runtimes can express, and no branches.
+    def portable_graphs(self, runtime: str) -> Iterator[list[str]]:
+        """What is traced within has only loops that another runtime can express, and no branches.
 
-        It is for the backend that traces loops as such, TensorFlow.
+        A recurrence that is one operator there is marked as such. It is for the backend that
+        traces loops as such, TensorFlow.
+
+        Args:
+            runtime: `"onnx"`, `"litert"`, or `"litert_fused"` for LiteRT's operator of an LSTM.
+
+        Yields:
+            A list that takes why a recurrence asked for as an operator became a loop.
         """
-        yield
+        yield []
+
+    def resets_before_product(self) -> bool:
+        """Whether the GRU kernel has `reset_after=False` too."""
+        return False
 
     def supports_jit(self, time: int | None) -> bool:
         """Whether `compile(jit_compile="auto")` may compile a model with a recurrent layer.
@@ -194,5 +207,8 @@ class Backend:
         raise NotImplementedError(self.kernel_refusal("lstm"))
 
     def gru(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
-        """A whole GRU layer with `reset_after=True`; see `lstm`, but for h as the one state."""
+        """A whole GRU layer; see `lstm`, but for h as the one state.
+
+        With `reset_after=False` only where `resets_before_product` says so.
+        """
         raise NotImplementedError(self.kernel_refusal("gru"))

@@ -10,10 +10,13 @@ from keras import tree
 
 from multibackend_lstm.backends import recurrence
 from multibackend_lstm.backends.base import Backend, KernelCall, Step
+from multibackend_lstm.backends.tensorflow_operators import litert_operator, onnx_operator
 
 CUDNN = "cuDNN"
 LOOP = "tf.while_loop"
 COMPILED_LOOP = "tf.while_loop, XLA"
+ONNX = "one operator of ONNX"
+LITERT = "one operator of LiteRT"
 
 
 def _on_gpu() -> bool:
@@ -91,18 +94,20 @@ class TensorFlowBackend(Backend):
     """TensorFlow's loop with a backward pass of its own, or cuDNN."""
 
     def __init__(self) -> None:
-        self._portable = False
+        self._portable: str | None = None
+        self._loops: list[str] = []
 
     @contextmanager
-    def portable_graphs(self) -> Iterator[None]:
+    def portable_graphs(self, runtime: str) -> Iterator[list[str]]:
         """See `Backend`.
 
         ONNX and LiteRT have neither the list of tensors behind a `tf.TensorArray` of unknown size
         nor functions that XLA compiles; branches they do not optimise.
         """
-        before, self._portable = self._portable, True
+        before, self._portable = self._portable, runtime
+        self._loops = []
         try:
-            yield
+            yield self._loops
         finally:
             self._portable = before
 
@@ -211,12 +216,22 @@ class TensorFlowBackend(Backend):
         """
         return time is not None and not _on_gpu() and not self._portable
 
+    def resets_before_product(self) -> bool:
+        """See `Backend`."""
+        return self._portable == "onnx"
+
     def kernel_refusal(self, kernel: str) -> str | None:
         """See `Backend`."""
+        if self._portable == "litert_fused" and kernel == "gru":
+            return "LiteRT has no operator of a GRU"
         return None
 
     def kernel_path(self, kernel: str, shape: Sequence[int | None], dtype: str, cudnn: bool) -> str:
         """See `Backend`; XLA compiles the loop where a graph knows the number of steps."""
+        if self._portable == "onnx":
+            return ONNX
+        if self._portable == "litert_fused":
+            return LITERT
         if cudnn and _on_gpu() and dtype in ("float16", "float32", "float64") and shape[0] != 0:
             return CUDNN
         if tf.executing_eagerly() or not self.supports_jit(shape[1]):
@@ -224,11 +239,15 @@ class TensorFlowBackend(Backend):
         return COMPILED_LOOP
 
     def valid_steps_first(self, path: str) -> bool:
-        """See `Backend`: cuDNN does."""
-        return path == CUDNN
+        """See `Backend`: cuDNN and ONNX do."""
+        return path in (CUDNN, ONNX)
 
     def lstm(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: cuDNN on a GPU, else a loop with its own backward pass."""
+        if call.path == ONNX:
+            return onnx_operator("LSTM", call)
+        if call.path == LITERT:
+            return self._litert_lstm(call)
         kernel, recurrent_kernel, bias = call.weights
         bias = tf.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
         if call.path == CUDNN:
@@ -252,8 +271,39 @@ class TensorFlowBackend(Backend):
         hs, h, c = run(_time_first(call.inputs), *call.states, kernel, recurrent_kernel, bias)
         return _time_first(hs), h, [h, c]
 
+    def _litert_lstm(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
+        """One operator of LiteRT, or a loop where that has not what is asked for."""
+        mask = _mask_steps(call.valid)
+
+        def loop(x: Any, h: Any, c: Any, kernel: Any, recurrent_kernel: Any, bias: Any) -> Any:
+            weights = (kernel, recurrent_kernel, bias)
+            hs, h, c, _ = recurrence.lstm(self, _time_first(x), h, c, *weights, mask)
+            return _time_first(hs), h, c
+
+        kernel, recurrent_kernel, bias = call.weights
+        bias = tf.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
+        arguments = (call.inputs, *call.states, kernel, recurrent_kernel, bias)
+        refused = None
+        if call.valid is not None:
+            refused = "has no mask"
+        elif call.needs_states:
+            refused = "returns no states"
+        elif any(
+            tf.get_static_value(x) is None or tf.get_static_value(x).any() for x in call.states
+        ):
+            refused = "wants a batch size that is known, and states that begin as zeros"
+        if refused is None:
+            sequence = litert_operator(loop, arguments)
+            return sequence, sequence[:, -1], call.states  # states that no one will use
+        units = recurrent_kernel.shape[0]
+        self._loops.append(f"an LSTM of {units} units is a loop, since LiteRT's operator {refused}")
+        sequence, h, c = loop(*arguments)
+        return sequence, h, [h, c]
+
     def gru(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: cuDNN on a GPU, else a loop with its own backward pass."""
+        if call.path == ONNX:
+            return onnx_operator("GRU" if call.reset_after else "GRU reset before", call)
         kernel, recurrent_kernel, bias = call.weights
         biases = tf.unstack(tf.zeros((2, kernel.shape[1]), kernel.dtype) if bias is None else bias)
         if call.path == CUDNN:

@@ -49,6 +49,12 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Version of ONNX's operators, for --format onnx. Default: the exporter's own choice.",
 )
+@click.option(
+    "--fused",
+    is_flag=True,
+    help="For --format litert with --batch: each LSTM is one operator where there is no mask. It "
+    "keeps its state between calls: reset_all_variables() before each sequence.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an artefact at --out.")
 @click.option(
     "--timeout",
@@ -68,6 +74,7 @@ def export(
     batch: int | None,
     time: int | None,
     opset: int | None,
+    fused: bool,
     overwrite: bool,
     timeout: float,
     as_json: bool,
@@ -104,7 +111,14 @@ def export(
                 report = check_artefact(model, out, format, **options)
             else:
                 report = export_model(
-                    model, out, format, opset=opset, check=check, overwrite=overwrite, **options
+                    model,
+                    out,
+                    format,
+                    opset=opset,
+                    fused=fused,
+                    check=check,
+                    overwrite=overwrite,
+                    **options,
                 )
     except ExportError as error:
         report = error.report
@@ -127,7 +141,7 @@ def _print(report: ExportReport, check_only: bool) -> None:
     console = Console()
     for attempt, line in zip(report.attempts, str(report).splitlines(), strict=True):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-        for note in attempt.skipped:
+        for note in (*attempt.skipped, *attempt.notes):
             console.print(f"  {note}", soft_wrap=True, markup=False, highlight=False)
         if attempt.checks:
             table = Table("batch", "time", "score", "largest difference", "")

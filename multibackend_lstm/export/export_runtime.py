@@ -24,7 +24,8 @@ from multibackend_lstm.runtimes.runtime import Answer, Runtime, first_line
 class Exporter(Runtime):
     """Exports from the backend that `KERAS_BACKEND` names.
 
-    {"do": "export", "model", "format", "artefact", "batch", "time", "opset", "model_sha256"} ->
+    {"do": "export", "model", "format", "artefact", "batch", "time", "opset", "fused",
+    "model_sha256"} ->
     {"exported"}
     """
 
@@ -54,11 +55,13 @@ def _export(
     batch: int | None,
     time: int | None,
     opset: int | None,
+    fused: bool,
     model_sha256: str | None,
 ) -> None:
     """Export a model, or only describe its inputs where there is no artefact to write.
 
-    The answer holds `inputs`, the values that mark `masked` steps, why the model is `refused`
+    The answer holds `inputs`, the values that mark `masked` steps, `notes` on what is not as
+    fast as it might be, why the model is `refused`
     by every backend, or an `error` of this one.
     """
     exported: dict[str, Any] = {"error": None}
@@ -74,8 +77,9 @@ def _export(
             settle(loaded, specs)
             outputs = output_names(loaded, [spec["name"] for spec in specs])
             about = metadata(specs, outputs, model_sha256)
-            request = Request(specs, outputs, artefact, opset, about)
-            EXPORTERS[format, keras.backend.backend()](loaded, request)
+            request = Request(specs, outputs, artefact, opset, about, fused)
+            notes = EXPORTERS[format, keras.backend.backend()](loaded, request)
+            exported["notes"] = list(dict.fromkeys(notes or []))
     except ModelError as error:
         exported["refused"] = str(error)
     except InputError:

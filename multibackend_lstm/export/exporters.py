@@ -19,10 +19,12 @@ from multibackend_lstm.export.labels import (
     label_openvino,
     label_saved_model,
 )
+from multibackend_lstm.export.onnx_operators import register_operators
 from multibackend_lstm.layers import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
 from multibackend_lstm.layers.recurrent import Recurrent
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.runtimes.execution import describe
+from multibackend_lstm.upgrading import upgrade
 
 # Sizes that stand for free axes in a trace. With 1, torch would take them for constant.
 TRACED_BATCH, TRACED_TIME = 2, 3
@@ -41,6 +43,7 @@ class Request:
         path: of the artefact.
         opset: version of ONNX's operators; None for the exporter's own choice.
         about: the metadata.
+        fused: whether an LSTM becomes LiteRT's operator, which keeps its state between calls.
     """
 
     specs: list[Spec]
@@ -48,6 +51,7 @@ class Request:
     path: str
     opset: int | None
     about: Mapping[str, str]
+    fused: bool = False
 
 
 def sized(specs: list[Spec], batch: int, time: int) -> list[Spec]:
@@ -108,23 +112,39 @@ def _saved_model(model: keras.Model, request: Request) -> None:
 
 
 @contextmanager
-def _portable_graphs(model: keras.Model) -> Iterator[None]:
-    """Recurrences are traced as loops that ONNX and LiteRT have."""
+def _portable_graphs(model: keras.Model, runtime: str) -> Iterator[list[str]]:
+    """Recurrences are traced as operators of ONNX or LiteRT, or as loops that those have.
+
+    Yields a list that afterwards says which became a loop where there is an operator, and why.
+    """
     layers = [layer for layer in sublayers(model) if isinstance(layer, Recurrent)]
     before = [layer.implementation for layer in layers]
-    with backends.active().portable_graphs():
+    with backends.active().portable_graphs(runtime) as loops:
         try:
             for layer in layers:
-                layer.implementation = "ops"
-            yield
+                layer.implementation = "ops" if runtime == "litert" else "auto"
+            yield loops
+            reports = [layer.implementation_report() for layer in layers]
+            loops += [f"{x.layer} is a loop: {x.refused}" for x in reports if x.refused]
         finally:
             for layer, implementation in zip(layers, before, strict=True):
                 layer.implementation = implementation
 
 
-def _onnx_from_tensorflow(model: keras.Model, request: Request) -> None:
+def _upgraded(model: keras.Model, specs: list[Spec]) -> tuple[keras.Model, list[str]]:
+    """The model with this package's layers in the place of Keras's, and what was left."""
+    result = upgrade(model)
+    settle(result.model, specs)
+    return result.model, [
+        f"{place} is as Keras has it: {why}" for place, why in result.left.items()
+    ]
+
+
+def _onnx_from_tensorflow(model: keras.Model, request: Request) -> list[str]:
+    model, left = _upgraded(model, request.specs)
     signature = _signature(model, request.specs)
-    with _portable_graphs(model):
+    register_operators()
+    with _portable_graphs(model, "onnx") as loops:
         model.export(
             request.path,
             format="onnx",
@@ -133,12 +153,14 @@ def _onnx_from_tensorflow(model: keras.Model, request: Request) -> None:
             opset_version=request.opset,
         )
     label_onnx(request.path, request.outputs, request.about)
+    return left + loops
 
 
-def _litert(model: keras.Model, request: Request) -> None:
+def _litert(model: keras.Model, request: Request) -> list[str]:
     import tensorflow as tf
 
-    with _portable_graphs(model):
+    model, left = _upgraded(model, request.specs)
+    with _portable_graphs(model, "litert_fused" if request.fused else "litert") as loops:
         model.export(
             request.path,
             format="litert",
@@ -147,6 +169,7 @@ def _litert(model: keras.Model, request: Request) -> None:
             # Without those of TensorFlow, which LiteRT's own package cannot run.
             target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
         )
+    return left + loops
 
 
 def _flat_module(model: keras.Model) -> Any:
@@ -290,7 +313,7 @@ def _openvino_from_tensorflow(model: keras.Model, request: Request) -> None:
     shutil.rmtree(through)
 
 
-EXPORTERS: dict[tuple[str, str], Callable[[keras.Model, Request], None]] = {
+EXPORTERS: dict[tuple[str, str], Callable[[keras.Model, Request], list[str] | None]] = {
     ("onnx", "torch"): _onnx_from_torch,
     ("onnx", "tensorflow"): _onnx_from_tensorflow,
     ("saved_model", "tensorflow"): _saved_model,

@@ -65,6 +65,7 @@ class Attempt:
         inputs: `{"name", "shape", "dtype"}` of each input; None in a shape for a free axis.
         checks: the comparisons with the Keras model; empty without a check.
         skipped: sizes that Keras itself refused.
+        notes: layers that are a loop where the format has an operator, and why.
     """
 
     backend: str
@@ -72,6 +73,7 @@ class Attempt:
     inputs: tuple[dict[str, Any], ...] = ()
     checks: tuple[Check, ...] = ()
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def succeeded(self) -> bool:
@@ -116,6 +118,7 @@ class ExportReport:
                     "error": attempt.error,
                     "inputs": list(attempt.inputs),
                     "skipped": list(attempt.skipped),
+                    "notes": list(attempt.notes),
                     "checks": [
                         {"batch": c.batch, "time": c.time, "report": c.report.to_json()}
                         for c in attempt.checks
@@ -164,6 +167,7 @@ def export(
     batch: int | None = None,
     time: int | None = None,
     opset: int | None = None,
+    fused: bool = False,
     check: bool = True,
     overwrite: bool = False,
     timeout: float = 600.0,
@@ -190,6 +194,11 @@ def export(
         batch: fixes the batch size. By default it is free.
         time: fixes the number of time steps, where the model leaves it open.
         opset: version of ONNX's operators, for the format onnx. By default the exporter's own.
+        fused: for the format litert, with `batch`: each LSTM becomes one operator, where there is
+            no mask, for microcontrollers that cannot run a loop. **That operator goes on from the
+            state that the call before left**: call `interpreter.reset_all_variables()`, after
+            `allocate_tensors()`, before each sequence. `report.attempts[-1].notes` says what
+            became a loop all the same.
         check: whether to run the artefact in its own runtime on random inputs of several batch
             sizes and lengths, masked steps among them where the model has a `Masking`, and to
             compare it with the Keras model as `agreement.check` compares backends. What differs
@@ -213,6 +222,11 @@ def export(
     kind = _format(format)
     if opset is not None and format != "onnx":
         raise ValueError(f"`opset` is of the format onnx. Received opset={opset} for {format}.")
+    if fused and (format != "litert" or batch is None):
+        raise ValueError(
+            "`fused` is of the format litert, and its operator wants to know the batch size: set "
+            f"`batch` too. Received fused=True and batch={batch} for {format}."
+        )
     target = Path(path)
     _check_target(target, format, overwrite)
     candidates = _candidates(format, kind, backend)
@@ -227,7 +241,7 @@ def export(
                 artefact.parent.mkdir()
                 progress(f"exporting on {name}")
                 request = _request(file, format, batch, time)
-                request |= {"artefact": str(artefact.absolute()), "opset": opset}
+                request |= {"artefact": str(artefact.absolute()), "opset": opset, "fused": fused}
                 if isinstance(model, (str, os.PathLike)):
                     request["model_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
                 attempt, batches = _attempt(request, name, timeout)
@@ -398,6 +412,7 @@ def _request(file: Path, format: str, batch: int | None, time: int | None) -> di
         "batch": batch,
         "time": time,
         "opset": None,
+        "fused": False,
         "model_sha256": None,
     }
 
@@ -424,7 +439,8 @@ def _attempt(
         return Attempt(backend, f"{request['model']}: {answer['refused']}"), []
     specs = answer.get("inputs", [])
     inputs = tuple({key: spec[key] for key in ("name", "shape", "dtype")} for spec in specs)
-    attempt = Attempt(backend, answer["error"], inputs)
+    notes = tuple(answer.get("notes", ()))
+    attempt = Attempt(backend, answer["error"], inputs, notes=notes)
     return attempt, [] if attempt.error else _batches(specs, answer["masked"])
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from multibackend_lstm import backends
 from multibackend_lstm.layers.recurrent import Recurrent, recurrent_product
 
 
@@ -65,7 +66,7 @@ class GRU(Recurrent, keras.layers.GRU):
     _state_names = ("h",)
 
     def _cell_refusal(self) -> str | None:
-        if self.cell.reset_after:
+        if self.cell.reset_after or backends.active().resets_before_product():
             return None
         return "reset_after=False, and kernels apply the reset gate after the matrix product"
 

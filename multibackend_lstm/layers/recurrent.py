@@ -260,6 +260,7 @@ class Recurrent(RecurrentBase):
                 weights,
                 needs_sequence=self.return_sequences,
                 needs_states=self.return_state or self.stateful,
+                reset_after=getattr(self.cell, "reset_after", True),
             )
             outputs, last, states = run_kernel(self._kernel, call)
         else:

@@ -113,7 +113,7 @@ def test_backends_without_a_file_are_the_base(name, monkeypatch):
 def test_portable_graphs_end():
     backend = backends.active()
     assert backend.supports_jit(5)
-    with contextlib.suppress(KeyError), backend.portable_graphs():
+    with contextlib.suppress(KeyError), backend.portable_graphs("onnx"):
         assert not backend.supports_jit(5)
         raise KeyError
     assert backend.supports_jit(5)
