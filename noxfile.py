@@ -85,13 +85,15 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Some unit tests on each backend in turn, then the comparisons between backends."""
+    """Some unit tests on each backend in turn, then some comparisons between backends."""
     install(session, *group("test"), *group("backends"))
     # One in ten of each file on each backend, so that a first run takes minutes; `unit` runs all.
     for backend in BACKENDS:
         pytest(session, backend, *UNIT_TESTS, "--one-in", "10")
-    # On torch, which need not compile, in the tests that have one target.
-    pytest(session, "torch", "tests/agreement", *ACROSS_BACKENDS_TESTS, "-m", "not slow")
+    # On torch, which need not compile, in the tests that have one target. Every other one: each
+    # starts processes of its own.
+    comparisons = ("tests/agreement", *ACROSS_BACKENDS_TESTS, "-m", "not slow")
+    pytest(session, "torch", *comparisons, "--one-in", "2")
 
 
 @nox.session
