@@ -569,7 +569,7 @@ def page(document: Mapping[str, Any]) -> str:
             "",
             *(
                 markdown(
-                    ("trained on", "predicts on", "folds", "largest difference", "other classes"),
+                    ("trained on", "predicts on", "models", "largest difference", "other classes"),
                     [
                         [
                             trained_on,
@@ -596,13 +596,14 @@ def page(document: Mapping[str, Any]) -> str:
             "",
             "## What was not run",
             "",
-            *([f"- On all ten subjects, by any backend: {', '.join(missing)}."] if missing else []),
+            *([f"- Not at all: {', '.join(missing)}."] if missing else []),
             *[
                 f"- {found.solution} on {found.backend}: {found.interval}."
                 for found in summaries(rows)
                 if len(found.by_subject) < 2 * FOLDS
             ],
-            "- More than one seed.",
+            "- Training on other backends than those in the first table.",
+            "- More than one seed, and MiniRocket on mirrored left arms.",
             "- `pre_reshape` is the same network as `reshape`, on the same numbers.",
             "- MLSTM-FCN on the data of its paper, so its published figures have none beside them.",
             "",
