@@ -83,10 +83,9 @@ def exported_by_hand(folder: str) -> Callable[[Any], Any]:
 
     zeros = torch.zeros(1, 1, UNITS)
     path = Path(folder, "hand.onnx")
-    program = torch.onnx.export(
-        Step().eval(), (torch.zeros(1, *AXES), zeros, zeros), dynamo=True, verbose=False
-    )
-    program.save(path)
+    example = (torch.zeros(1, *AXES), zeros, zeros)
+    # The exporter that needs no further package; either writes one LSTM operator.
+    torch.onnx.export(Step().eval(), example, str(path), dynamo=False, input_names=["x", "h", "c"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
@@ -97,6 +96,19 @@ def exported_by_hand(folder: str) -> Callable[[Any], Any]:
         nonlocal state
         y, *state = session.run(None, dict(zip(names, [sample[None], *state], strict=True)))
         return y
+
+    return step
+
+
+def bare_step(stream: Any) -> Callable[[Any], Any]:
+    """The exported or compiled step with its states carried, without what `Stream` checks."""
+    run, state = stream._engine.run, dict(stream._state)
+
+    def step(sample: Any) -> Any:
+        nonlocal state
+        found = run({"inputs": sample[None], **state})
+        state = {name: found[f"next_{name}"] for name in state}
+        return stream._engine.to_numpy(found["outputs"])
 
     return step
 
@@ -114,15 +126,16 @@ def measure(engine: str, steps: int, long: int) -> dict[str, Any]:
     model = build_model((None, *AXES), "reshape", units=UNITS)
     runtime = engine if engine in ("onnxruntime", "litert", "openvino") else None
     stream = Stream(model, runtime=runtime)
-    functions: dict[str, Callable[[Any], Any]] = {"stream": stream.step}
+    functions: dict[str, Callable[[Any], Any]] = {"stream": stream.step, "bare": bare_step(stream)}
     with tempfile.TemporaryDirectory() as folder:
         if engine == "torch":
             functions["rival"] = lstm_cell()
         if engine == "onnxruntime":
             functions["rival"] = exported_by_hand(folder)
-        found: dict[str, Any] = {"engine": engine, **in_turn(functions, steps)}
+        found: dict[str, Any] = {"engine": engine, "steps": steps, **in_turn(functions, steps)}
     if "rival" in functions:
-        found["ratio"] = round(found["stream"]["p50_ms"] / found["rival"]["p50_ms"], 3)
+        for name in ("stream", "bare"):
+            found[f"{name}_ratio"] = round(found[name]["p50_ms"] / found["rival"]["p50_ms"], 3)
     many = Stream(model, batch_size=SERIES, runtime=runtime)
     batch = np.random.default_rng(1).normal(size=(SERIES, *AXES)).astype("float32")
     taken = [common.timed(lambda: many.step(batch)) for _ in range(60)][10:]
@@ -142,22 +155,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engine", action="append", choices=ENGINES)
+    parser.add_argument("--engine", action="append", choices=ENGINES, default=[])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--long", type=int, default=1_000_000)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(measure(arguments.worker, arguments.steps, arguments.long)))
+        print(json.dumps(measure(arguments.engine[0], arguments.steps, arguments.long)))
         return
+    options = ["--steps", str(arguments.steps), "--long", str(arguments.long)]
     reports = []
     for engine in arguments.engine or ENGINES:
         backend = engine if engine in ("torch", "jax", "tensorflow") else "torch"
-        options = ["--steps", str(arguments.steps), "--long", str(arguments.long)]
-        options += ["--worker", engine]
-        reports.append(common.in_process(__file__, options, KERAS_BACKEND=backend))
-        print(json.dumps(reports[-1]))
-    common.write_results("streaming", __doc__.splitlines()[0], reports, steps=arguments.steps)
+        reports += common.on_each_backend(__file__, ["--engine", engine, *options], [backend])
+    common.write_results("streaming", __doc__.splitlines()[0], reports)
+    print(f"{'engine':13}{'p50, ms':>9}{'p99':>9}{'p99.9':>9}{'of rival':>10}{'series/s':>11}")
+    for report in reports:
+        times = "".join(f"{value:9.3f}" for value in report["stream"].values())
+        ratio = f"{report['stream_ratio']:10.2f}" if "rival" in report else " " * 10
+        print(f"{report['engine']:13}{times}{ratio}{report['series_a_second']:11,}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Engine:
 
     def to_numpy(self, x: Any) -> np.ndarray:
         """An output as an array."""
-        return np.asarray(x)
+        return x
 
     def choose(self, rows: np.ndarray, new: Any, old: Any) -> Any:
         """A state that is `new` in the rows that are True."""
@@ -86,7 +86,6 @@ class KerasEngine(Engine):
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """See `Engine`."""
-        # One dtype: whatever NumPy has, the backend's compiled function takes tensors.
         to_tensor = self._ops.convert_to_tensor
         return self._run(
             {n: to_tensor(x) if isinstance(x, np.ndarray) else x for n, x in inputs.items()}
@@ -125,7 +124,7 @@ class ONNXEngine(Engine):
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """See `Engine`."""
-        return dict(zip(self.outputs, self._session.run(None, dict(inputs)), strict=True))
+        return dict(zip(self.outputs, self._session.run(None, inputs), strict=True))
 
 
 class LiteRTEngine(Engine):
@@ -159,6 +158,10 @@ class OpenVINOEngine(Engine):
 
         core = openvino.Core()
         model = core.read_model(str(file))
+        if not model.has_rt_info(["multibackend_lstm", "inputs"]):
+            raise ValueError(
+                f"{file} does not say what its inputs are: this package did not export it."
+            )
         # A tensor may have names of its makers beside the one that the export gave it.
         about = {
             key: json.loads(model.get_rt_info(["multibackend_lstm", key]).value)
@@ -169,11 +172,11 @@ class OpenVINOEngine(Engine):
         )
         self._request = compiled.create_infer_request()
         self.inputs = {
-            portable(about["name"]): Spec(
+            portable(told["name"]): Spec(
                 tuple(size.get_length() for size in [*x.partial_shape][1:]),
                 np.dtype(x.element_type.to_dtype()).name,
             )
-            for x, about in zip(compiled.inputs, about["inputs"], strict=True)
+            for x, told in zip(compiled.inputs, about["inputs"], strict=True)
         }
         self._places = dict(zip(self.inputs, range(len(self.inputs)), strict=True))
         self.outputs = about["outputs"]

@@ -183,6 +183,8 @@ def _with_mask(call: Call) -> Call:
     A layer that takes a mask has it among its arguments in the graph, since Keras puts it there;
     in a model within a model it comes with the tensor alone.
     """
+    if not any(isinstance(value, Series) for value in call.values):
+        return call
     names = [name for name in call.kwargs if name == "mask" or name.endswith("_mask")]
     kwargs = {name: value for name, value in call.kwargs.items() if name not in names}
     args = call.args

@@ -174,6 +174,13 @@ def test_a_graph():
     check(graph(), samples(False), about=normal(3, 2))
 
 
+def test_what_follows_the_whole_series_runs_whole_at_each_step():
+    inputs = keras.Input((None, 4, 5))
+    repeated = L.Masking(0.0)(L.RepeatVector(3)(LSTM(4)(inputs)))
+    outputs = L.TimeDistributed(L.Dense(2))(L.GRU(3, return_sequences=True)(repeated))
+    check(keras.Model(inputs, outputs), samples(False))
+
+
 def test_it_saves_and_loads_in_safe_mode_and_keeps_names(tmp_path):
     step = to_step_model(build_model((None, 4, 5), "channelwise", units=3, masking=MARK))
     step.save(tmp_path / "step.keras")
