@@ -32,6 +32,7 @@ import json
 import math
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -123,16 +124,15 @@ def fold_of(subject: Any) -> Any:
 
 def cut(recordings: Sequence[np.ndarray], labels: np.ndarray, subjects: np.ndarray) -> Windows:
     """Windows of recordings, which no window crosses."""
-    windows = [
-        np.lib.stride_tricks.sliding_window_view(recording, LENGTH, axis=0)[::STRIDE]
-        for recording in recordings
-    ]
-    counts = [len(part) for part in windows]
-    return Windows(
-        np.moveaxis(np.concatenate(windows), -1, 1),
-        np.repeat(labels, counts),
-        np.repeat(subjects, counts),
+    from multibackend_lstm import windows
+
+    # The place of each recording as the target tells whose a window is.
+    places = np.arange(len(recordings))
+    dataset = windows(
+        recordings, LENGTH, STRIDE, targets=places, batch_size=sys.maxsize, dtype=None
     )
+    x, place = dataset[0]
+    return Windows(x, labels[place], subjects[place])
 
 
 def prepare(data: exercises.Exercises, recipe: Recipe) -> Windows:
