@@ -12,6 +12,7 @@ import click
 
 from multibackend_lstm import environment
 from multibackend_lstm.cli.shared import AnswerIsNo, backend_option
+from multibackend_lstm.files import check_writable
 
 if TYPE_CHECKING:
     from multibackend_lstm.streaming.stream import Stream
@@ -58,10 +59,12 @@ def stream(
     Ends with status 0 if every line was a sample, 1 if one was not, 2 for wrong use, a model that
     cannot run step by step or a state of another model, and 3 if something is not installed.
     """
-    if model.suffix == ".keras":
-        environment.set_backend(environment.choose_backend(backend))
-    from multibackend_lstm.streaming.stream import Stream
+    from multibackend_lstm.streaming.stream import KERAS_FILES, Stream
 
+    if model.suffix in KERAS_FILES:
+        environment.set_backend(environment.choose_backend(backend))
+    if state is not None:
+        check_writable(state.parent)
     live = Stream(model, runtime=runtime, window=window)
     if state is not None and state.exists():
         live.load_state(state)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multibackend_lstm.environment import NotInstalledError
+from multibackend_lstm.export.formats import FORMATS, missing, missing_message
 from multibackend_lstm.runtimes.artefacts import portable
-from multibackend_lstm.runtimes.loading import check_file
+from multibackend_lstm.runtimes.loading import ModelFileError, cause, check_file
 
 if TYPE_CHECKING:
     import keras
@@ -159,7 +161,7 @@ class OpenVINOEngine(Engine):
         core = openvino.Core()
         model = core.read_model(str(file))
         if not model.has_rt_info(["multibackend_lstm", "inputs"]):
-            raise ValueError(
+            raise ModelFileError(
                 f"{file} does not say what its inputs are: this package did not export it."
             )
         # A tensor may have names of its makers beside the one that the export gave it.
@@ -203,11 +205,19 @@ def open_artefact(path: str | os.PathLike[str]) -> Engine:
         FileNotFoundError: if there is no such file.
     """
     file = check_file(path)
-    for engine, (_, suffix) in ARTEFACTS.items():
-        if file.suffix == suffix:
-            return _ENGINES[engine](file)
-    known = ", ".join(suffix for _, suffix in ARTEFACTS.values())
-    raise ValueError(f"a stream runs files of {known} and `.keras`. Received {file.name}.")
+    engine = next((name for name, (_, suffix) in ARTEFACTS.items() if file.suffix == suffix), None)
+    if engine is None:
+        known = ", ".join(suffix for _, suffix in ARTEFACTS.values())
+        raise ValueError(f"a stream runs files of {known} and `.keras`. Received {file.name}.")
+    kind = FORMATS[ARTEFACTS[engine][0]]
+    for module in missing((kind.runtime,)):
+        raise NotInstalledError(f"a stream on {engine}: {missing_message(module, kind.extra)}")
+    try:
+        return _ENGINES[engine](file)
+    except ModelFileError:
+        raise
+    except Exception as error:  # each engine has its own for a file that it cannot read
+        raise ModelFileError(f"{file} cannot be loaded by {engine}: {cause(error)}") from error
 
 
 def export_step(model: "keras.Model", engine: str, batch_size: int) -> Engine:
@@ -223,7 +233,7 @@ def export_step(model: "keras.Model", engine: str, batch_size: int) -> Engine:
 
 def _sizes(name: str, shape: Any) -> tuple[int, ...]:
     if any(not isinstance(size, (int, np.integer)) or size < 0 for size in shape):
-        raise ValueError(
+        raise ModelFileError(
             f"a step has inputs of known axes behind the batch. '{name}' has {tuple(shape)}."
         )
     return tuple(int(size) for size in shape)

@@ -22,6 +22,8 @@ from multibackend_lstm.streaming.engines import (
 if TYPE_CHECKING:
     import keras
 
+#: Suffixes of files that Keras runs.
+KERAS_FILES = (".keras", ".h5")
 # What the names of outputs that are states begin with, see `to_step_model`.
 _NEXT = "next_"
 # Names in a state's file that no layer has.
@@ -38,7 +40,7 @@ class Stream:
 
     Args:
         model: a model as `to_step_model` takes it, or what that made; or the path of a `.keras`
-            file of either, or of a step model's `.onnx`, `.tflite` or `.xml` file.
+            (or `.h5`) file of either, or of a step model's `.onnx`, `.tflite` or `.xml` file.
         batch_size: the number of series that advance side by side, each a row of the batch.
         runtime: None for the Keras backend; or `"onnxruntime"`, `"litert"` or `"openvino"`, for
             which the step is exported, and checked, first. A file of those runs in its own.
@@ -280,7 +282,7 @@ def _engine(
 ) -> tuple[Engine, bytes]:
     """What computes the step, and a hash of its weights, empty where they cannot be seen."""
     if isinstance(model, (str, os.PathLike)):
-        if Path(model).suffix != ".keras":
+        if Path(model).suffix not in KERAS_FILES:
             engine = open_artefact(model)
             if runtime not in (None, engine.name):
                 raise ValueError(f"Stream: {model} runs on {engine.name}, not on {runtime}.")

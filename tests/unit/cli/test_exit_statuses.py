@@ -86,6 +86,7 @@ def uses(good, out):
             state_dicts,
             lambda f: ["port", model, "--like", f, "--out", out / "new.npz"],
         ),
+        "stream": ((".keras", ".h5"), lambda f: ["stream", f]),
     }
 
 
@@ -130,6 +131,7 @@ ON_A_BACKEND = {
     ],
     "migrate": lambda good, out: ["migrate", good / "model.keras"],
     "port": lambda good, out: ["port", good / "model.keras", "--out", out / "w.npz"],
+    "stream": lambda good, out: ["stream", good / "model.keras"],
 }  # fmt: skip
 ALL_COMMANDS = {
     **ON_A_BACKEND,
@@ -244,6 +246,7 @@ WRITING = {
     "export": lambda good, out: [
         "export", good / "model.keras", "--format", "torch", "--out", out / "model.pt2"
     ],
+    "stream": lambda good, out: ["stream", good / "model.keras", "--state", out / "state.npz"],
 }  # fmt: skip
 
 

@@ -142,6 +142,15 @@ def test_what_cannot_stream_is_wrong_use(tmp_path):
     assert "its backward half begins at the end of the series" in found.output
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".xml"])
+def test_an_artefact_that_is_none_is_wrong_use(tmp_path, suffix):
+    path = tmp_path / f"step{suffix}"
+    path.write_bytes(b"no artefact")
+    found = stream(path, [])
+    assert found.exit_code in (2, 3)  # 3 where its engine is not installed
+    assert path.name in found.output or "is not installed" in found.output
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive"])
 def test_a_state_that_is_none_is_wrong_use(model, tmp_path, content):
     state = tmp_path / "state.npz"

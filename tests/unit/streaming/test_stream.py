@@ -219,8 +219,8 @@ def test_wrong_arguments(model, arguments, words):
 
 
 def test_files_of_other_kinds(tmp_path):
-    (tmp_path / "model.h5").write_bytes(b"x")
+    (tmp_path / "model.pb").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"a stream runs files of .onnx"):
-        Stream(tmp_path / "model.h5")
+        Stream(tmp_path / "model.pb")
     with pytest.raises(FileNotFoundError):
         Stream(tmp_path / "model.onnx")
