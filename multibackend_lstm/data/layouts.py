@@ -132,10 +132,7 @@ class Layout:
         try:
             import narwhals as nw
         except ModuleNotFoundError as error:
-            raise ImportError(
-                f"a table needs {error.name}, which is not installed: {install_command('data')}",
-                name=error.name,
-            ) from error
+            raise _not_installed("a table", error) from error
         if isinstance(table, (str, PathLike)):
             frame: Any = _read_parquet(nw, fspath(table))
         else:
@@ -270,15 +267,19 @@ def _of_columns(columns: list[Any]) -> dict[str, Any]:
     return found
 
 
+def _not_installed(what: str, error: ModuleNotFoundError) -> ImportError:
+    """One line that names the extra."""
+    return ImportError(
+        f"{what} needs {error.name}, which is not installed: {install_command('data')}",
+        name=error.name,
+    )
+
+
 def _yaml(text: str) -> Any:
     try:
         import yaml
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"a layout in YAML needs {error.name}, which is not installed: "
-            + install_command("data"),
-            name=error.name,
-        ) from error
+        raise _not_installed("a layout in YAML", error) from error
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -335,11 +336,7 @@ def _read_parquet(nw: Any, path: str) -> Any:
     try:
         return nw.read_parquet(path, backend="pyarrow")
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"a .parquet file needs {error.name}, which is not installed: "
-            + install_command("data"),
-            name=error.name,
-        ) from error
+        raise _not_installed("a .parquet file", error) from error
 
 
 def _numbers(column: Any, name: Any, title: str) -> np.ndarray:
