@@ -234,5 +234,6 @@ def _erfinv(x: Any) -> Any:
     t = ops.where(is_central, central, tail)
     result = ops.zeros_like(x)
     for one, other in zip(_CENTRAL, _TAIL, strict=True):
-        result = result * t + ops.where(is_central, one, other)
+        coefficients = [ops.convert_to_tensor(value, dtype="float32") for value in (one, other)]
+        result = result * t + ops.where(is_central, *coefficients)
     return result * x

@@ -103,6 +103,18 @@ def test_float64_numbers_are_those_of_float32():
         np.testing.assert_array_equal(narrow, wide)
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 by default")
+@pytest.mark.parametrize("draw", [random.uniform, random.normal, random.truncated_normal])
+def test_with_float64_as_the_dtype_by_default(draw):
+    expected = draw((50,), -1.0, 2.0, dtype="float32", seed=1)
+    keras.config.set_floatx("float64")
+    try:
+        found = draw((50,), -1.0, 2.0, seed=1)
+    finally:
+        keras.config.set_floatx("float32")
+    assert_equal(found, to_numpy(expected).astype("float64"))
+
+
 @pytest.mark.parametrize("draw", [random.uniform, random.normal, random.truncated_normal])
 def test_integers_are_refused(draw):
     with pytest.raises(ValueError, match=r"`dtype` must be one of .* Received int32"):
