@@ -33,6 +33,8 @@ def explain(
 ) -> None:
     """Say which path serves each recurrent layer of MODEL, and why no faster one does.
 
+    Also which layers draw random numbers in training that are others on each backend.
+
     Loads the `.keras` file in safe mode, goes through it with shapes alone, and reports what would
     run in predict (fit with --training). Nothing is computed.
 
@@ -48,13 +50,19 @@ def explain(
         _trace(loaded, training, batch, time)
     except Exception as error:  # whatever a foreign model brings up
         raise CouldNotRun(f"{model} does not run on {chosen}: {cause(error)}") from error
-    rows = _rows(loaded)
+    rows, random = _rows(loaded), _random_rows(loaded)
     if as_json:
-        click.echo(json.dumps({"model": str(model), "backend": chosen, "layers": rows}, indent=1))
+        document = {"model": str(model), "backend": chosen, "layers": rows, "random": random}
+        click.echo(json.dumps(document, indent=1))
     else:
         click.echo(f"Recurrent layers on {chosen}:" if rows else "There is no recurrent layer.")
         for row in rows:
             click.echo(f"  {_line(row)}")
+        if random:
+            click.echo("In training these draw random numbers that are others on each backend:")
+        for row in random:
+            remedy = f"; {row['remedy']}" if row["remedy"] else ""
+            click.echo(f"  {row['layer']} ({row['type']}){remedy}")
 
 
 def _trace(model: keras.Model, training: bool, batch: int, time: int) -> None:
@@ -104,6 +112,23 @@ def _rows(model: keras.Model) -> list[dict[str, Any]]:
             continue
         rows[layer.path or layer.name] = row
     return list(rows.values())
+
+
+def _random_rows(model: keras.Model) -> list[dict[str, Any]]:
+    """Layers that draw from the backend's own generator, and what takes their place."""
+    from multibackend_lstm import layers
+    from multibackend_lstm.runtimes.execution import drawing_otherwise
+
+    rows = []
+    for layer in drawing_otherwise(model):
+        package, name = type(layer).__module__.partition(".")[0], type(layer).__name__
+        remedy = None
+        if package == "keras" and name.removesuffix("Cell") in layers.__all__:
+            remedy = f"multibackend_lstm.{name.removesuffix('Cell')} draws the same on each"
+        rows.append(
+            {"layer": layer.path or layer.name, "type": f"{package}.{name}", "remedy": remedy}
+        )
+    return rows
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -307,6 +307,16 @@ def named_operations(model: keras.Model) -> dict[str, Any]:
     return named
 
 
+def drawing_otherwise(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Layers whose random numbers in training are the backend's own, other ones on each."""
+    for layer in model._flatten_layers():
+        draws = any(isinstance(v, keras.random.SeedGenerator) for v in vars(layer).values())
+        rates = [getattr(layer, name, None) for name in _RANDOM_RATES if _is_known(layer)]
+        never = any(rate is not None for rate in rates) and not any(rates)
+        if draws and not never and not draws_alike(layer):
+            yield layer
+
+
 def silence(model: keras.Model) -> list[str]:
     """Leave on what is random in the same way on every backend; what differs, by path.
 
@@ -315,14 +325,12 @@ def silence(model: keras.Model) -> list[str]:
     rates become 0. A layer of somebody else may mean anything by a `rate` or `factor`: it is left
     alone, and if it has a seed its numbers differ.
     """
-    remaining = []
     for position, layer in enumerate(model._flatten_layers()):
         if draws_alike(layer):
             state = layer.seed_generator.state
             state.assign(np.array([position, 0], state.dtype))
-            continue
-        if not any(isinstance(v, keras.random.SeedGenerator) for v in vars(layer).values()):
-            continue
+    remaining = []
+    for layer in drawing_otherwise(model):
         found = False
         for name in _RANDOM_RATES if _is_known(layer) else ():
             settable = not isinstance(getattr(type(layer), name, None), property)

@@ -69,6 +69,7 @@ FLOORS = [
     {"layers"},
     {"runtimes"},
     {"agreement"},
+    {"training"},
     {"export", "migration", "torch_weights", "demo", "demo_page"},
     {"porting", "streaming"},
     {"cli"},

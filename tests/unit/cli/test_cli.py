@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from multibackend_lstm import GRU, LSTM, environment, load_basic_motions
+from multibackend_lstm import GRU, LSTM, Dropout, environment, load_basic_motions
 from multibackend_lstm.agreement import Comparison, Report, Workers
 from multibackend_lstm.agreement.checking import check_predictions
 from multibackend_lstm.agreement.report import TargetResult, findings_of
@@ -216,6 +216,28 @@ def test_explain_names_the_path_of_each_recurrent_layer(tmp_path):
     assert rows["stock"]["notes"] == ["multibackend_lstm.LSTM takes its place"]
     assert "recurrent_dropout" in layers("--training")["dropped"]["refused"]
     assert "relu (multibackend_lstm.LSTM): keras.ops (ops); native refused" in explain(path)
+
+
+def test_explain_names_what_draws_other_numbers_on_each_backend(tmp_path):
+    inputs = x = keras.Input((None, 3))
+    for layer in (
+        LSTM(4, dropout=0.5, return_sequences=True),
+        Dropout(0.5),
+        keras.layers.Dropout(0.5, name="theirs"),
+        keras.layers.Dropout(0.0, name="never"),
+        keras.layers.AlphaDropout(0.5, name="alpha"),
+        keras.layers.GRU(4, dropout=0.5, name="gru"),
+    ):
+        x = layer(x)
+    path = tmp_path / "model.keras"
+    keras.Model(inputs, x).save(path)
+    rows = json.loads(explain(path, "--json"))["random"]
+    assert {row["layer"]: row["remedy"] for row in rows} == {
+        "theirs": "multibackend_lstm.Dropout draws the same on each",
+        "alpha": None,
+        "gru/gru_cell": "multibackend_lstm.GRU draws the same on each",
+    }
+    assert "alpha (keras.AlphaDropout)" in explain(path)
 
 
 def test_explain_computes_nothing(tmp_path):

@@ -1,0 +1,161 @@
+"""same_run: one seed for a whole training, and a training that goes on where it was killed."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import multibackend_lstm as ml
+from multibackend_lstm.agreement import fit_order, initialize
+from multibackend_lstm.training import same_run
+from unit.tools import assert_equal, needs_gradients, normal
+
+pytestmark = needs_gradients
+X = normal(10, 6, 3)
+Y = (np.arange(10) % 2).astype("int32")
+
+
+def new_model(dropout=ml.Dropout):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 3)),
+            ml.LSTM(4, dropout=0.3),
+            keras.layers.BatchNormalization(),
+            dropout(0.4),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def train(model=None, epochs=3, **arguments):
+    model = model or new_model()
+    history = same_run(
+        model, X, Y, seed=3, epochs=epochs, **{"batch_size": 4, "verbose": 0, **arguments}
+    )
+    return model, history
+
+
+def test_it_is_the_loop_that_it_stands_for():
+    model, history = train()
+    other = new_model()
+    initialize(other, 3)
+    losses = []
+    for epoch in range(3):
+        order = fit_order(10, 3, epoch)
+        fitted = other.fit(X[order], Y[order], batch_size=4, shuffle=False, verbose=0)
+        losses += fitted.history["loss"]
+    assert history["loss"] == losses
+    assert len(history["accuracy"]) == 3
+    assert_same_weights(model, other)
+
+
+def assert_same_weights(model, other):
+    for found, expected in zip(model.get_weights(), other.get_weights(), strict=True):
+        assert_equal(found, expected)
+
+
+class Killed(Exception):  # noqa: N818 - no error
+    """Stands for the kill of a process."""
+
+
+class Kill(keras.callbacks.Callback):
+    """Ends the training at a step of an epoch, counted in steps from its start."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.steps = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps -= 1
+        if self.steps < 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("step", [0, 2, 4, 8])
+def test_it_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path, step):
+    unbroken, expected = train()
+    with pytest.raises(Killed):
+        train(checkpoint=tmp_path, callbacks=[Kill(step)])
+    model, history = train(checkpoint=tmp_path)
+    assert history == expected
+    assert_same_weights(model, unbroken)
+    assert [path.name for path in tmp_path.glob("*.h5")] == ["epoch_3.weights.h5"]
+
+
+def test_a_kill_while_weights_are_written(tmp_path, monkeypatch):
+    _, expected = train()
+    write = keras.Model.save_weights
+
+    def cut(model, path):
+        if path.name.startswith("epoch_2"):
+            path.write_bytes(b"half")
+            raise Killed
+        write(model, path)
+
+    monkeypatch.setattr(keras.Model, "save_weights", cut)
+    with pytest.raises(Killed):
+        train(checkpoint=tmp_path)
+    monkeypatch.undo()
+    assert train(checkpoint=tmp_path)[1] == expected
+
+
+def test_more_epochs_go_on_and_a_whole_run_is_not_repeated(tmp_path):
+    train(epochs=2, checkpoint=tmp_path)
+    model, history = train(epochs=3, checkpoint=tmp_path)
+    unbroken, expected = train()
+    assert history == expected
+    assert_same_weights(model, unbroken)
+    assert train(checkpoint=tmp_path, callbacks=[Kill(0)])[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"batch_size": 5}, "batch_size"), ({"model": "other"}, "weights"), ({"x": X + 1}, "data")],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, named):
+    train(epochs=1, checkpoint=tmp_path)
+    model = new_model()
+    if "model" in change:
+        model = keras.Sequential([keras.Input((6, 3)), ml.LSTM(2), keras.layers.Dense(2)])
+        model.compile("adam", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match=f"of another run, with another .*{named}"):
+        same_run(
+            model, change.get("x", X), Y, seed=3, epochs=2,
+            batch_size=change.get("batch_size", 4), checkpoint=tmp_path,
+        )  # fmt: skip
+    assert json.loads((tmp_path / "run.json").read_text())["epochs"] == 1
+
+
+def test_weights_of_cases_and_validation():
+    weights = np.linspace(0, 1, 10)
+    _, history = train(epochs=1, sample_weight=weights, validation_data=(X, Y))
+    order = fit_order(10, 3, 0)
+    model = new_model()
+    initialize(model, 3)
+    fitted = model.fit(
+        X[order], Y[order], sample_weight=weights[order], batch_size=4, shuffle=False, verbose=0
+    )
+    assert history["loss"] == fitted.history["loss"]
+    assert len(history["val_loss"]) == 1
+
+
+def test_early_stopping_stops():
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    assert len(train(epochs=5, callbacks=[Stop()])[1]["loss"]) == 2
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match=r"draw other random numbers.*drop \(Dropout\)"):
+        train(new_model(lambda rate: keras.layers.Dropout(rate, name="drop")))
+    with pytest.raises(ValueError, match="must be built and compiled"):
+        train(keras.Sequential([keras.layers.Dense(2)]))
+    with pytest.raises(ValueError, match="shuffle cannot be given"):
+        train(shuffle=True)
+    with pytest.raises(ValueError, match=r"same number of cases.*\[9, 10\]"):
+        same_run(new_model(), X, Y[:9], seed=0, epochs=1)
