@@ -5,7 +5,8 @@
     python benchmarks/accuracy.py --baseline /path/to/python                 # MiniRocket by aeon
     python benchmarks/accuracy.py --page                                     # the page alone
 
-Data: seglearn's smart-watch exercises, see exercises.py. Windows of 4 s, one each second, at 12.5
+Data: seglearn's smart-watch exercises, see
+examples/live_exercises/exercises.py. Windows of 4 s, one each second, at 12.5
 Hz (means of four samples): `(time=50, sensors=2, axes=3)`, standardised for each sensor's axis.
 
 Protocol, fixed before any test subject was looked at:
@@ -40,13 +41,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
-import exercises
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from multibackend_lstm.environment import choose_backend, set_backend
+
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "live_exercises"))
+import exercises
 
 NAME = "accuracy"
 PAGE = Path(__file__).parents[1] / "docs" / f"{NAME}.md"

@@ -1,6 +1,6 @@
 """Seglearn's smart-watch exercises as a plain `.npz`, out of the package's wheel.
 
-    python benchmarks/exercises.py [--wheel seglearn-1.2.5-py3-none-any.whl]
+    python examples/live_exercises/exercises.py [--wheel seglearn-1.2.5-py3-none-any.whl]
 
 140 recordings of seven shoulder exercises by ten subjects wearing a smart watch: acceleration and
 gyroscope at 50 Hz. Source: the package `seglearn` of D. M. Burns (BSD 3-clause), whose file
