@@ -18,7 +18,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 AXES = ("black", "#777777", "#BBBBBB")  # x, y, z
 SECONDS = 180  # that are drawn, from the beginning
 FRAMES, FRAMES_A_SECOND = 120, 10
-COLOURS_OF_IMAGE = 64
+COLOURS_OF_IMAGE = 256
 
 
 class Session(NamedTuple):
@@ -63,7 +63,8 @@ def figure_of(session: Session) -> tuple[Figure, Any]:
         for axis, colour in enumerate(AXES):
             axes.plot(at, samples[:, sensor, axis], color=colour, linewidth=0.5, label="xyz"[axis])
         axes.set_ylabel(label)
-    acceleration.legend(**beside, title="axis")
+    for line in acceleration.legend(**beside, title="axis").get_lines():
+        line.set_linewidth(2)
     for row, labels in ((1, session.truth[:shown]), (0, session.named[:shown])):
         for begin, end, label in stretches(labels):
             if label < 0:
@@ -135,7 +136,7 @@ def animate(session: Session, path: Path) -> None:
             uncovered[top:bottom, now:right] = white
             if frame < FRAMES:
                 uncovered[top:bottom, now] = black
-        picture = Image.fromarray(uncovered, mode="P")
+        picture = Image.fromarray(uncovered)
         picture.putpalette(image.getpalette())
         frames.append(picture)
     milliseconds = [1000 // FRAMES_A_SECOND] * (FRAMES - 1) + [4000]
@@ -154,8 +155,8 @@ def image_of(session: Session, dpi: int) -> tuple[Any, list[tuple[int, int, int,
     inside = []
     for axes in panels:
         box = axes.get_window_extent()
-        # Rows of an image count from the top. The axes' frame, a pixel wide, stays.
-        left, right = math.ceil(box.x0) + 1, math.floor(box.x1) - 1
-        top, bottom = math.ceil(image.height - box.y1) + 1, math.floor(image.height - box.y0) - 1
+        # Rows of an image count from the top. The axes' frame stays, at the left and at the top.
+        left, right = math.ceil(box.x0) + 1, round(box.x1)
+        top, bottom = math.ceil(image.height - box.y1) + 1, round(image.height - box.y0)
         inside.append((left, right, top, bottom))
     return image.quantize(COLOURS_OF_IMAGE, dither=Image.Dither.NONE), inside
