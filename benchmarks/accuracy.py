@@ -5,9 +5,9 @@
     python benchmarks/accuracy.py --baseline /path/to/python                 # MiniRocket by aeon
     python benchmarks/accuracy.py --page                                     # the page alone
 
-Data: seglearn's smart-watch exercises, see
-examples/live_exercises/exercises.py. Windows of 4 s, one each second, at 12.5
-Hz (means of four samples): `(time=50, sensors=2, axes=3)`, standardised for each sensor's axis.
+Data: seglearn's smart-watch exercises, see examples/live_exercises/exercises.py. Windows of 4 s,
+one each second, at 12.5 Hz (means of four samples): `(time=50, sensors=2, axes=3)`, standardised
+for each sensor's axis.
 
 Protocol, fixed before any test subject was looked at:
 
