@@ -5,12 +5,14 @@
 
 Each run is one of `live.py --json --animation`, in a process of its own, and is appended to
 results/live_exercises.json as it ends; what is there is not run again. `seconds` in a row are its
-own, `load_before` the load average of the machine when it began, on which they depend.
+own, `load_before` the load average of the machine when it began, on which they depend. The pictures
+of subject 10 go to docs/images.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from multibackend_lstm.environment import BACKENDS, installed_backends
+from multibackend_lstm.files import replacing
 
 NAME = "live_exercises"
 SCRIPT = Path(__file__).parents[1] / "examples" / NAME / "live.py"
@@ -47,6 +50,10 @@ def run(backend: str, subject: int) -> dict:
             text=True,
             check=True,
         )
+        if subject == SUBJECT:
+            for suffix in (".png", ".gif"):
+                with replacing(common.IMAGES / f"{NAME}{suffix}") as temporary:
+                    shutil.copyfile(Path(folder, f"live{suffix}"), temporary)
     row = json.loads(process.stdout)
     row["seconds"]["process"] = round(time.perf_counter() - start, 1)
     del row["versions"]  # which stand above all rows

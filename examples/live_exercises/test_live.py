@@ -37,7 +37,7 @@ def data():
 
 def test_it_recognises_what_a_subject_it_has_not_seen_does(data, tmp_path):
     console = Console(file=io.StringIO(), width=100)
-    result = live.run(data, 2, tmp_path / "live", console, epochs=8, copies=12, animation=True)
+    result = live.run(data, 2, tmp_path / "live", console, epochs=12, copies=2, animation=True)
     assert (result["exercises"], result["exercises_right"]) == (3, 3)
     assert result["accuracy_by_step"] > 0.9
     assert result["seconds_until_right"]["never"] == 0
