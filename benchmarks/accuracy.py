@@ -443,12 +443,6 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> T
     return made
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The same for the page."""
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
 RESULT_HEADER = ("solution", "trained on", "accuracy", "95 % interval", "worst subject", "recipes")
 RECIPE_HEADER = ("recipe", "what it does", "accuracy", "test folds that chose it")
 
@@ -544,7 +538,7 @@ def page(document: Mapping[str, Any]) -> str:
             "([seglearn](https://pypi.org/project/seglearn/), BSD), windows of 4 s "
             f"`(time={LENGTH}, sensors=2, axes=3)`, five folds of two subjects each.",
             "",
-            *markdown(RESULT_HEADER, result_rows(rows)),
+            *common.markdown(RESULT_HEADER, result_rows(rows)),
             "",
             f"Published for ten subjects and five folds of them: {PUBLISHED:.1%}, a random forest "
             "([arXiv:1802.01489](https://arxiv.org/abs/1802.01489), first version; windows and "
@@ -561,7 +555,7 @@ def page(document: Mapping[str, Any]) -> str:
             f"of `{FIRST}` among the other four folds, whose accuracies, together, are the "
             "ablation:",
             "",
-            *markdown(RECIPE_HEADER, recipe_rows(rows)),
+            *common.markdown(RECIPE_HEADER, recipe_rows(rows)),
             "",
             *replaced(rows),
             "All other solutions take these choices. The protocol in full is in the script's "
@@ -571,7 +565,7 @@ def page(document: Mapping[str, Any]) -> str:
             "## Backends",
             "",
             *(
-                markdown(
+                common.markdown(
                     ("trained on", "predicts on", "models", "largest difference", "other classes"),
                     [
                         [

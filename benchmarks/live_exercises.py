@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import common
-from rich.console import Console
-from rich.table import Table
 
 from multibackend_lstm.environment import BACKENDS, installed_backends
 from multibackend_lstm.files import replacing
@@ -29,9 +29,21 @@ from multibackend_lstm.files import replacing
 NAME = "live_exercises"
 SCRIPT = Path(__file__).parents[1] / "examples" / NAME / "live.py"
 SUBJECT = 10
+HEADER = (
+    "backend",
+    "subject",
+    "steps right",
+    "exercises right",
+    "s until right, median",
+    "ms a step, median (p99)",
+    "stream against model",
+    "CPU s in all",
+    "s in all",
+    "load average before",
+)
 
 
-def run(backend: str, subject: int) -> dict:
+def run(backend: str, subject: int) -> dict[str, Any]:
     """One run of the example."""
     load = os.getloadavg()[0]
     start = time.perf_counter()
@@ -77,24 +89,25 @@ def main() -> None:
                 continue
             rows.append(run(backend, subject))
             common.write_results(NAME, str(__doc__).splitlines()[0], rows)
-    table = Table(
-        "backend", "subject", "steps right", "exercises right", "seconds until right", "never",
-        "ms a step", "p99", "difference", "training s", "all s", "CPU s", "load",
-    )  # fmt: skip
-    for row in rows:
-        until, cost, seconds = (
-            row["seconds_until_right"],
-            row["milliseconds_a_step"],
-            row["seconds"],
-        )
-        cells = [
-            row["backend"], row["subject"], f"{row['accuracy_by_step']:.1%}",
-            f"{row['exercises_right']} of {row['exercises']}", until["median"], until["never"],
-            cost["median"], cost["p99"], f"{row['largest_difference_from_model']:.1e}",
-            seconds["training"], seconds["process"], seconds["processor"], row["load_before"],
-        ]  # fmt: skip
-        table.add_row(*map(str, cells))
-    Console().print(table)
+    print("\n".join(common.markdown(HEADER, [cells(row) for row in rows])))
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of the table."""
+    until, cost = row["seconds_until_right"], row["milliseconds_a_step"]
+    seconds = row["seconds"]
+    return [
+        row["backend"],
+        str(row["subject"]),
+        f"{row['accuracy_by_step']:.1%}",
+        f"{row['exercises_right']} of {row['exercises']}",
+        f"{until['median']} (never: {until['never']})",
+        f"{cost['median']:.2f} ({cost['p99']:.2f})",
+        f"{row['largest_difference_from_model']:.0e}",
+        f"{seconds['processor']:.0f}",
+        f"{seconds['process']:.0f}",
+        str(row["load_before"]),
+    ]
 
 
 if __name__ == "__main__":
