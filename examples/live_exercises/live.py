@@ -1,6 +1,6 @@
 """Recognise exercises while somebody does them: from raw recordings to a model to a stream.
 
-    KERAS_BACKEND=torch python examples/live_exercises/live.py --animation
+    KERAS_BACKEND=jax python examples/live_exercises/live.py --animation
 
 Read it from top to bottom: recordings, windows, model, stream, verdict. README.md says what comes
 out, and why it is done this way.

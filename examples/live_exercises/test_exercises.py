@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import subprocess
 import zipfile
 
 import exercises
@@ -52,3 +53,13 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(pickle.UnpicklingError, match=r"only NumPy arrays.*open"):
         exercises.read_wheel(wheel)
     assert not (tmp_path / "written").exists()
+
+
+def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):
+    def run(command, **kwargs):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(FileNotFoundError, match=r"seglearn==.*--wheel PATH"):
+        exercises.load()

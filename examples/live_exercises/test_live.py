@@ -4,6 +4,7 @@ pytest examples/live_exercises
 """
 
 import io
+import time
 
 import exercises
 import live
@@ -104,6 +105,12 @@ def test_an_exercise_is_named_when_it_has_led_for_a_second():
     assert said == [(hold - 1, 2, 1.0), (3 * hold - 1, 0, 1.0)]
     assert played.named.tolist() == [-1] * (hold - 1) + [2] * 2 * hold + [0] * (hold + 1)
     np.testing.assert_array_equal(played.probabilities, np.eye(3)[leads])
+
+
+def test_samples_come_at_the_speed_asked_for():
+    start = time.perf_counter()
+    live.play(FirstAxis(), np.ones((25, 2, 3)), lambda *what: None, speed=5)
+    assert time.perf_counter() - start >= 0.1  # half a second of the watch
 
 
 def test_the_verdict_counts_steps_exercises_and_delays():
