@@ -256,8 +256,10 @@ def run(
 ) -> dict[str, Any]:
     """Train without a subject, play that subject's recordings, and draw them."""
     beginning = time.perf_counter()
-    if subject not in data.subjects:
-        raise click.UsageError(f"subjects are {np.unique(data.subjects)}. Received {subject}.")
+    subjects = np.unique(data.subjects).tolist()
+    if subject not in subjects:
+        known = ", ".join(map(str, subjects))
+        raise click.UsageError(f"subjects are {known}. Received {subject}.")
     check_writable(folder)
     recordings = mirrored(data)
     train = training_windows(recordings, data, subject, copies)

@@ -4,13 +4,16 @@ pytest examples/live_exercises
 """
 
 import io
+import json
 import time
 
+import click
 import exercises
 import live
 import numpy as np
 import pictures
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
@@ -50,6 +53,28 @@ def test_it_recognises_what_a_subject_it_has_not_seen_does(data, tmp_path):
     assert written == ["live.gif", "live.png", "model.keras"]
     with Image.open(tmp_path / "live" / "live.gif") as movie:
         assert movie.n_frames == pictures.FRAMES
+
+
+def test_a_subject_that_there_is_not_is_an_error(data, tmp_path):
+    with pytest.raises(click.UsageError, match=r"subjects are 1, 2, 3\. Received 4"):
+        live.run(data, 4, tmp_path, Console(file=io.StringIO()))
+
+
+def test_json_is_all_that_is_printed(data, tmp_path, monkeypatch):
+    def run(data, subject, folder, console, **options):
+        console.print("a story")
+        return {"subject": subject, **options}
+
+    monkeypatch.setattr(exercises, "load", lambda: data)
+    monkeypatch.setattr(live, "run", run)
+    result = CliRunner().invoke(live.main, ["--json", "--subject", "3", "--speed", "2"])
+    assert json.loads(result.stdout) == {
+        "subject": 3,
+        "epochs": live.EPOCHS,
+        "speed": 2.0,
+        "animation": False,
+    }
+    assert "a story" in result.stderr
 
 
 def test_nothing_of_the_held_out_subject_is_in_training(data):
