@@ -56,7 +56,7 @@ def figure_of(session: Session) -> tuple[Figure, Any]:
         "fontsize": "small",
         "frameon": False,
     }
-    # The file names no units: at rest the first has length 1, and an arm turns at a few of the second.
+    # The file names no units: at rest the first has length 1, and an arm turns at a few rad/s.
     for axes, sensor, label in (
         (acceleration, 0, "acceleration, g"),
         (rate_of_turn, 1, "turn, rad/s"),
