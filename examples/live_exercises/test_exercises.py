@@ -1,23 +1,13 @@
 """The reader of seglearn's pickled file makes arrays and runs nothing."""
 
-import importlib.util
 import io
 import pickle
+import subprocess
 import zipfile
-from pathlib import Path
 
+import exercises
 import numpy as np
 import pytest
-
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "exercises.py"
-
-
-@pytest.fixture(scope="module")
-def exercises():
-    spec = importlib.util.spec_from_file_location("exercises", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Writing:
@@ -30,7 +20,7 @@ class Writing:
         return open, (self.path, "w")
 
 
-def write_wheel(exercises, path, contents):
+def write_wheel(path, contents):
     stream = io.BytesIO()
     np.save(stream, np.array(contents, dtype=object), allow_pickle=True)
     with zipfile.ZipFile(path, "w") as wheel:
@@ -38,7 +28,7 @@ def write_wheel(exercises, path, contents):
     return path
 
 
-def test_the_converted_file_holds_the_recordings(exercises, tmp_path, monkeypatch):
+def test_the_converted_file_holds_the_recordings(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     recordings = np.empty(2, dtype=object)  # of unequal length, so an array of objects
     recordings[:] = [np.arange(12.0).reshape(2, 6), np.ones((3, 6))]
@@ -49,7 +39,7 @@ def test_the_converted_file_holds_the_recordings(exercises, tmp_path, monkeypatc
         "side": np.array([0, 1]),
         "y_labels": ["PEN", "ROW"],
     }
-    exercises.convert(write_wheel(exercises, tmp_path / "some.whl", contents))
+    exercises.convert(write_wheel(tmp_path / "some.whl", contents))
     data = exercises.load()
     assert [recording.shape for recording in data.recordings] == [(2, 2, 3), (3, 2, 3)]
     np.testing.assert_array_equal(data.recordings[0][0], [[0, 1, 2], [3, 4, 5]])
@@ -58,8 +48,18 @@ def test_the_converted_file_holds_the_recordings(exercises, tmp_path, monkeypatc
     assert data.class_names == ("PEN", "ROW")
 
 
-def test_a_file_that_would_run_code_is_refused(exercises, tmp_path):
-    wheel = write_wheel(exercises, tmp_path / "bad.whl", {"X": Writing(tmp_path / "written")})
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    wheel = write_wheel(tmp_path / "bad.whl", {"X": Writing(tmp_path / "written")})
     with pytest.raises(pickle.UnpicklingError, match=r"only NumPy arrays.*open"):
         exercises.read_wheel(wheel)
     assert not (tmp_path / "written").exists()
+
+
+def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):
+    def run(command, **kwargs):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(FileNotFoundError, match=r"seglearn==.*--wheel PATH"):
+        exercises.load()
