@@ -255,10 +255,11 @@ def _argsort(graph: Any, x: Any, *arguments: Any) -> Any:
     return graph.op("TopK", x, size, outputs=2, **options)[1]
 
 
-def _onnx_from_torch(model: keras.Model, request: Request) -> None:
+def _onnx_from_torch(model: keras.Model, request: Request) -> list[str]:
     import torch
 
     specs, path, outputs = request.specs, request.path, request.outputs
+    model, left = _upgraded(model, specs)
     _check_time(model, specs)
     opset = request.opset or 18
     torch.onnx.register_custom_op_symbolic("aten::argsort", _argsort, opset)
@@ -284,12 +285,14 @@ def _onnx_from_torch(model: keras.Model, request: Request) -> None:
             dynamic_axes=free,
         )
     label_onnx(path, outputs, request.about)
+    return left
 
 
-def _torch(model: keras.Model, request: Request) -> None:
+def _torch(model: keras.Model, request: Request) -> list[str]:
     import torch
 
     specs = request.specs
+    model, left = _upgraded(model, specs)
     if any(spec["shape"][1:2] == [None] for spec in specs):
         raise NeedsTimeError(
             "torch.export wants the number of time steps of an LSTM, of torch.nn.LSTM too: fix "
@@ -302,6 +305,7 @@ def _torch(model: keras.Model, request: Request) -> None:
     )
     about = {METADATA_FILE: json.dumps(request.about, indent=1)}
     torch.export.save(program, request.path, extra_files=about)
+    return left
 
 
 def _save_openvino(source: str, request: Request) -> None:
@@ -316,11 +320,12 @@ def _save_openvino(source: str, request: Request) -> None:
     openvino.save_model(model, request.path, compress_to_fp16=False)
 
 
-def _openvino_from_torch(model: keras.Model, request: Request) -> None:
+def _openvino_from_torch(model: keras.Model, request: Request) -> list[str]:
     through = str(Path(request.path).with_suffix(".through.onnx"))
-    _onnx_from_torch(model, replace(request, path=through))
+    left = _onnx_from_torch(model, replace(request, path=through))
     _save_openvino(through, request)
     Path(through).unlink()
+    return left
 
 
 def _openvino_from_tensorflow(model: keras.Model, request: Request) -> None:

@@ -124,9 +124,9 @@ class LiteRT(InferenceRuntime):
         order = _in_order(names, found)
         outputs = runner(**{name: inputs[place] for name, place in zip(found, order, strict=True)})
         places = [tensor["index"] for tensor in interpreter.get_output_details()]
-        found = runner.get_output_details()
-        order = sorted(flat_order(found), key=lambda name: places.index(found[name]["index"]))
-        return [outputs[name] for name in order]
+        details = runner.get_output_details()
+        ordered = sorted(flat_order(details), key=lambda name: places.index(details[name]["index"]))
+        return [outputs[name] for name in ordered]
 
 
 class OpenVINOModel(InferenceRuntime):
