@@ -94,3 +94,15 @@ def write_results(name: str, question: str, results: Any) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n")
     return path
+
+
+def write_table(document: str, name: str, table: str) -> None:
+    """Put a table into a page of docs/, between the marks of its name."""
+    path = RESULTS.parents[1] / "docs" / document
+    marks = (f"<!-- {name}: written by a benchmark -->\n", f"<!-- end of {name} -->")
+    before, start, rest = path.read_text(encoding="utf-8").partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not (start and end):
+        raise ValueError(f"{path} lacks one of {marks}")
+    with replacing(path) as temporary:
+        temporary.write_text(before + start + table + end + after, encoding="utf-8")

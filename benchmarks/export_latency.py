@@ -26,11 +26,8 @@ from rich.progress import track
 
 from multibackend_lstm.environment import set_backend, version_of
 from multibackend_lstm.export.formats import FORMATS
-from multibackend_lstm.files import replacing
 
 NAME = "export_latency"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
-MARKS = ("<!-- latency: written by benchmarks/export_latency.py -->\n", "<!-- end of latency -->")
 # Name, solution, shape of a sample, units.
 MODELS = (
     ("`LSTM(128)`", "pre_reshape", (100, 32), 128),
@@ -219,12 +216,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def write_table() -> None:
     """Put the table of the committed results into the documentation."""
     rows = json.loads((common.RESULTS / f"{NAME}.json").read_text())["results"]["rows"]
-    before, start, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (start and end):
-        raise SystemExit(f"{DOCUMENT} lacks the lines {MARKS}")
-    with replacing(DOCUMENT) as temporary:
-        temporary.write_text(before + start + table(rows) + end + after, encoding="utf-8")
+    common.write_table("export.md", NAME, table(rows))
 
 
 def main() -> None:
