@@ -246,7 +246,7 @@ def export(
                 if isinstance(model, (str, os.PathLike)):
                     request["model_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
                 attempt, batches = _attempt(request, name, timeout)
-                if backend is None:
+                if backend is None and attempt.error is None:
                     notes = (*_written_elsewhere(format, kind, name), *attempt.notes)
                     attempt = replace(attempt, notes=notes)
                 if check and attempt.error is None:

@@ -37,8 +37,11 @@ def flat_order(names: Iterable[str]) -> list[str]:
     They are numbers, `output_10` behind `output_9`, or the keys of a dict.
     """
     names = list(names)
-    numbered = all(re.fullmatch(r"output_\d+", name) for name in names)
-    return sorted(names, key=lambda name: int(name[7:]) if numbered else name)
+    return sorted(names, key=(lambda name: int(name[7:])) if _numbered(names) else None)
+
+
+def _numbered(names: Iterable[str]) -> bool:
+    return all(re.fullmatch(r"output_\d+", name) for name in names)
 
 
 def _ready(*packages: str) -> dict[str, Any]:
@@ -123,9 +126,11 @@ class LiteRT(InferenceRuntime):
         found = list(runner.get_input_details())
         order = _in_order(names, found)
         outputs = runner(**{name: inputs[place] for name, place in zip(found, order, strict=True)})
-        places = [tensor["index"] for tensor in interpreter.get_output_details()]
-        details = runner.get_output_details()
-        ordered = sorted(flat_order(details), key=lambda name: places.index(details[name]["index"]))
+        ordered = flat_order(outputs)
+        if not _numbered(ordered):
+            places = [tensor["index"] for tensor in interpreter.get_output_details()]
+            details = runner.get_output_details()
+            ordered.sort(key=lambda name: places.index(details[name]["index"]))
         return [outputs[name] for name in ordered]
 
 

@@ -164,18 +164,12 @@ def _check_model(path: Path) -> int:
     return budget.bytes
 
 
-def load_keras_model(
-    path: str | os.PathLike[str],
-    *,
-    compile: bool = False,
-    custom_objects: Mapping[str, Any] | None = None,
-) -> "keras.Model":
+def load_keras_model(path: str | os.PathLike[str], *, compile: bool = False) -> "keras.Model":
     """The model of a file, on the backend that Keras runs on, once the file is known to be safe.
 
     Args:
         path: as in `check_model_file`. It is loaded in safe mode: no code in it is run.
         compile: whether to compile the model as the file says.
-        custom_objects: classes and functions of the caller's that the file names.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -188,12 +182,10 @@ def load_keras_model(
 
     path = check_file(path)
     try:
-        return load_with(keras, path, compile=compile, custom_objects=custom_objects)
-    except ModelFileError as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise ModelFileError(f"{path} cannot be loaded: {error}") from error
+        return load_with(keras, path, compile=compile)
     except Exception as error:  # whatever a foreign file brings up
+        if isinstance(error, ModelFileError) and str(error).startswith(str(path)):
+            raise
         reason = cause(error)
         remedy = ""
         if "`Lambda`" in reason:
@@ -214,8 +206,8 @@ def load_with(
     Args:
         library: the module `keras` or `tf_keras`, of any version.
         path: as in `check_model_file`.
-        compile: as in `load_keras_model`.
-        custom_objects: as in `load_keras_model`.
+        compile: whether to compile the model as the file says.
+        custom_objects: classes and functions of the caller's that the file names.
         trust: whether functions stored in the file may be run. Sizes are checked all the same.
 
     Raises:
