@@ -33,6 +33,9 @@ def named():
     return model
 
 
+# OpenVINO forks where it is first imported, of which JAX warns.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 INPUTS = ["my_input", "a_second"]
 OUTPUTS = ["alarm_10", "alarm_9", "risk"]
 FAST = {("onnx", "torch"), ("saved_model", "tensorflow"), ("torch", "torch")}
