@@ -100,3 +100,15 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def write_table(document: str, name: str, table: str) -> None:
+    """Put a table into a page of docs/, between the marks of its name."""
+    path = RESULTS.parents[1] / "docs" / document
+    marks = (f"<!-- {name}: written by a benchmark -->\n", f"<!-- end of {name} -->")
+    before, start, rest = path.read_text(encoding="utf-8").partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not (start and end):
+        raise ValueError(f"{path} lacks one of {marks}")
+    with replacing(path) as temporary:
+        temporary.write_text(before + start + table + end + after, encoding="utf-8")

@@ -4,8 +4,9 @@
 
 Models with unknown batch and time, most with a mask, are exported from every backend to every
 format, loaded in the format's own runtime, and compared with Keras at several batch sizes and
-lengths. Where that fails, the time is fixed, and then the batch size too. `--tables` prints the
-tables of docs/export.md from the committed results.
+lengths. Where that fails, the time is fixed, and then the batch size too. Writes
+results/export.json, and the table of it into docs/export.md; `--tables` prints that and each error,
+from the committed results.
 """
 
 import argparse
@@ -123,15 +124,30 @@ def _files(path: Path) -> list[Path]:
     return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
 
 
-def tables() -> None:
-    """Print what works, by model, format and backend, and the errors of what does not."""
-    rows = json.loads((common.RESULTS / f"{NAME}.json").read_text())["results"]["rows"]
+def committed() -> list[dict[str, Any]]:
+    """The rows of the committed results."""
+    document = json.loads((common.RESULTS / f"{NAME}.json").read_text())
+    rows: list[dict[str, Any]] = document["results"]["rows"]
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """What works, by model, format and backend."""
     pairs = list(dict.fromkeys((row["format"], row["backend"]) for row in rows))
-    print("| model | " + " | ".join(f"{f} from {b}" for f, b in pairs) + " |")
-    print("|---" * (len(pairs) + 1) + "|")
+    lines = [
+        "| model | " + " | ".join(f"{f} from {b}" for f, b in pairs) + " |",
+        "|---" * (len(pairs) + 1) + "|",
+    ]
     for name in dict.fromkeys(row["model"] for row in rows):
         found = {(r["format"], r["backend"]): r for r in rows if r["model"] == name}
-        print(f"| {name} | " + " | ".join(_text(found[pair]) for pair in pairs) + " |")
+        lines.append(f"| {name} | " + " | ".join(_text(found[pair]) for pair in pairs) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def tables() -> None:
+    """Print what works, and the errors of what does not."""
+    rows = committed()
+    print(table(rows))
     # What each exporter said, first of a free time, and last of what still fails with fixed sizes.
     said: dict[str, list[str]] = {}
     for row in rows:
@@ -139,7 +155,6 @@ def tables() -> None:
             names = said.setdefault(textwrap.shorten(error, 300), [])
             if row["model"] not in names:
                 names.append(row["model"])
-    print()
     for error, names in said.items():
         print(f"- {', '.join(names)}: {error}")
 
@@ -165,6 +180,7 @@ def main() -> None:
         rows = measure(Path(folder))
     converters = {name: version_of(name) for name in CONVERTERS}
     common.write_results(NAME, __doc__.splitlines()[0], {"converters": converters, "rows": rows})
+    common.write_table("export.md", NAME, table(committed()))
 
 
 if __name__ == "__main__":

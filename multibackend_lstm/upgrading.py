@@ -14,6 +14,7 @@ import keras
 
 from multibackend_lstm import layers
 from multibackend_lstm.layers.wrapping import accepts, sublayers
+from multibackend_lstm.runtimes.loading import load_with
 
 # Each has the constructor, the weights and the configuration of the Keras layer of its name.
 UPGRADED: dict[str, type] = {
@@ -120,9 +121,7 @@ def upgrade(model: keras.Model) -> Upgrade:
                 return result
             functions = _name_functions(config, model)
             _write_with_config(stored, changed, config)
-            upgraded = keras.saving.load_model(
-                changed, custom_objects={**own, **functions}, compile=False, safe_mode=True
-            )
+            upgraded = load_with(keras, changed, custom_objects={**own, **functions})
         except Exception as error:  # whatever the user's own layers raise
             raise ValueError(
                 f"upgrade: the model {model.name!r} must be one that Keras can save and load. "

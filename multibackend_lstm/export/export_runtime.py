@@ -76,7 +76,7 @@ def _export(
         if artefact is not None:
             settle(loaded, specs)
             outputs = output_names(loaded, [spec["name"] for spec in specs])
-            about = metadata(specs, outputs, model_sha256)
+            about = metadata(loaded, specs, outputs, model_sha256)
             request = Request(specs, outputs, artefact, opset, about, fused)
             notes = EXPORTERS[format, keras.backend.backend()](loaded, request)
             exported["notes"] = list(dict.fromkeys(notes or []))

@@ -1,6 +1,8 @@
 """The exporters: from a model on the running backend to an artefact."""
 
+import inspect
 import json
+import keyword
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from keras import ops, tree
 from multibackend_lstm import backends
 from multibackend_lstm.agreement.case import draw_inputs
 from multibackend_lstm.export.labels import (
-    METADATA_FILE,
+    label_litert,
     label_onnx,
     label_openvino,
     label_saved_model,
@@ -23,6 +25,7 @@ from multibackend_lstm.export.onnx_operators import register_operators
 from multibackend_lstm.layers import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
 from multibackend_lstm.layers.recurrent import Recurrent
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.artefacts import METADATA_FILE
 from multibackend_lstm.runtimes.execution import describe
 from multibackend_lstm.upgrading import upgrade
 
@@ -102,13 +105,21 @@ def _signature(model: keras.Model, specs: list[Spec]) -> list[Any]:
 
 
 def _saved_model(model: keras.Model, request: Request) -> None:
-    model.export(
-        request.path,
-        format="tf_saved_model",
-        input_signature=_signature(model, request.specs),
-        verbose=False,
+    flat = [
+        keras.Input(batch_shape=tuple(s["shape"]), dtype=s["dtype"], name=s["name"])
+        for s in request.specs
+    ]
+    # A dict, since a signature has the names of its outputs from nowhere else.
+    outputs = tree.flatten(model(_packed(model, flat)))
+    named = keras.Model(
+        _packed(model, flat), dict(zip(request.outputs, outputs, strict=True)), name=model.name
     )
+    _write_saved_model(named, request.path, _signature(model, request.specs))
     label_saved_model(request.path, request.about)
+
+
+def _write_saved_model(model: keras.Model, path: str, signature: list[Any]) -> None:
+    model.export(path, format="tf_saved_model", input_signature=signature, verbose=False)
 
 
 @contextmanager
@@ -169,11 +180,12 @@ def _litert(model: keras.Model, request: Request) -> list[str]:
             # Without those of TensorFlow, which LiteRT's own package cannot run.
             target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
         )
+    label_litert(request.path, request.outputs, request.about)
     return left + loops
 
 
-def _flat_module(model: keras.Model) -> Any:
-    """The model as a module of its inputs in flat order."""
+def _flat_module(model: keras.Model, request: Request) -> Any:
+    """The model as a module of its inputs in flat order, which gives a dict of its outputs."""
     import torch
 
     call = flat_call(model)
@@ -184,9 +196,14 @@ def _flat_module(model: keras.Model) -> Any:
             self.model = model
 
         def forward(self, *inputs: Any) -> Any:
-            outputs = tree.flatten(call(*inputs))
-            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+            return dict(zip(request.outputs, tree.flatten(call(*inputs)), strict=True))
 
+    names = ["self", *(spec["name"] for spec in request.specs)]
+    # Python has no parameter named `1st` or `lambda`.
+    names = [n if n.isidentifier() and not keyword.iskeyword(n) else f"_{n}" for n in names]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    setattr(Flat.forward, "__signature__", signature)  # noqa: B010  (mypy knows no such attribute)
     return Flat().eval()
 
 
@@ -238,10 +255,11 @@ def _argsort(graph: Any, x: Any, *arguments: Any) -> Any:
     return graph.op("TopK", x, size, outputs=2, **options)[1]
 
 
-def _onnx_from_torch(model: keras.Model, request: Request) -> None:
+def _onnx_from_torch(model: keras.Model, request: Request) -> list[str]:
     import torch
 
     specs, path, outputs = request.specs, request.path, request.outputs
+    model, left = _upgraded(model, specs)
     _check_time(model, specs)
     opset = request.opset or 18
     torch.onnx.register_custom_op_symbolic("aten::argsort", _argsort, opset)
@@ -256,7 +274,7 @@ def _onnx_from_torch(model: keras.Model, request: Request) -> None:
     free |= {name: {0: "batch"} for name in outputs if batch_free}
     with torch.no_grad():
         torch.onnx.export(
-            _flat_module(model),
+            _flat_module(model, request),
             _traced_inputs(specs),
             path,
             # torch's newer exporter wants the number of steps of an LSTM.
@@ -267,12 +285,14 @@ def _onnx_from_torch(model: keras.Model, request: Request) -> None:
             dynamic_axes=free,
         )
     label_onnx(path, outputs, request.about)
+    return left
 
 
-def _torch(model: keras.Model, request: Request) -> None:
+def _torch(model: keras.Model, request: Request) -> list[str]:
     import torch
 
     specs = request.specs
+    model, left = _upgraded(model, specs)
     if any(spec["shape"][1:2] == [None] for spec in specs):
         raise NeedsTimeError(
             "torch.export wants the number of time steps of an LSTM, of torch.nn.LSTM too: fix "
@@ -281,10 +301,11 @@ def _torch(model: keras.Model, request: Request) -> None:
     batch = torch.export.Dim("batch", min=1)
     dims = tuple({0: batch} if spec["shape"][0] is None else {} for spec in specs)
     program = torch.export.export(
-        _flat_module(model), _traced_inputs(specs), dynamic_shapes=[dims], strict=False
+        _flat_module(model, request), _traced_inputs(specs), dynamic_shapes=dims, strict=False
     )
     about = {METADATA_FILE: json.dumps(request.about, indent=1)}
     torch.export.save(program, request.path, extra_files=about)
+    return left
 
 
 def _save_openvino(source: str, request: Request) -> None:
@@ -299,16 +320,18 @@ def _save_openvino(source: str, request: Request) -> None:
     openvino.save_model(model, request.path, compress_to_fp16=False)
 
 
-def _openvino_from_torch(model: keras.Model, request: Request) -> None:
+def _openvino_from_torch(model: keras.Model, request: Request) -> list[str]:
     through = str(Path(request.path).with_suffix(".through.onnx"))
-    _onnx_from_torch(model, replace(request, path=through))
+    left = _onnx_from_torch(model, replace(request, path=through))
     _save_openvino(through, request)
     Path(through).unlink()
+    return left
 
 
 def _openvino_from_tensorflow(model: keras.Model, request: Request) -> None:
     through = str(Path(request.path).with_suffix(".through"))
-    _saved_model(model, replace(request, path=through))
+    # By its place, which OpenVINO keeps, where it would sort names.
+    _write_saved_model(model, through, _signature(model, request.specs))
     _save_openvino(through, request)
     shutil.rmtree(through)
 

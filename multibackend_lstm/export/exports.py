@@ -65,7 +65,8 @@ class Attempt:
         inputs: `{"name", "shape", "dtype"}` of each input; None in a shape for a free axis.
         checks: the comparisons with the Keras model; empty without a check.
         skipped: sizes that Keras itself refused.
-        notes: layers that are a loop where the format has an operator, and why.
+        notes: layers that are a loop where the format has an operator, and why; and that another
+            backend than the one in use wrote the file, which has no exporter to the format.
     """
 
     backend: str
@@ -245,6 +246,9 @@ def export(
                 if isinstance(model, (str, os.PathLike)):
                     request["model_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
                 attempt, batches = _attempt(request, name, timeout)
+                if backend is None and attempt.error is None:
+                    notes = (*_written_elsewhere(format, kind, name), *attempt.notes)
+                    attempt = replace(attempt, notes=notes)
                 if check and attempt.error is None:
                     progress(f"running it with {kind.runtime}")
                     attempt = _checked(attempt, file, kind, artefact, batches, timeout)
@@ -342,6 +346,14 @@ def _candidates(format: str, kind: Format, backend: str | None) -> list[str]:
             f"{format} from {chosen[0]}: {missing_message(lacking[chosen[0]][0], kind.extra)}"
         )
     return [name for name in chosen if not lacking[name]]
+
+
+def _written_elsewhere(format: str, kind: Format, name: str) -> tuple[str, ...]:
+    """A note where the backend in use cannot write a format, so that another did."""
+    in_use = os.environ.get("KERAS_BACKEND", name)
+    if in_use in kind.backends:
+        return ()
+    return (f"{name} wrote it, from the .keras file: there is no exporter of {in_use} to {format}",)
 
 
 def _check_runtime(kind: Format) -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras import ops
 
 from multibackend_lstm import __version__
-from multibackend_lstm.runtimes.artefacts import portable
+from multibackend_lstm.layers import Normalization
+from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.artefacts import METADATA_FILE, flat_order, portable
 
 #: What the keys of the metadata begin with, where others may write into the same place.
 PREFIX = "multibackend_lstm."
-#: The file of the metadata beside a SavedModel's own, and within an archive of torch.export.
-METADATA_FILE = "multibackend_lstm.json"
 
 
 def output_names(model: keras.Model, taken: Iterable[str]) -> list[str]:
@@ -40,11 +41,15 @@ def output_names(model: keras.Model, taken: Iterable[str]) -> list[str]:
 
 
 def metadata(
-    specs: Sequence[Mapping[str, Any]], outputs: Sequence[str], model_sha256: str | None
+    model: keras.Model,
+    specs: Sequence[Mapping[str, Any]],
+    outputs: Sequence[str],
+    model_sha256: str | None,
 ) -> dict[str, str]:
-    """Where an artefact comes from, and what its inputs are.
+    """Where an artefact comes from, what its inputs are, and by what it normalises them.
 
     Args:
+        model: with its weights.
         specs: name, shape and dtype of each input.
         outputs: their names.
         model_sha256: of the `.keras` file; None for a model that was given as an object.
@@ -63,8 +68,24 @@ def metadata(
         "backend": keras.backend.backend(),
         "inputs": json.dumps(layout),
         "outputs": json.dumps(list(outputs)),
+        "normalization": json.dumps(_normalization(model)),
     }
     return found if model_sha256 is None else {**found, "model_sha256": model_sha256}
+
+
+def _normalization(model: keras.Model) -> list[dict[str, Any]]:
+    """The statistics that are part of the graph; none for a model that takes data as it is."""
+    return [
+        {
+            "layer": layer.name,
+            **{
+                name: ops.convert_to_numpy(getattr(layer, name)).tolist()
+                for name in ("mean", "variance")
+            },
+        }
+        for layer in sublayers(model)
+        if isinstance(layer, (Normalization, keras.layers.Normalization))
+    ]
 
 
 def _axis(position: int, size: int | None) -> str | int:
@@ -126,3 +147,23 @@ def label_saved_model(folder: str, about: Mapping[str, str]) -> None:
     extra = Path(folder, "assets.extra")
     extra.mkdir(exist_ok=True)
     (extra / METADATA_FILE).write_text(json.dumps(dict(about), indent=1), encoding="utf-8")
+
+
+def label_litert(path: str, outputs: Sequence[str], about: Mapping[str, str]) -> None:
+    """Name the outputs of a LiteRT file, put them in Keras's order, and add the metadata."""
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(path)
+    (signature,) = model.signatureDefs
+    found = {output.name.decode(): output for output in signature.outputs}
+    for old, new in zip(flat_order(found), outputs, strict=True):
+        found[old].name = new
+    graph = model.subgraphs[signature.subgraphIndex]
+    graph.outputs = [found[old].tensorIndex for old in flat_order(found)]
+    entry, buffer = schema.MetadataT(), schema.BufferT()
+    entry.name, entry.buffer = METADATA_FILE, len(model.buffers)
+    buffer.data = list(json.dumps(dict(about)).encode())
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or []), entry]
+    flatbuffer_utils.write_model(model, path)

@@ -8,7 +8,7 @@ the file (`Lambda`, `TFOpLambda`) stay what they are, data, for `lambdas.py` to 
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -99,7 +99,9 @@ def translate(
         ModelFileError: for a class or function that is not known, with its place, and for an
             argument that Keras 3 has no equivalent for.
     """
-    translator = _Translator(keras_2, lists_single_tensors, custom_objects, notes, ours)
+    translator = _Translator(
+        keras_2, lists_single_tensors, custom_objects, notes, ours, makes_masks(config)
+    )
     translated = translator.value(config, None)
     if not isinstance(translated, dict) or translated.get("class_name") not in MODELS:
         raise ModelFileError(
@@ -120,6 +122,28 @@ def needed(config: Any) -> set[str]:
     return found.union(*map(needed, config.values()))
 
 
+def objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object of a configuration, outermost first; not what is inside a stored function."""
+    if isinstance(value, dict):
+        if "class_name" in value and isinstance(value.get("config"), dict):
+            yield value
+        if value.get("class_name") not in STORED_FUNCTIONS:
+            for item in value.values():
+                yield from objects(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from objects(item)
+
+
+def makes_masks(config: Any) -> bool:
+    """Whether a layer of a model makes a mask."""
+    return any(
+        item["class_name"] == "Masking"
+        or (item["class_name"] == "Embedding" and item["config"].get("mask_zero"))
+        for item in objects(config)
+    )
+
+
 class _Translator:
     def __init__(
         self,
@@ -128,12 +152,14 @@ class _Translator:
         custom_objects: Mapping[str, Any],
         notes: list[str],
         ours: bool,
+        masked: bool,
     ) -> None:
         self.keras_2 = keras_2
         self.lists_single_tensors = lists_single_tensors
         self.custom_objects = custom_objects
         self.notes = notes
         self.ours = ours
+        self.masked = masked
 
     def value(self, value: Any, place: str | None) -> Any:
         """A value of a configuration; every class in it is looked up."""
@@ -274,7 +300,7 @@ class _Translator:
         for key, value in config.items():
             if key.endswith("activation") and value == "hard_sigmoid":
                 # Keras 3 has the slope 1/6 in place of 0.2.
-                config[key] = self._hard_sigmoid(name)
+                config[key] = self._hard_sigmoid(name, config.get("dtype"))
                 self._note(place, f"{key}: hard_sigmoid as Keras 2 computes it, 0.2 * x + 0.5")
         if name in ("GRU", "GRUCell") and "reset_after" not in config:
             config["reset_after"] = False  # the default before TensorFlow 2
@@ -287,22 +313,33 @@ class _Translator:
         if config.get("groups") == 1 and not _takes(name, "groups"):
             del config["groups"]
 
-    def _hard_sigmoid(self, name: str) -> dict[str, Any]:
-        """Keras 2's: a model of Keras's operations where a layer's kind tells the number of axes.
+    def _hard_sigmoid(self, name: str, dtype: Any) -> dict[str, Any]:
+        """Keras 2's, of Keras's own layers or operations where these can stand for a function.
 
-        On torch each call of the model costs time in every step, so `upgrade` takes the function.
+        A model of operations where a layer's kind tells the number of axes, and layers that take
+        any number elsewhere, which would be slower in each time step. On torch either costs time
+        in every step, so `upgrade` takes the function. So does an `Activation` behind a mask: the
+        layers in its place would warn that they lose it.
         """
-        if name not in _GATE_AXES or self.ours:
+        if self.ours or (name == "Activation" and self.masked):
             return _public(
                 "multibackend_lstm.layers.activations",
                 "function",
                 f"{_OURS}keras_2_hard_sigmoid",
                 f"{_OURS}keras_2_hard_sigmoid",
             )
+        if name not in _GATE_AXES:
+            policy = {} if dtype is None else {"dtype": dtype}
+            layers = [
+                _public("keras.layers", "Rescaling", {"scale": 0.2, "offset": 0.5, **policy}),
+                _public("keras.layers", "ReLU", {"max_value": 1.0, **policy}),
+            ]
+            config: dict[str, Any] = {"name": "keras_2_hard_sigmoid", "layers": layers}
+            return _public("keras.layers", "Pipeline", config)
         inputs = keras.Input((None,) * (_GATE_AXES[name] - 1))
         outputs = keras.ops.clip(0.2 * inputs + 0.5, 0.0, 1.0)
         model = keras.Model(inputs, outputs, name="keras_2_hard_sigmoid")
-        config: dict[str, Any] = keras.saving.serialize_keras_object(model)
+        config = keras.saving.serialize_keras_object(model)
         for key in ("build_config", "compile_config"):
             config.pop(key, None)
         return config

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from multibackend_lstm.migration import lambdas, operations, stored_weights
-from multibackend_lstm.migration.configs import MODELS, STORED_FUNCTIONS
+from multibackend_lstm.migration.configs import MODELS, STORED_FUNCTIONS, makes_masks, objects
 from multibackend_lstm.migration.lambdas import Evidence, Shape, Verdict
 from multibackend_lstm.migration.model_files import ModelFile
 from multibackend_lstm.migration.operations import Operation
@@ -71,11 +71,7 @@ class Resolver:
         # The paths of layers' arrays in a `.keras` file, by the same id.
         self.prefixes: dict[int, str] = {}
         # A Lambda loses the mask; where there is one, Reshape does too, and FlattenFeatures not.
-        self.masked = any(
-            item.get("class_name") == "Masking"
-            or (item.get("class_name") == "Embedding" and item["config"].get("mask_zero"))
-            for item in _objects(config)
-        )
+        self.masked = makes_masks(config)
 
     def check_replacements(self) -> None:
         """Complain of replacements that found no place."""
@@ -188,7 +184,7 @@ class Resolver:
             entry = {"name": name_of(layer), "prefix": frame["prefixes"][id(layer)]}
             self.model(layer, (*frame["scope"], entry))
             self.resolved.add(id(layer))
-        stored = [item for item in _objects(layer) if item["class_name"] in STORED_FUNCTIONS]
+        stored = [item for item in objects(layer) if item["class_name"] in STORED_FUNCTIONS]
         if stored and layer["class_name"] not in MODELS:
             for item in stored:
                 where = f"{place} > {name_of(item)}"
@@ -416,19 +412,6 @@ def _calls(layer: dict[str, Any]) -> int:
     if layer["class_name"] == "InputLayer":
         return 1
     return len(layer.get("inbound_nodes", [None]))
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object of a configuration, outermost first; not what is inside a stored function."""
-    if isinstance(value, dict):
-        if "class_name" in value and isinstance(value.get("config"), dict):
-            yield value
-        if value.get("class_name") not in STORED_FUNCTIONS:
-            for item in value.values():
-                yield from _objects(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _objects(item)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -1,13 +1,19 @@
 """Artefacts in their own engines: nothing of Keras or this package's layers runs here."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from multibackend_lstm.runtimes.runtime import InferenceRuntime
+
+#: The metadata of an export: a file beside a SavedModel's own and within an archive of
+#: torch.export, an entry of LiteRT's metadata.
+METADATA_FILE = "multibackend_lstm.json"
 
 
 def portable(name: str) -> str:
@@ -25,11 +31,17 @@ def _in_order(names: Sequence[str], found: Sequence[str]) -> list[int]:
     return list(range(len(names)))
 
 
-def _flat(outputs: Mapping[str, Any]) -> list[Any]:
-    """Outputs in Keras's flat order: by number, `output_10` behind `output_9`, or by key."""
-    numbered = all(re.fullmatch(r"output_\d+", name) for name in outputs)
-    order = sorted(outputs, key=lambda name: int(name[7:]) if numbered else name)
-    return [outputs[name] for name in order]
+def flat_order(names: Iterable[str]) -> list[str]:
+    """Names of outputs in the flat order of a Keras model that was exported without this package.
+
+    They are numbers, `output_10` behind `output_9`, or the keys of a dict.
+    """
+    names = list(names)
+    return sorted(names, key=(lambda name: int(name[7:])) if _numbered(names) else None)
+
+
+def _numbered(names: Iterable[str]) -> bool:
+    return all(re.fullmatch(r"output_\d+", name) for name in names)
 
 
 def _ready(*packages: str) -> dict[str, Any]:
@@ -73,6 +85,12 @@ class SavedModel(InferenceRuntime):
 
         self._loaded = tf.saved_model.load(self.file)  # which owns the variables
         self._serve = self._loaded.signatures["serving_default"]
+        self._order = flat_order(self._serve.structured_outputs)
+        about = Path(self.file, "assets.extra", METADATA_FILE)
+        if about.exists():
+            order = json.loads(json.loads(about.read_text(encoding="utf-8"))["outputs"])
+            if sorted(order) == sorted(self._order):
+                self._order = order
         return _ready("tensorflow", "tensorflow-cpu")
 
     def infer(self, inputs: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
@@ -86,7 +104,7 @@ class SavedModel(InferenceRuntime):
             for name, place in zip(found, _in_order(names, found), strict=True)
         }
         outputs = self._serve(**given)
-        return [output.numpy() for output in _flat(outputs)]
+        return [outputs[name].numpy() for name in self._order]
 
 
 class LiteRT(InferenceRuntime):
@@ -103,11 +121,17 @@ class LiteRT(InferenceRuntime):
         from ai_edge_litert.interpreter import Interpreter
 
         # A new one each time: the tensors of an interpreter keep the sizes of the call before.
-        runner = Interpreter(self.file).get_signature_runner()
+        interpreter = Interpreter(self.file)
+        runner = interpreter.get_signature_runner()
         found = list(runner.get_input_details())
         order = _in_order(names, found)
         outputs = runner(**{name: inputs[place] for name, place in zip(found, order, strict=True)})
-        return _flat(outputs)
+        ordered = flat_order(outputs)
+        if not _numbered(ordered):
+            places = [tensor["index"] for tensor in interpreter.get_output_details()]
+            details = runner.get_output_details()
+            ordered.sort(key=lambda name: places.index(details[name]["index"]))
+        return [outputs[name] for name in ordered]
 
 
 class OpenVINOModel(InferenceRuntime):
@@ -145,5 +169,7 @@ class TorchExport(InferenceRuntime):
 
         with torch.no_grad():
             outputs = self._program(*(torch.from_numpy(x) for x in inputs))
+        if isinstance(outputs, dict):
+            outputs = [*outputs.values()]
         flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         return [x.numpy() for x in flat]

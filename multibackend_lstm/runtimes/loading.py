@@ -6,6 +6,7 @@ headers of arrays, size and depth of JSON are checked against what the file hold
 """
 
 import functools
+import inspect
 import io
 import json
 import math
@@ -14,7 +15,7 @@ import stat
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -175,16 +176,16 @@ def load_keras_model(path: str | os.PathLike[str], *, compile: bool = False) -> 
         ModelFileError: as `check_model_file`, and whatever Keras refuses: a stored function, a
             class that is not known, weights that do not fit.
     """
-    path = check_file(path)
-    stored = _check_model(path)
     import keras
 
     import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
 
+    path = check_file(path)
     try:
-        with _limited_weights(stored):
-            return keras.saving.load_model(path, compile=compile, safe_mode=True)
+        return load_with(keras, path, compile=compile)
     except Exception as error:  # whatever a foreign file brings up
+        if isinstance(error, ModelFileError) and str(error).startswith(str(path)):
+            raise
         reason = cause(error)
         remedy = ""
         if "`Lambda`" in reason:
@@ -192,29 +193,64 @@ def load_keras_model(path: str | os.PathLike[str], *, compile: bool = False) -> 
         raise ModelFileError(f"{path} cannot be loaded: {reason}{remedy}") from error
 
 
+def load_with(
+    library: Any,
+    path: str | os.PathLike[str],
+    *,
+    compile: bool = False,
+    custom_objects: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> Any:
+    """The model of a file by a library that has Keras's interface, once the file is known safe.
+
+    Args:
+        library: the module `keras` or `tf_keras`, of any version.
+        path: as in `check_model_file`.
+        compile: whether to compile the model as the file says.
+        custom_objects: classes and functions of the caller's that the file names.
+        trust: whether functions stored in the file may be run. Sizes are checked all the same.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ModelFileError: as `check_model_file`.
+    """
+    path = check_file(path)
+    stored = _check_model(path)
+    with _limited_weights(library, stored):
+        # As text, since Keras 2 takes no path for an HDF5 file.
+        return library.models.load_model(
+            str(path),
+            custom_objects=None if custom_objects is None else dict(custom_objects),
+            compile=compile,
+            safe_mode=not trust,
+        )
+
+
 _limiting = threading.RLock()
 
 
 @contextmanager
-def _limited_weights(stored: int) -> Iterator[None]:
+def _limited_weights(library: Any, stored: int) -> Iterator[None]:
     """Refuse layers that hold more than the file stores, before memory is taken for them.
 
     A layer's shapes follow from its configuration and its input, so that only Keras can tell them:
     it is asked where every layer asks for its weights.
 
     Args:
+        library: as in `load_with`.
         stored: bytes that the weights in the file declare. A number takes at least one.
     """
-    import keras
-
     thread, numbers = threading.get_ident(), 0
+    layer = library.layers.Layer
     with _limiting:
-        add_weight = keras.layers.Layer.add_weight
+        add_weight = layer.add_weight
+        signature = inspect.signature(add_weight)  # Keras 2 takes the name before the shape
 
         @functools.wraps(add_weight)
-        def limited(self: Any, shape: Any = None, *args: Any, **kwargs: Any) -> Any:
+        def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
             nonlocal numbers
             if threading.get_ident() == thread:  # other threads build models of their own
+                shape = signature.bind(self, *args, **kwargs).arguments.get("shape")
                 sizes = (shape,) if isinstance(shape, int) else tuple(shape or ())
                 numbers += math.prod(sizes)
                 if numbers > stored + SPARE_NUMBERS:
@@ -223,13 +259,13 @@ def _limited_weights(stored: int) -> Iterator[None]:
                         f"{numbers:,} numbers, and {stored:,} bytes are stored for all. It is "
                         "damaged or made to fill the memory: get it from its source again."
                     )
-            return add_weight(self, shape, *args, **kwargs)
+            return add_weight(self, *args, **kwargs)
 
-        keras.layers.Layer.add_weight = limited
+        layer.add_weight = limited
         try:
             yield
         finally:
-            keras.layers.Layer.add_weight = add_weight
+            layer.add_weight = add_weight
 
 
 # ---- archives

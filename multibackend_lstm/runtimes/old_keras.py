@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend_lstm.runtimes.loading import load_with
 from multibackend_lstm.runtimes.runtime import InferenceRuntime
 
 
@@ -31,7 +32,7 @@ class TFKeras(InferenceRuntime):
             if hasattr(keras, "ops"):
                 known["ops"] = keras.ops
             vars(builtins).update(known)
-        self._model = keras.models.load_model(self.file, compile=False, safe_mode=not self.trust)
+        self._model = load_with(keras, self.file, trust=self.trust)
         return {"device": "CPU", "versions": {keras.__name__: keras.__version__}}
 
     def _keras(self) -> Any:

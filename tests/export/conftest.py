@@ -42,8 +42,14 @@ def several():
     return keras.Model([words, sensors], outputs)
 
 
+def relu():
+    """With an LSTM that no kernel computes, which loops in Python on torch."""
+    inputs = keras.Input((None, 3))
+    return keras.Model(inputs, keras.layers.LSTM(UNITS, activation="relu", name="odd")(inputs))
+
+
 def stock():
-    """With the LSTM of Keras, which loops in Python on torch."""
+    """With the LSTM of Keras, whose place that of this package takes."""
     inputs = keras.Input((None, 3))
     return keras.Model(inputs, keras.layers.LSTM(UNITS)(inputs))
 
@@ -65,6 +71,7 @@ BUILDERS = {
     "known": lambda: build_model((6, 3, 2), units=UNITS, masking=0.0),
     "several": several,
     "steps": steps,
+    "relu": relu,
     "stock": stock,
 }
 

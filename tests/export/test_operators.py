@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import multibackend_lstm
-from export.conftest import UNITS, randomise, several, stock
+from export.conftest import UNITS, randomise, relu, several, stock
 from multibackend_lstm import porting
+from multibackend_lstm.export import exports
 
 
 def stacked(**options):
@@ -16,11 +17,6 @@ def stacked(**options):
     inputs = keras.Input((None, 3))
     x = multibackend_lstm.GRU(UNITS, return_sequences=True, **options)(inputs)
     return keras.Model(inputs, multibackend_lstm.LSTM(UNITS, go_backwards=True)(x))
-
-
-def relu():
-    inputs = keras.Input((None, 3))
-    return keras.Model(inputs, keras.layers.LSTM(UNITS, activation="relu", name="odd")(inputs))
 
 
 def onnx_operations(path):
@@ -53,6 +49,31 @@ def test_a_layer_from_tensorflow_is_one_operator_of_onnx(build, expected, tmp_pa
     assert report.attempts[0].notes == ()
     found = onnx_operations(path)
     assert {name: found[name] for name in ("GRU", "LSTM", "Loop") if found[name]} == expected
+
+
+@pytest.mark.parametrize("writer", ["torch", pytest.param("tensorflow", marks=pytest.mark.slow)])
+def test_a_model_on_any_backend_becomes_operators_of_onnx_that_give_its_numbers(
+    writer, tmp_path, monkeypatch
+):
+    """On JAX, which cannot write it, another backend does, and what is written is JAX's."""
+    import onnxruntime
+
+    inputs = keras.Input((None, 3), name="inputs")
+    x = keras.layers.Masking(0.0)(inputs)
+    x = multibackend_lstm.GRU(UNITS, return_sequences=True)(x)
+    model = randomise(keras.Model(inputs, keras.layers.LSTM(UNITS)(x)))
+    # As where only one of them is installed beside JAX.
+    monkeypatch.setattr(exports, "installed_backends", lambda: ["jax", writer])
+    path = tmp_path / "model.onnx"
+    (attempt,) = porting.export(model, path, "onnx").attempts
+    said = f"{writer} wrote it, from the .keras file: there is no exporter of jax to onnx"
+    assert attempt.notes[:1] == ((said,) if keras.backend.backend() == "jax" else ())
+    found = onnx_operations(path)
+    assert (found["LSTM"], found["GRU"], found["Loop"]) == (1, 1, 0)
+    values = np.random.default_rng(1).normal(size=(3, 6, 3)).astype("float32")
+    values[0, 4:] = values[1, 2] = values[2] = 0.0
+    (outputs,) = onnxruntime.InferenceSession(path).run(None, {"inputs": values})
+    np.testing.assert_allclose(outputs, model.predict(values, verbose=0), atol=1e-6)
 
 
 @pytest.mark.slow

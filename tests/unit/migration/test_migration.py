@@ -274,6 +274,38 @@ def test_gates_of_keras_2_need_this_package_where_it_is_asked_for(tmp_path, name
         np.testing.assert_allclose(predictions(model, inputs), expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_hard_sigmoid_outside_of_recurrent_layers(masked, tmp_path):
+    """In an `Activation` and a `Dense`, as layers of Keras where no mask comes by."""
+    path = tmp_path / "old.h5"
+    shutil.copy(FOLDER / "hard_sigmoid.h5", path)
+
+    def change(config):
+        layers = config["config"]["layers"]
+        if masked:
+            layers[1] = {**layers[1], "class_name": "Masking", "config": {"name": "merge"}}
+            layers[0]["config"]["batch_input_shape"] = [None, 10, 15]
+        activation = {"name": layers[3]["name"], "activation": "hard_sigmoid"}
+        layers[3] |= {"class_name": "Activation", "config": activation}
+
+    edit_config(path, change)
+    migration = migrate(path, tmp_path / "new.keras")
+    assert migration.needed == (["keras_2_hard_sigmoid"] if masked else ["FlattenFeatures"])
+    model = keras.saving.load_model(migration.out)
+    steps = keras.Model(model.input, model.get_layer("lstm").output)
+    dense = model.layers[-1]
+    inputs = recorded("hard_sigmoid.h5")[0]
+    if masked:
+        inputs = inputs.reshape(len(inputs), 10, 15)
+        inputs[0, 4:] = 0.0
+    valid = inputs.reshape(len(inputs), 10, 15).any(-1, keepdims=True)
+    x = np.clip(0.2 * predictions(steps, inputs) + 0.5, 0, 1)
+    mean = (x * valid).sum(1) / valid.sum(1)
+    kernel, bias = dense.get_weights()
+    expected = np.clip(0.2 * (mean @ kernel + bias) + 0.5, 0, 1)
+    np.testing.assert_allclose(predictions(model, inputs), expected, atol=1e-6)
+
+
 def test_the_old_name_still_works():
     assert porting.replace_lambdas is migrate
 

@@ -21,14 +21,21 @@ from multibackend_lstm.runtimes.loading import (
     load_keras_model,
     read_arrays,
 )
+from multibackend_lstm.runtimes.old_keras import KerasFile
 from multibackend_lstm.torch_weights.state_dict import read_state_dict
 from unit.bad_files import cases, make, npy_header
 from unit.tools import normal
 
+
+def load_as_old(path, trust=True):
+    """As `migrate --verify --trust` does, in the library that wrote the file."""
+    KerasFile(file=str(path), kind="cpu", precision="default", trust=trust).start()
+
+
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 READERS = {
-    ".keras": [check_model_file, load_keras_model],
-    ".h5": [check_model_file, load_keras_model],
+    ".keras": [check_model_file, load_keras_model, load_as_old],
+    ".h5": [check_model_file, load_keras_model, load_as_old],
     ".npz": [read_arrays, read_state_dict],
     ".pt": [read_state_dict],
     ".safetensors": [read_state_dict],
