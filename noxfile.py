@@ -225,6 +225,18 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def docs_site(session: nox.Session) -> None:
+    """Build the documentation into site/ and check it; `-- --browser` opens it in Chromium too."""
+    pip_install(session, *CONSTRAINTS, *group("site"))
+    strict = {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement
+    python(session, "-m", "mkdocs", "build", "--strict", env=strict)
+    python(session, "tools/check_site.py", "site")
+    if session.posargs[:1] == ["--browser"]:
+        pip_install(session, *CONSTRAINTS, *group("browser"))
+        python(session, "tools/open_site.py", "site", *session.posargs[1:])
+
+
+@nox.session
 def export(session: nox.Session) -> None:
     """Export from every backend and run the artefacts; `-- -m "not slow"` for some of them."""
     install(session, "-e", ".[export]", *group("test"), *group("backends"))
