@@ -60,8 +60,9 @@ def python(
         session.run("python", *arguments, env=env)
         return
     interpreter = sys.executable if find_spec("keras") else "python"
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**(env or {}), "PYTHONPATH": os.pathsep.join(paths)}
+    env = {**(env or {})}
+    paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH"), os.environ.get("PYTHONPATH")])]
+    env["PYTHONPATH"] = os.pathsep.join(paths)
     session.run(interpreter, *arguments, env=env, external=True)
 
 
@@ -234,6 +235,21 @@ def docs_site(session: nox.Session) -> None:
     if session.posargs[:1] == ["--browser"]:
         pip_install(session, *CONSTRAINTS, *group("browser"))
         python(session, "tools/open_site.py", "site", *session.posargs[1:])
+
+
+@nox.session
+def library(session: nox.Session) -> None:
+    """Build the template examples/library, and run its tests on what was built, as a third party."""
+    install(session, *group("test"), *group("backends"))
+    template = ROOT / "examples" / "library"
+    with tempfile.TemporaryDirectory() as folder:
+        built = str(Path(folder, "built"))
+        pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--target", built)
+        python(session, *pip, template)
+        shutil.copytree(template / "tests", Path(folder, "tests"))
+        # Outside the checkout, so that the wheel is what gets imported.
+        with session.chdir(folder):
+            pytest(session, "jax", "tests", PYTHONPATH=built)
 
 
 @nox.session

@@ -59,7 +59,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 def _place(path: Path) -> str:
     """Where the site has a file of the repository: sources as pages, data as it is."""
-    name = path.relative_to(ROOT).as_posix()
+    # MkDocs leaves out whatever begins with a dot.
+    name = path.relative_to(ROOT).as_posix().replace("/.", "/_")
     return f"source/{name}.md" if path.suffix in _LANGUAGES else f"source/{name}"
 
 
