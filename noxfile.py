@@ -4,6 +4,7 @@
 builds of the backends for one: the Python that runs nox, or the one on PATH if that has no keras.
 """
 
+import hashlib
 import os
 import shutil
 import sys
@@ -239,7 +240,7 @@ def docs_site(session: nox.Session) -> None:
 
 @nox.session
 def library(session: nox.Session) -> None:
-    """Build the template examples/library, and run its tests on what was built, as a third party."""
+    """Build the template examples/library, and run its tests on what was built."""
     install(session, *group("test"), *group("backends"))
     template = ROOT / "examples" / "library"
     with tempfile.TemporaryDirectory() as folder:
@@ -291,3 +292,13 @@ def build(session: nox.Session) -> None:
             module = (built, "-m", "multibackend_lstm")
             session.run(*module, "doctor", external=True)
             session.run(*module, "demo", "--solution", "reshape", "--epochs", "1", external=True)
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build a version and check it: `nox -s release -- 0.1.0`. Signs nothing, publishes nothing."""
+    python(session, "tools/check_release.py", *session.posargs)
+    session.posargs.clear()  # they are not those of `python -m build`
+    build(session)
+    for path in sorted((ROOT / "dist").iterdir()):
+        session.log(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}")
