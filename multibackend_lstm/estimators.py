@@ -482,7 +482,7 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):
 
     Example:
         >>> classifier = LSTMClassifier("conv", units=32, epochs=20, random_state=0)
-        >>> classifier.fit(X, ["walking", "running", ...]).predict(X)
+        >>> labels = classifier.fit(X, y).predict(X)            # y: "walking", "running", ...
 
     X is one of
 
@@ -586,7 +586,7 @@ class LSTMRegressor(RegressorMixin, _LSTMEstimator):
 
     Example:
         >>> regressor = LSTMRegressor("conv", units=32, epochs=20, random_state=0)
-        >>> regressor.fit(X, y).predict(X)
+        >>> predictions = regressor.fit(X, y).predict(X)
 
     Series, arguments and attributes (but for `classes_`) are those of `LSTMClassifier`. Targets
     are `(samples,)` or `(samples, outputs)`, and predictions alike. They are taken as they are:
