@@ -1,12 +1,11 @@
 """The examples of docstrings run, and give what stands there."""
 
 import doctest
-import inspect
 
 import keras
 import numpy as np
 import pytest
-from unit.test_reference import NAMES, WITHOUT_EXAMPLE
+from unit.test_reference import NAMES, WITHOUT_EXAMPLE, documentation, public
 
 import multibackend_lstm
 from multibackend_lstm import agreement, data, porting
@@ -21,17 +20,21 @@ def small_model(units=4):
 def torch_lstm():
     layer = keras.layers.LSTM(4, name="lstm")
     layer.build((None, 10, 3))
-    return layer
+    return {"lstm": layer, "torch": pytest.importorskip("torch")}
 
 
 def old_file():
     inputs = keras.Input((10, 3, 5))
     merge = keras.layers.Lambda(lambda t: keras.ops.reshape(t, (-1, 10, 15)), name="merge")
-    keras.Model(inputs, keras.layers.LSTM(4, name="lstm")(merge(inputs))).save("old.keras")
+    keras.Model(inputs, keras.layers.LSTM(4, name="lstm")(merge(inputs))).save("old.h5")
+
+
+def model_file():
+    multibackend_lstm.build_model((10, 3, 5), units=4).save("model.keras")
 
 
 def artefact():
-    multibackend_lstm.build_model((10, 3, 5), units=4).save("model.keras")
+    model_file()
     porting.export("model.keras", "model.onnx", "onnx", check=False)
 
 
@@ -43,10 +46,10 @@ def torch_pair():
     return {"module": module, "model": porting.from_torch(module, model)}
 
 
-def recordings(**more):
+def recordings():
     rng = np.random.default_rng(0)
     names = ("anna", "bert", "carl")
-    found = {name: rng.normal(size=(300, 3, 5)) for name in names}
+    found = {name: rng.normal(size=(1000, 3, 5)) for name in names}
     labels = {name: number for number, name in enumerate(names)}
     dataset = multibackend_lstm.windows(found, length=50, stride=25, targets=labels)
     return {"recordings": found, "labels": labels, "dataset": dataset}
@@ -66,41 +69,53 @@ GIVEN = {
     "LSTMRegressor": lambda: {"X": X, "y": np.arange(8.0)},
     "Normalization": lambda: {"x": X, "mask": np.ones((8, 10), bool)},
     "Stream": lambda: {"model": small_model(), "samples": X[0]},
-    "Workers": lambda: {"model": multibackend_lstm.build_model((10, 3, 5), units=4)},
-    "check_export": lambda: artefact() or {},
-    "check_port": torch_pair,
-    "export": lambda: artefact() or {},
-    "fit_order": lambda: {"x": np.ones((8, 3)), "y": np.ones((8, 1)), "model": compiled()},
+    "agreement.Workers": lambda: {"model": multibackend_lstm.build_model((10, 3, 5), units=4)},
+    "porting.check_export": lambda: artefact() or {},
+    "porting.check_port": torch_pair,
+    "porting.export": lambda: model_file() or {},
+    "agreement.fit_order": lambda: {
+        "x": np.ones((8, 3)),
+        "y": np.ones((8, 1)),
+        "model": compiled(),
+    },
     "layout": lambda: {"table": {name: np.arange(1000.0) for name in COLUMNS}},
-    "migrate": lambda: old_file() or {},
-    "replace_lambdas": lambda: old_file() or {},
+    "porting.migrate": lambda: old_file() or {},
+    "porting.replace_lambdas": lambda: old_file() or {},
     "split_windows": recordings,
-    "to_torch": lambda: pytest.importorskip("torch") and {},
-    "to_grain": lambda: pytest.importorskip("grain") and {},
-    "to_torch_weights": dict,
+    "data.to_torch": lambda: pytest.importorskip("torch") and {},
+    "data.to_tensorflow": lambda: pytest.importorskip("tensorflow") and {},
+    "data.to_grain": lambda: pytest.importorskip("grain") and {},
+    "porting.to_torch": torch_lstm,
     "windows": recordings,
 }
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - WITHOUT_EXAMPLE))
+# They start processes.
+SLOW = {"Workers", "check", "check_export", "export"}
+
+
+def examples():
+    """The names whose docstring has one; that of a constant is not there when it runs."""
+    for name in NAMES:
+        last = name.rpartition(".")[2]
+        if last not in {*WITHOUT_EXAMPLE, "SOLUTIONS"}:
+            marks = pytest.mark.slow if last in SLOW else ()
+            yield pytest.param(name, marks=marks, id=name.partition(".")[2])
+
+
+@pytest.mark.parametrize("name", [*examples()])
 def test_the_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keras.utils.clear_session()  # names of layers are counted
-    module = {"agreement": agreement, "data": data, "porting": porting}.get(
-        NAMES[name].split(".")[1], multibackend_lstm
-    )
+    last = name.rpartition(".")[2]
     names = {
-        public: getattr(source, public)
-        for source in (multibackend_lstm, data, porting, agreement, module)
-        for public in source.__all__
+        public_name: getattr(source, public_name)
+        for source in (data, porting, multibackend_lstm)
+        for public_name in source.__all__
     }
     names |= {"keras": keras, "np": np, "agreement": agreement, "porting": porting}
-    names[name] = getattr(module, name)
-    names |= GIVEN.get(name, dict)()
-    text = inspect.getdoc(getattr(module, name))
-    if name == "SOLUTIONS":
-        pytest.skip("a constant has no docstring when it runs")
-    test = doctest.DocTestParser().get_doctest(text, names, name, None, 0)
+    names |= {last: public(name)} | GIVEN.get(name.partition(".")[2], dict)()
+    test = doctest.DocTestParser().get_doctest(documentation(name), names, name, None, 0)
     assert test.examples
     said = []
     runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
