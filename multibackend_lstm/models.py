@@ -14,6 +14,7 @@ from multibackend_lstm.layers import (
     ConvLSTM1D,
     ConvLSTM2D,
     ConvLSTM3D,
+    Dropout,
     FlattenFeatures,
     LengthMasking,
     Normalization,
@@ -151,7 +152,7 @@ def build_model(
             layer = Channelwise(layer, merge=merge if is_last else "stack")
         x = layer(x)
         if dropout:
-            x = keras.layers.Dropout(dropout)(x)
+            x = Dropout(dropout)(x)
 
     # (batch, units) already, but for positions or channels that are still apart.
     if len(x.shape) > 2:
@@ -238,7 +239,7 @@ def build_deep_conv_lstm(
         )(x)
     x = FlattenFeatures()(x)
     for position, count in enumerate(stacked_units):
-        x = keras.layers.Dropout(dropout)(x)
+        x = Dropout(dropout)(x)
         x = LSTM(count, return_sequences=position < len(stacked_units) - 1)(x)
     return SensorModel(inputs, _output_layer(task, outputs)(x), name=name)
 
@@ -328,7 +329,7 @@ def build_mlstm_fcn(
     inputs = keras.Input(shape, name="inputs")
     variables = FlattenFeatures()(inputs)
     x = keras.layers.Permute((2, 1))(variables) if dimension_shuffle else variables
-    recurrent = keras.layers.Dropout(dropout)(LSTM(units)(x))
+    recurrent = Dropout(dropout)(LSTM(units)(x))
     x = variables
     for position, (count, steps) in enumerate(zip(filters, kernel_size, strict=True)):
         x = keras.layers.Conv1D(

@@ -110,6 +110,15 @@ class Backend:
         """
         return "Keras computes float64 in float32 there"
 
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of tensors, defined at module level, as one program where that is faster."""
+        return function
+
+    def stable_argsort(self, x: Any) -> Any:
+        """Indices that sort a tensor `(n,)`; of equal entries the earlier comes first."""
+        # Keras calls NumPy's default sort, which promises no order of equal entries.
+        return ops.convert_to_tensor(np.argsort(ops.convert_to_numpy(x), kind="stable"), "int32")
+
     def concrete(self, x: Any) -> np.ndarray | None:
         """The values of a tensor, or None where they are not known yet (inside a trace)."""
         return ops.convert_to_numpy(x)

@@ -102,6 +102,9 @@ def _cudnn_lstm(
     return sequence, h, [h, c]
 
 
+_jitted = functools.cache(jax.jit)
+
+
 class JAXBackend(Backend):
     """XLA's loop with a backward pass of its own, or cuDNN."""
 
@@ -165,6 +168,14 @@ class JAXBackend(Backend):
             "JAX's 64-bit types are turned off, `jax.config.update('jax_enable_x64', True)` at the "
             "start turns them on"
         )
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Jitted: outside of a jitted function JAX would start each operation by itself."""
+        return _jitted(function)
+
+    def stable_argsort(self, x: Any) -> Any:
+        """See `Backend`."""
+        return ops.argsort(x)
 
     def concrete(self, x: Any) -> np.ndarray | None:
         """See `Backend`."""

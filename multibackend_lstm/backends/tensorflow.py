@@ -1,5 +1,6 @@
 """The TensorFlow backend."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,14 @@ def _scan_without_lists(
     return list(states), [tf.reverse(y, [0]) if reverse else y for y in ys]
 
 
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = tf.function(
+        function, jit_compile=True, autograph=False, reduce_retracing=True
+    )
+    return compiled
+
+
 class TensorFlowBackend(Backend):
     """TensorFlow's loop with a backward pass of its own, or cuDNN."""
 
@@ -158,6 +167,14 @@ class TensorFlowBackend(Backend):
     def float64_refusal(self, statistics: bool = False) -> str | None:
         """See `Backend`."""
         return None
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled by XLA, within a graph that is not too."""
+        return _compiled(function)
+
+    def stable_argsort(self, x: Any) -> Any:
+        """See `Backend`; by `tf.math.top_k`, where of equal entries the earlier comes first."""
+        return tf.argsort(x)
 
     def concrete(self, x: Any) -> np.ndarray | None:
         """See `Backend`."""

@@ -171,6 +171,10 @@ class TorchBackend(Backend):
             return "Apple's GPUs have no float64"
         return "Keras normalises in float32 there" if statistics else None
 
+    def stable_argsort(self, x: Any) -> Any:
+        """See `Backend`."""
+        return ops.argsort(x)
+
     def concrete(self, x: Any) -> np.ndarray | None:
         """See `Backend`."""
         if torch.compiler.is_compiling() or x.device.type == "meta":

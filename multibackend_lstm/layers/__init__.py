@@ -5,6 +5,13 @@ from multibackend_lstm.layers import activations as activations
 from multibackend_lstm.layers.bidirectional import Bidirectional
 from multibackend_lstm.layers.channelwise import Channelwise
 from multibackend_lstm.layers.conv_lstm import ConvLSTM1D, ConvLSTM2D, ConvLSTM3D
+from multibackend_lstm.layers.dropout import (
+    Dropout,
+    GaussianDropout,
+    GaussianNoise,
+    SpatialDropout1D,
+    SpatialDropout2D,
+)
 from multibackend_lstm.layers.flatten_features import FlattenFeatures
 from multibackend_lstm.layers.gru import GRU
 from multibackend_lstm.layers.length_masking import LengthMasking
@@ -21,9 +28,14 @@ __all__ = [
     "ConvLSTM1D",
     "ConvLSTM2D",
     "ConvLSTM3D",
+    "Dropout",
     "FlattenFeatures",
+    "GaussianDropout",
+    "GaussianNoise",
     "LengthMasking",
     "Normalization",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
     "TimeDistributed",
     "TimeDistributedConv",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from multibackend_lstm.layers.dropout import draw_alike
 from multibackend_lstm.layers.dtypes import check_float64
 from multibackend_lstm.layers.validation import Shape, check_mask, reduce_mask
 
@@ -63,6 +64,7 @@ class RecurrentBase:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        draw_alike(self.cell)
         # From 3.16 on Keras's recurrent layers drop the mask unless told otherwise (keras#23235).
         self.supports_masking = True
 

@@ -42,7 +42,9 @@ class TimeDistributed(keras.layers.Wrapper):
       updates its moving statistics once a call. (The loop takes them over the batch at each
       step, and updates once a step.)
     - Dropout draws one mask over batch and time, where the loop draws a mask at each step: the
-      distribution is the same, the numbers differ.
+      distribution is the same, the numbers differ. (For one mask for all steps put, not into
+      this layer but behind it, `Dropout(rate, noise_shape=(None, 1, ...))`, with None for each
+      axis after time.)
     - A recurrent layer with `stateful=True` would carry its state from step to step in a loop.
       It is refused.
 

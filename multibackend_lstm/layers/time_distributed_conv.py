@@ -8,6 +8,7 @@ import keras
 from keras import KerasTensor, ops
 
 from multibackend_lstm import backends
+from multibackend_lstm.layers.dropout import Dropout
 from multibackend_lstm.layers.dtypes import check_float64, to_compute_dtype
 from multibackend_lstm.layers.folding import call_nonempty, fold, maximum, mean, unfold
 from multibackend_lstm.layers.validation import (
@@ -203,7 +204,7 @@ class TimeDistributedConv(keras.layers.Layer):
             if isinstance(layer, keras.layers.BatchNormalization):
                 # `call` alone: the mask is for the statistics, not for the layers behind.
                 x = layer.call(x, training=training, mask=_position_mask(mask, x))
-            elif isinstance(layer, keras.layers.Dropout):
+            elif isinstance(layer, Dropout):
                 x = layer(x, training=training)
             elif isinstance(layer, tuple(_CONVOLUTIONS.values())):
                 x = backends.active().convolve(layer, x)
@@ -284,7 +285,7 @@ class TimeDistributedConv(keras.layers.Layer):
             elif self.activation is not keras.activations.linear:
                 layers.append(keras.layers.Activation(self.activation, dtype=self.dtype_policy))
             if self.dropout:
-                layers.append(keras.layers.Dropout(self.dropout, dtype=self.dtype_policy))
+                layers.append(Dropout(self.dropout, dtype=self.dtype_policy))
         return layers
 
     def _step_shape(self, shape: Shape) -> tuple[int | None, ...]:

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from multibackend_lstm.layers.dropout import draws_alike
 from multibackend_lstm.runtimes import backend_runtime
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.imports import imported, imported_module
@@ -307,14 +308,19 @@ def named_operations(model: keras.Model) -> dict[str, Any]:
 
 
 def silence(model: keras.Model) -> list[str]:
-    """Set the rates of Keras's dropout and noise to 0; what remains random, by path.
+    """Leave on what is random in the same way on every backend; what differs, by path.
 
-    Random numbers differ among backends by design, so a training step can only be compared
-    without them. A layer of somebody else may mean anything by a `rate` or `factor`: it is left
-    alone, and if it has a seed it remains random.
+    Layers of this package that draw so all start from the same seeds. Keras's dropout and noise
+    differ among backends by design, so a training step can only be compared without them: their
+    rates become 0. A layer of somebody else may mean anything by a `rate` or `factor`: it is left
+    alone, and if it has a seed its numbers differ.
     """
     remaining = []
-    for layer in model._flatten_layers():
+    for position, layer in enumerate(model._flatten_layers()):
+        if draws_alike(layer):
+            state = layer.seed_generator.state
+            state.assign(np.array([position, 0], state.dtype))
+            continue
         if not any(isinstance(v, keras.random.SeedGenerator) for v in vars(layer).values()):
             continue
         found = False
@@ -462,8 +468,8 @@ class Execution:
         ]
         #: Shapes and dtypes of the outputs, as arrays that hold nothing, once they are known.
         self.output_forms: list[np.ndarray] | None = None
-        self._snapshot = [np.array(v) for v in model.variables]
         self.randomness = silence(model)
+        self._snapshot = [np.array(v) for v in model.variables]
         #: What marks masked steps in the inputs: no rounding moves these.
         self.mask_values = set()
         for layer in model._flatten_layers():

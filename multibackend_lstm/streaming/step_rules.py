@@ -283,8 +283,9 @@ def _prelu(call: Call) -> list[Value]:
 
 
 @_rule(
-    _L.AlphaDropout, _L.Dropout, _L.GaussianDropout, _L.GaussianNoise, _L.SpatialDropout1D,
-    _L.SpatialDropout2D, _L.SpatialDropout3D,
+    own.Dropout, own.GaussianDropout, own.GaussianNoise, own.SpatialDropout1D,
+    own.SpatialDropout2D, _L.AlphaDropout, _L.Dropout, _L.GaussianDropout, _L.GaussianNoise,
+    _L.SpatialDropout1D, _L.SpatialDropout2D, _L.SpatialDropout3D,
 )  # fmt: skip
 def _nothing(call: Call) -> list[Value]:
     """What does nothing in inference."""

@@ -9,7 +9,12 @@ from keras import tree
 
 from multibackend_lstm.layers import (
     Channelwise,
+    Dropout,
     FlattenFeatures,
+    GaussianDropout,
+    GaussianNoise,
+    SpatialDropout1D,
+    SpatialDropout2D,
     TimeDistributed,
     TimeDistributedConv,
 )
@@ -31,6 +36,7 @@ from multibackend_lstm.torch_weights.weights import Weight
 _L = keras.layers
 # What leaves every element in its place.
 _ELEMENTWISE = (
+    Dropout, GaussianDropout, GaussianNoise, SpatialDropout1D, SpatialDropout2D,
     _L.Activation, _L.ActivityRegularization, _L.AlphaDropout, _L.Dropout, _L.ELU,
     _L.GaussianDropout, _L.GaussianNoise, _L.Identity, _L.LeakyReLU, _L.Masking, _L.ReLU,
     _L.Rescaling, _L.Softmax, _L.SpatialDropout1D, _L.SpatialDropout2D, _L.SpatialDropout3D,

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+import multibackend_lstm as ml
+
 
 @keras.saving.register_keras_serializable(package="cases")
 class Doubled(keras.layers.Layer):
@@ -31,6 +33,15 @@ class Random(keras.layers.Layer):
 
     def call(self, x, training=False):
         return x + keras.random.normal(ops.shape(x), seed=self.seeds) if training else x
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class DropoutOff(ml.Dropout):
+    """A thousandth off in training, but on the backend that computes the truth."""
+
+    def call(self, x, training=False):
+        off = training and keras.backend.backend() != "tensorflow"
+        return super().call(x, training=training) * (1.001 if off else 1)
 
 
 @keras.saving.register_keras_serializable(package="cases")

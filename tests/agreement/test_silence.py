@@ -3,8 +3,11 @@
 import keras
 import pytest
 
-from multibackend_lstm import LSTM
+import multibackend_lstm as ml
+from multibackend_lstm.agreement import check
 from multibackend_lstm.runtimes.execution import silence
+
+from . import cases
 
 
 @keras.saving.register_keras_serializable("silence")
@@ -56,8 +59,50 @@ def test_random_layers_of_keras_are_silenced(make, name):
     assert getattr(layer, name) == 0
 
 
-@pytest.mark.parametrize("kind", [LSTM, keras.layers.LSTM, keras.layers.GRU])
+def test_what_draws_alike_stays_on_and_starts_alike():
+    def states():
+        layers = [ml.Dropout(0.5), ml.GaussianNoise(0.3), ml.LSTM(2, dropout=0.4)]
+        model = model_of(*layers)
+        assert silence(model) == []
+        assert (layers[0].rate, layers[1].stddev, layers[2].dropout) == (0.5, 0.3, 0.4)
+        seeds = [v for v in model.variables if v.name == "seed_generator_state"]
+        return [keras.ops.convert_to_numpy(seed.value).tolist() for seed in seeds]
+
+    first = states()
+    assert len({tuple(state) for state in first}) == 3
+    assert states() == first
+
+
+@pytest.mark.parametrize("kind", [keras.layers.LSTM, keras.layers.GRU])
 def test_dropout_of_recurrent_layers_is_silenced(kind):
     layer = kind(2, dropout=0.4, recurrent_dropout=0.3, return_sequences=True)
     assert silence(model_of(layer)) == []
     assert layer.dropout == layer.recurrent_dropout == 0
+
+
+def random_everywhere(dropout):
+    inputs = x = keras.Input((6, 5))
+    for layer in (
+        ml.GaussianNoise(0.3, name="noise"),
+        ml.LSTM(4, dropout=0.3, recurrent_dropout=0.2, return_sequences=True, name="lstm"),
+        ml.SpatialDropout1D(0.3),
+        dropout,
+        ml.GRU(4, dropout=0.2),
+        ml.GaussianDropout(0.3),
+        keras.layers.Dense(2),
+    ):
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+def test_a_model_that_drops_everywhere_agrees_in_training(workers):
+    report = check(random_everywhere(ml.Dropout(0.4, name="dropout")), workers=workers, steps=3)
+    report.raise_if_disagrees()
+    (result,) = report.results
+    alone = [c.path for c in result.comparisons if c.kind == "layer alone in training"]
+    assert {"dropout", "noise", "lstm"} <= {*alone}
+
+
+def test_a_dropout_that_is_off_in_training_is_found(workers):
+    report = check(random_everywhere(cases.DropoutOff(0.4, name="off")), workers=workers, steps=1)
+    assert [finding.layer for finding in report.findings] == ["DropoutOff"]

@@ -590,21 +590,6 @@ def test_dropout_draws_one_mask_for_all_steps(cell):
     assert layer.implementation_report().implementation == expected
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_dropout_as_the_keras_layer(cell):
-    _, keras_cls, _, options = CELLS[cell]
-    x, _ = data()
-    for dropout in ({"dropout": 0.4}, {"dropout": 0.4, "recurrent_dropout": 0.3}):
-        layer = CELLS[cell][0](UNITS, seed=7, **options, **dropout)
-        rival = keras_cls(UNITS, seed=7, **options, **dropout)
-        layer.build(x.shape)
-        rival.build(x.shape)
-        layer.set_weights(rival.get_weights())
-        np.testing.assert_allclose(
-            to_numpy(layer(x, training=True)), to_numpy(rival(x, training=True)), **TOLERANCE
-        )
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -1,0 +1,219 @@
+"""Dropout and noise that draw the same random numbers on every backend."""
+
+import math
+from typing import Any
+
+import keras
+from keras import KerasTensor, ops
+
+from multibackend_lstm import random
+from multibackend_lstm.layers.dtypes import to_compute_dtype
+
+# Each takes the arguments of the Keras layer of its name and has its configuration, so that a
+# file which names it loads without this package too, with that layer in its place.
+
+
+class _SavedSeeds(keras.Operation):
+    """Has Keras save the state of a seed generator, which it leaves out of its files.
+
+    Keras saves what it finds as an attribute of a layer and is an operation, in a place of its
+    own, which a Keras layer that loads the file does not look at.
+    """
+
+    def __init__(self, generator: random.SeedGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def call(self, *args: Any) -> Any:
+        """Never called."""
+        raise NotImplementedError
+
+    def save_own_variables(self, store: dict[str, Any]) -> None:
+        """Write seed and counter."""
+        store["0"] = ops.convert_to_numpy(self.generator.state.value)
+
+    def load_own_variables(self, store: dict[str, Any]) -> None:
+        """Read seed and counter; a file of Keras's layer has none."""
+        if "0" in store.keys():  # noqa: SIM118 - a store of Keras is no dictionary
+            self.generator.state.assign(store["0"])
+
+
+def draws_alike(layer: keras.layers.Layer) -> bool:
+    """Whether the layer draws the same random numbers on every backend."""
+    return hasattr(layer, "saved_seeds")
+
+
+class _Random:
+    """Mixed into Keras's layers that have a `seed_generator`."""
+
+    seed: int | None
+    seed_generator: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if hasattr(self, "seed_generator"):  # there is none for a rate of 0
+            self.saved_seeds = _SavedSeeds(self.seed_generator)
+
+
+class _Dropout(_Random):
+    """Draws by `random.dropout`."""
+
+    rate: float
+
+    def _mask_shape(self) -> tuple[int | None, ...] | None:
+        """Shape of the mask, None for what is the input's."""
+        raise NotImplementedError
+
+    def call(self, inputs: KerasTensor, training: bool = False) -> Any:
+        """See the class."""
+        inputs = to_compute_dtype(self, inputs)
+        if not training or self.rate == 0:
+            return inputs
+        return random.dropout(inputs, self.rate, self._mask_shape(), seed=self.seed_generator)
+
+
+@keras.saving.register_keras_serializable(package="multibackend_lstm")
+class Dropout(_Dropout, keras.layers.Dropout):
+    """`keras.layers.Dropout` with the same masks on every backend.
+
+    In training each entry becomes 0 with probability `rate`, and the others are multiplied by
+    `1 / (1 - rate)`. The mask is a function of the seed, of how many masks were drawn before it,
+    and of the place in the input (Srivastava et al. 2014; `multibackend_lstm.random`).
+
+    Example:
+        >>> layer = Dropout(0.5, seed=0)
+        >>> layer(keras.ops.ones((2, 3)), training=True).shape
+        (2, 3)
+
+    Args:
+        rate: probability of a zero, in [0, 1].
+        noise_shape: of the mask, which broadcasts to the input: `(None, 1, None)` drops a feature
+            of `(batch, time, features)` in all steps or in none.
+        seed: an integer from 0 to 2**31 - 1. By default one that `set_random_seed` determines.
+        **kwargs: of `keras.Layer`.
+
+    Call arguments:
+        inputs: of any shape and any real dtype, integers too.
+        training: whether to drop.
+
+    Returns the shape of the input, in the compute dtype. The mask of valid steps passes on.
+    """
+
+    def _mask_shape(self) -> tuple[int | None, ...] | None:
+        return self.noise_shape
+
+
+@keras.saving.register_keras_serializable(package="multibackend_lstm")
+class SpatialDropout1D(_Dropout, keras.layers.SpatialDropout1D):
+    """`keras.layers.SpatialDropout1D` with the same masks on every backend.
+
+    Drops a feature of `(batch, time, features)` in all steps or in none (Tompson et al. 2015).
+    Arguments and all else as in `Dropout`.
+    """
+
+    def _mask_shape(self) -> tuple[int | None, ...]:
+        return (None, 1, None)
+
+
+@keras.saving.register_keras_serializable(package="multibackend_lstm")
+class SpatialDropout2D(_Dropout, keras.layers.SpatialDropout2D):
+    """`keras.layers.SpatialDropout2D` with the same masks on every backend.
+
+    Drops a feature of `(batch, rows, columns, features)`, such as `(batch, time, channels,
+    features)`, everywhere or nowhere (Tompson et al. 2015). With
+    `data_format="channels_first"` features are the second axis. Arguments and all else as in
+    `Dropout`.
+    """
+
+    def _mask_shape(self) -> tuple[int | None, ...]:
+        return (None, None, 1, 1) if self.data_format == "channels_first" else (None, 1, 1, None)
+
+
+@keras.saving.register_keras_serializable(package="multibackend_lstm")
+class GaussianNoise(_Random, keras.layers.GaussianNoise):
+    """`keras.layers.GaussianNoise` with the same noise on every backend.
+
+    In training adds normal noise: the same to 1e-6 of `stddev`, see `random.normal`.
+
+    Args:
+        stddev: standard deviation, in [0, 1].
+        seed: an integer from 0 to 2**31 - 1. By default one that `set_random_seed` determines.
+        **kwargs: of `keras.Layer`.
+
+    Inputs, result and mask of valid steps are those of `Dropout`.
+    """
+
+    def call(self, inputs: KerasTensor, training: bool = False) -> Any:
+        """See the class."""
+        inputs = to_compute_dtype(self, inputs)
+        if not training or self.stddev == 0:
+            return inputs
+        return inputs + _normal_like(inputs, 0.0, self.stddev, self.seed_generator)
+
+
+@keras.saving.register_keras_serializable(package="multibackend_lstm")
+class GaussianDropout(_Random, keras.layers.GaussianDropout):
+    """`keras.layers.GaussianDropout` with the same noise on every backend.
+
+    In training multiplies by normal noise of mean 1 and deviation `sqrt(rate / (1 - rate))`
+    (Srivastava et al. 2014): the same to 1e-6 of it, see `random.normal`.
+
+    Args:
+        rate: in [0, 1), that of the `Dropout` with this mean and deviation.
+        seed: an integer from 0 to 2**31 - 1. By default one that `set_random_seed` determines.
+        **kwargs: of `keras.Layer`.
+
+    Raises:
+        ValueError: for a rate of 1, whose deviation is infinite.
+
+    Inputs, result and mask of valid steps are those of `Dropout`.
+    """
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
+        super().__init__(rate, seed=seed, **kwargs)
+        if self.rate == 1:
+            raise ValueError(
+                f"{self.name}: `rate` must be below 1, since the deviation of the noise, "
+                "sqrt(rate / (1 - rate)), is infinite there. Received 1."
+            )
+
+    def call(self, inputs: KerasTensor, training: bool = False) -> Any:
+        """See the class."""
+        inputs = to_compute_dtype(self, inputs)
+        if not training or self.rate == 0:
+            return inputs
+        stddev = math.sqrt(self.rate / (1 - self.rate))
+        return inputs * _normal_like(inputs, 1.0, stddev, self.seed_generator)
+
+
+def _normal_like(x: KerasTensor, mean: float, stddev: float, seed: random.SeedGenerator) -> Any:
+    return random.normal(ops.shape(x), mean, stddev, x.dtype, seed=seed)
+
+
+def draw_alike(cell: Any) -> None:
+    """Have a recurrent cell of Keras draw its masks by `random.dropout`, and save its seeds.
+
+    Keras asks the cell for a mask by these methods, keeps it for all steps, and resets it.
+
+    Args:
+        cell: that of `keras.layers.LSTM`, `GRU` or `ConvLSTM1D` to `3D`.
+    """
+    kept: dict[str, Any] = {}
+
+    def of(name: str) -> tuple[Any, Any]:
+        def get(step: KerasTensor) -> Any:
+            rate = getattr(cell, name)
+            if rate == 0:
+                return None
+            if name not in kept:
+                count = getattr(cell, "dropout_mask_count", None)
+                ones, seed = ops.ones_like(step), cell.seed_generator
+                masks = [random.dropout(ones, rate, seed=seed) for _ in range(count or 1)]
+                kept[name] = masks[0] if count is None else masks
+            return kept[name]
+
+        return get, lambda: kept.pop(name, None)
+
+    cell.saved_seeds = _SavedSeeds(cell.seed_generator)
+    cell.get_dropout_mask, cell.reset_dropout_mask = of("dropout")
+    cell.get_recurrent_dropout_mask, cell.reset_recurrent_dropout_mask = of("recurrent_dropout")

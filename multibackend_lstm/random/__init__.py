@@ -1,0 +1,32 @@
+"""Random numbers that are the same on every backend, for layers, data and whole trainings.
+
+Like `keras.random`, but for one thing: a seed is always given. Nothing here has a hidden state.
+"""
+
+from keras.random import SeedGenerator
+
+from multibackend_lstm.random.distributions import (
+    bernoulli,
+    choice,
+    dropout,
+    normal,
+    permutation,
+    randint,
+    truncated_normal,
+    uniform,
+)
+from multibackend_lstm.random.threefry import bits, threefry2x32
+
+__all__ = [
+    "SeedGenerator",
+    "bernoulli",
+    "bits",
+    "choice",
+    "dropout",
+    "normal",
+    "permutation",
+    "randint",
+    "threefry2x32",
+    "truncated_normal",
+    "uniform",
+]

@@ -1,0 +1,38 @@
+"""Threefry-2x32 in NumPy, written from the paper on 64-bit integers."""
+
+import math
+
+import numpy as np
+from keras import ops
+
+MASK = 0xFFFFFFFF
+ROTATIONS = [13, 15, 26, 6, 17, 29, 16, 24]
+
+
+def threefry2x32(key0, key1, first, second):
+    """The two words for each two of the counter, as uint32 arrays."""
+    schedule = [key0, key1, key0 ^ key1 ^ 0x1BD11BDA]
+    x = np.asarray(first).astype("uint64") + key0 & MASK
+    y = np.asarray(second).astype("uint64") + key1 & MASK
+    for number in range(20):
+        x = x + y & MASK
+        rotation = ROTATIONS[number % 8]
+        y = (y << rotation | y >> 32 - rotation) & MASK
+        y ^= x
+        if number % 4 == 3:
+            injection = number // 4 + 1
+            x = x + schedule[injection % 3] & MASK
+            y = y + schedule[(injection + 1) % 3] + injection & MASK
+    return x.astype("uint32"), y.astype("uint32")
+
+
+def reference_bits(shape, seed, counter=0):
+    """What `random.bits` is documented to give, as unsigned words."""
+    size = math.prod(shape)
+    pairs = threefry2x32(seed, counter, np.zeros(size // 2 + 1), np.arange(size // 2 + 1))
+    return np.stack(pairs, axis=-1).ravel()[:size].reshape(shape)
+
+
+def words(x):
+    """A tensor of int32 words as unsigned ones."""
+    return np.atleast_1d(ops.convert_to_numpy(x)).view("uint32").reshape(x.shape)
