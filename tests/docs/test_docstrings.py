@@ -8,7 +8,7 @@ import pytest
 from unit.test_reference import NAMES, WITHOUT_EXAMPLE, documentation, public
 
 import multibackend_lstm
-from multibackend_lstm import agreement, data, porting
+from multibackend_lstm import agreement, data, porting, random
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 
@@ -114,6 +114,7 @@ def test_the_example_runs(name, tmp_path, monkeypatch):
         for public_name in source.__all__
     }
     names |= {"keras": keras, "np": np, "agreement": agreement, "porting": porting}
+    names["random"] = random
     names |= {last: public(name)} | GIVEN.get(name.partition(".")[2], dict)()
     test = doctest.DocTestParser().get_doctest(documentation(name), names, name, None, 0)
     assert test.examples

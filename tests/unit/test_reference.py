@@ -14,14 +14,15 @@ TOP = import_module(PACKAGE)
 NAMES = [f"{PACKAGE}.{name}" for name in (*TOP.__all__, "LSTMClassifier", "LSTMRegressor")]
 NAMES += [
     f"{PACKAGE}.{module}.{name}"
-    for module in ("agreement", "data", "porting", "streaming")
+    for module in ("agreement", "data", "porting", "random", "streaming")
     for name in import_module(f"{PACKAGE}.{module}").__all__
-    if name not in TOP.__all__
+    if name not in (*TOP.__all__, "SeedGenerator")  # which is that of Keras
 ]
 # What functions raise or return; the example of the function shows it.
 WITHOUT_EXAMPLE = {
     *("CaseError", "DisagreementError", "WorkerError", "ExportError", "ModelFileError"),
     *("PortingError", "Comparison", "Finding", "Report", "ExportReport", "Migration", "Upgrade"),
+    "threefry2x32",  # `bits` is for use
     *("BasicMotions", "Layout", "Recording", "WindowDataset"),
 }
 PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
