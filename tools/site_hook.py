@@ -27,7 +27,9 @@ def on_files(files: Files, config: Any) -> Files:
         if not path.exists():
             continue  # the link stays as it is, and fails the strict build
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file() and "__pycache__" not in file.parts:
+            if not file.is_file() or "__pycache__" in file.parts:
+                continue
+            if files.get_file_from_path(_place(file)) is None:  # as part of a folder
                 files.append(_generated(file, config))
         if path.is_dir():
             files.append(File.generated(config, f"source/{name}/index.md", content=_listing(path)))
