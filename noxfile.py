@@ -4,6 +4,7 @@
 builds of the backends for one: the Python that runs nox, or the one on PATH if that has no keras.
 """
 
+import hashlib
 import os
 import shutil
 import sys
@@ -60,8 +61,9 @@ def python(
         session.run("python", *arguments, env=env)
         return
     interpreter = sys.executable if find_spec("keras") else "python"
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**(env or {}), "PYTHONPATH": os.pathsep.join(paths)}
+    env = {**(env or {})}
+    paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH"), os.environ.get("PYTHONPATH")])]
+    env["PYTHONPATH"] = os.pathsep.join(paths)
     session.run(interpreter, *arguments, env=env, external=True)
 
 
@@ -225,6 +227,33 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def docs_site(session: nox.Session) -> None:
+    """Build the documentation into site/ and check it; `-- --browser` opens it in Chromium too."""
+    pip_install(session, *CONSTRAINTS, *group("site"))
+    strict = {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement
+    python(session, "-m", "mkdocs", "build", "--strict", env=strict)
+    python(session, "tools/check_site.py", "site")
+    if session.posargs[:1] == ["--browser"]:
+        pip_install(session, *CONSTRAINTS, *group("browser"))
+        python(session, "tools/open_site.py", "site", *session.posargs[1:])
+
+
+@nox.session
+def library(session: nox.Session) -> None:
+    """Build the template examples/library, and run its tests on what was built."""
+    install(session, *group("test"), *group("backends"))
+    template = ROOT / "examples" / "library"
+    with tempfile.TemporaryDirectory() as folder:
+        built = str(Path(folder, "built"))
+        pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--target", built)
+        python(session, *pip, template)
+        shutil.copytree(template / "tests", Path(folder, "tests"))
+        # Outside the checkout, so that the wheel is what gets imported.
+        with session.chdir(folder):
+            pytest(session, "jax", "tests", PYTHONPATH=built)
+
+
+@nox.session
 def export(session: nox.Session) -> None:
     """Export from every backend and run the artefacts; `-- -m "not slow"` for some of them."""
     install(session, "-e", ".[export]", *group("test"), *group("backends"))
@@ -263,3 +292,13 @@ def build(session: nox.Session) -> None:
             module = (built, "-m", "multibackend_lstm")
             session.run(*module, "doctor", external=True)
             session.run(*module, "demo", "--solution", "reshape", "--epochs", "1", external=True)
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build a version and check it: `nox -s release -- 0.1.0`. Signs nothing, publishes nothing."""
+    python(session, "tools/check_release.py", *session.posargs)
+    session.posargs.clear()  # they are not those of `python -m build`
+    build(session)
+    for path in sorted((ROOT / "dist").iterdir()):
+        session.log(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}")

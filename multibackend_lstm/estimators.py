@@ -482,7 +482,7 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):
 
     Example:
         >>> classifier = LSTMClassifier("conv", units=32, epochs=20, random_state=0)
-        >>> classifier.fit(X, ["walking", "running", ...]).predict(X)
+        >>> labels = classifier.fit(X, y).predict(X)            # y: "walking", "running", ...
 
     X is one of
 
@@ -495,7 +495,13 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):
     Another length than in `fit` can be predicted from, but for 2D arrays.
 
     Args:
-        solution, units, bidirectional, dropout, filters, kernel_size, merge: see `build_model`.
+        solution: see `build_model`, as for the next six.
+        units: of the LSTMs.
+        bidirectional: whether they run in both directions.
+        dropout: rate of the dropout behind each.
+        filters: of `"conv"` and `"conv_lstm"`.
+        kernel_size: of the same.
+        merge: of `"channelwise"`.
         masking: the value that marks missing steps in X, see `build_model`; they are left out of
             the statistics too. The ends of unequal series need none.
         normalization: whether to bring each feature of each channel to mean 0 and deviation 1, by
@@ -580,7 +586,7 @@ class LSTMRegressor(RegressorMixin, _LSTMEstimator):
 
     Example:
         >>> regressor = LSTMRegressor("conv", units=32, epochs=20, random_state=0)
-        >>> regressor.fit(X, y).predict(X)
+        >>> predictions = regressor.fit(X, y).predict(X)
 
     Series, arguments and attributes (but for `classes_`) are those of `LSTMClassifier`. Targets
     are `(samples,)` or `(samples, outputs)`, and predictions alike. They are taken as they are:

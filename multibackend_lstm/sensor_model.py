@@ -20,6 +20,13 @@ class SensorModel(keras.Model):
     `fit`, `evaluate` and `predict` name the axis that does not fit; `fit` also looks at the loss,
     the values of the first samples and the labels (`check_data=False` leaves that out). What
     they find is said by `multibackend_lstm/input_checks.py`. All else is Keras's.
+
+    Example:
+        >>> model = build_model((10, 3, 5), units=8)            # (time, channels, features)
+        >>> model.compile(optimizer="adam", loss="mse")
+        >>> model.fit(np.ones((4, 3, 10, 5)), np.ones((4, 1)))  # axes exchanged
+        Traceback (most recent call last):
+        ValueError: ...
     """
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:

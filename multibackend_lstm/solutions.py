@@ -6,7 +6,6 @@ from typing import Literal
 
 Solution = Literal["reshape", "pre_reshape", "conv", "channelwise", "conv_lstm"]
 
-#: The solutions of `build_model`, and when to choose each.
 SOLUTIONS: Mapping[Solution, str] = MappingProxyType(
     {
         "reshape": "independent measurements: merge channels and features inside the model",
@@ -16,3 +15,9 @@ SOLUTIONS: Mapping[Solution, str] = MappingProxyType(
         "conv_lstm": "images and maps: convolutions inside the recurrence (ConvLSTM1D to 3D)",
     }
 )
+"""The solutions of `build_model`, and when to choose each.
+
+Example:
+    >>> SOLUTIONS["channelwise"]
+    'the same kind of sensor many times: one shared LSTM on each channel'
+"""

@@ -63,6 +63,12 @@ def check(
     layers' outputs are moved at random within the rounding of the dtype (perturbation growth,
     Rosinski and Williamson 1997, doi:10.1137/S1064827594275534).
 
+    Example:
+        >>> model = build_model((10, 3, 5), units=4)            # (time, channels, features)
+        >>> report = agreement.check(model, targets=["torch@cpu"], steps=1)
+        >>> report.agrees
+        True
+
     Args:
         model: a built Keras model, a layer, the path of a `.keras` file, or
             `"package.module:function"`, a function that returns a model or `(model, inputs)`.

@@ -155,6 +155,12 @@ def compare(
 ) -> Comparison:
     """Judge one tensor.
 
+    Example:
+        >>> truth = np.linspace(0.0, 1.0, 20)
+        >>> comparison = agreement.compare("output", "dense", truth + 1e-3, truth, floor=1e-7)
+        >>> comparison.verdict
+        'disagrees'
+
     Args:
         kind: of tensor.
         path: which one.

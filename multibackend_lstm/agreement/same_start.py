@@ -101,7 +101,7 @@ def fit_order(n: int, seed: int, epoch: int) -> np.ndarray:
     Example:
         >>> for epoch in range(40):
         ...     order = fit_order(len(x), seed=0, epoch=epoch)
-        ...     model.fit(x[order], y[order], shuffle=False, batch_size=8)
+        ...     history = model.fit(x[order], y[order], shuffle=False, verbose=0)
 
     Args:
         n: number of cases, at least 1.

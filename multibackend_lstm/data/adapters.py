@@ -44,6 +44,12 @@ def to_torch(dataset: Any, workers: int = 0, **options: Any) -> Any:
     Each pass over it is an epoch, the first that of `epoch=0`. The batches are those of the
     dataset, tuples (and dictionaries) of tensors, whatever the number of workers.
 
+    Example:
+        >>> dataset = windows(np.zeros((200, 2, 3)), length=50, horizon=1)
+        >>> x, y = next(iter(to_torch(dataset)))
+        >>> tuple(x.shape)                                      # (batch, time, channels, features)
+        (32, 50, 2, 3)
+
     Args:
         dataset: what `windows` returns.
         workers: processes that prepare batches; 0 for none.
@@ -64,6 +70,12 @@ def to_tensorflow(dataset: Any, workers: int = 1) -> Any:
     """A `tf.data.Dataset` of the batches of `windows`.
 
     Each pass over it is an epoch, the first that of `epoch=0`.
+
+    Example:
+        >>> dataset = windows(np.zeros((200, 2, 3)), length=50, horizon=1)
+        >>> x, y = next(iter(to_tensorflow(dataset)))
+        >>> tuple(x.shape)                                      # (batch, time, channels, features)
+        (32, 50, 2, 3)
 
     Args:
         dataset: what `windows` returns.
@@ -99,6 +111,12 @@ def to_grain(dataset: Any, epochs: int = 1) -> Any:
 
     `.to_iter_dataset()` of it reads ahead by threads, `.mp_prefetch()` by processes, in the same
     order.
+
+    Example:
+        >>> dataset = windows(np.zeros((200, 2, 3)), length=50, horizon=1)
+        >>> x, y = to_grain(dataset, epochs=10)[0]
+        >>> x.shape                                             # (batch, time, channels, features)
+        (32, 50, 2, 3)
 
     Args:
         dataset: what `windows` returns.

@@ -23,6 +23,11 @@ def load_basic_motions() -> BasicMotions:
     case is ten seconds at 10 Hz of a 3-axis accelerometer and a 3-axis gyroscope. The values are
     as recorded, not standardised.
 
+    Example:
+        >>> data = load_basic_motions()
+        >>> data.x_train.shape, data.class_names[data.y_train[0]]
+        ((40, 100, 2, 3), 'Standing')
+
     Returns:
         A named tuple of
         `x_train`, `x_test`: float32 `(40, 100, 2, 3)`, `(batch, time, sensors, axes)`, sensor 0

@@ -180,8 +180,8 @@ def layout(spec: Any) -> Layout:
     Example:
         >>> sensors = layout("time, ankle:x|y|z, leg:x|y|z")
         >>> recording = sensors.recording(table)        # a DataFrame with ankle_x, ankle_y, ...
-        >>> recording.values.shape
-        (1000, 2, 3)                                    # (time, channels, features)
+        >>> recording.values.shape                      # (time, channels, features)
+        (1000, 2, 3)
 
     Args:
         spec: a string: at most one entry without a colon, the column of timestamps, and

@@ -72,7 +72,7 @@ def windows(
         >>> model = build_model((100, 3, 5), outputs=4, task="multiclass", normalization=True)
         >>> model.adapt(train)
         >>> model.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
-        >>> model.fit(train, epochs=10)
+        >>> history = model.fit(train, epochs=2, verbose=0)
 
     Args:
         recordings: one recording, a list of them, or a dictionary by name. A recording is

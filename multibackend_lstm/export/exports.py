@@ -275,6 +275,10 @@ def check_export(
 ) -> ExportReport:
     """Compare an artefact that exists, whoever made it, with a model.
 
+    Example:
+        >>> porting.check_export("model.keras", "model.onnx", "onnx").succeeded
+        True
+
     Args:
         model: as in `export`.
         path: of the artefact.

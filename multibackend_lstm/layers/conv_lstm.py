@@ -249,6 +249,11 @@ class ConvLSTM1D(_AsLSTM, keras.layers.ConvLSTM1D):
 
     A mask `(batch, time)`, or with more axes, of which any valid entry makes a step valid, means
     what it means for `LSTM`, on every backend: the values are those of Keras on TensorFlow.
+
+    Example:
+        >>> x = keras.Input((None, 8, 3))  # (batch, time, positions, features)
+        >>> ConvLSTM1D(4, 3, padding="same")(x).shape
+        (None, 8, 4)
     """
 
 
@@ -262,6 +267,11 @@ class ConvLSTM2D(_AsLSTM, keras.layers.ConvLSTM2D):
 
     A mask `(batch, time)`, or with more axes, of which any valid entry makes a step valid, means
     what it means for `LSTM`, on every backend: the values are those of Keras on TensorFlow.
+
+    Example:
+        >>> x = keras.Input((None, 6, 6, 1))  # (batch, time, rows, columns, features)
+        >>> ConvLSTM2D(4, 3, padding="same")(x).shape
+        (None, 6, 6, 4)
     """
 
 
@@ -275,4 +285,9 @@ class ConvLSTM3D(_AsLSTM, keras.layers.ConvLSTM3D):
 
     A mask `(batch, time)`, or with more axes, of which any valid entry makes a step valid, means
     what it means for `LSTM`, on every backend: the values are those of Keras on TensorFlow.
+
+    Example:
+        >>> x = keras.Input((None, 4, 4, 4, 1))  # (batch, time, *three axes, features)
+        >>> ConvLSTM3D(4, 3, padding="same")(x).shape
+        (None, 4, 4, 4, 4)
     """

@@ -82,7 +82,7 @@ class Dropout(_Dropout, keras.layers.Dropout):
 
     Example:
         >>> layer = Dropout(0.5, seed=0)
-        >>> layer(keras.ops.ones((2, 3)), training=True).shape
+        >>> tuple(layer(keras.ops.ones((2, 3)), training=True).shape)
         (2, 3)
 
     Args:
@@ -109,6 +109,11 @@ class SpatialDropout1D(_Dropout, keras.layers.SpatialDropout1D):
 
     Drops a feature of `(batch, time, features)` in all steps or in none (Tompson et al. 2015).
     Arguments and all else as in `Dropout`.
+
+    Example:
+        >>> layer = SpatialDropout1D(0.5, seed=0)
+        >>> tuple(layer(keras.ops.ones((2, 7, 3)), training=True).shape)
+        (2, 7, 3)
     """
 
     def _mask_shape(self) -> tuple[int | None, ...]:
@@ -123,6 +128,11 @@ class SpatialDropout2D(_Dropout, keras.layers.SpatialDropout2D):
     features)`, everywhere or nowhere (Tompson et al. 2015). With
     `data_format="channels_first"` features are the second axis. Arguments and all else as in
     `Dropout`.
+
+    Example:
+        >>> layer = SpatialDropout2D(0.5, seed=0)
+        >>> tuple(layer(keras.ops.ones((2, 7, 4, 3)), training=True).shape)
+        (2, 7, 4, 3)
     """
 
     def _mask_shape(self) -> tuple[int | None, ...]:
@@ -134,6 +144,11 @@ class GaussianNoise(_Random, keras.layers.GaussianNoise):
     """`keras.layers.GaussianNoise` with the same noise on every backend.
 
     In training adds normal noise: the same to 1e-6 of `stddev`, see `random.normal`.
+
+    Example:
+        >>> layer = GaussianNoise(0.1, seed=0)
+        >>> tuple(layer(keras.ops.ones((2, 3)), training=True).shape)
+        (2, 3)
 
     Args:
         stddev: standard deviation, in [0, 1].
@@ -157,6 +172,11 @@ class GaussianDropout(_Random, keras.layers.GaussianDropout):
 
     In training multiplies by normal noise of mean 1 and deviation `sqrt(rate / (1 - rate))`
     (Srivastava et al. 2014): the same to 1e-6 of it, see `random.normal`.
+
+    Example:
+        >>> layer = GaussianDropout(0.5, seed=0)
+        >>> tuple(layer(keras.ops.ones((2, 3)), training=True).shape)
+        (2, 3)
 
     Args:
         rate: in [0, 1), that of the `Dropout` with this mean and deviation.

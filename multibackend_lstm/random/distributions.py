@@ -21,7 +21,7 @@ def uniform(
     """Uniform random numbers, bit-identical on every backend, jitted or not.
 
     Example:
-        >>> uniform((2, 3), seed=0).shape
+        >>> tuple(uniform((2, 3), seed=0).shape)
         (2, 3)
 
     Args:
@@ -53,6 +53,10 @@ def normal(
 ) -> Any:
     """Normal random numbers, on every backend the same to a few units of float32's last place.
 
+    Example:
+        >>> tuple(random.normal((2, 3), seed=0).shape)
+        (2, 3)
+
     The inverse of the distribution function at uniform numbers, by the rational approximation of
     Giles ("Approximating the erfinv function", GPU Computing Gems, 2011). Backends differ in the
     last places of their logarithm, and in whether a product and a sum are rounded once: by at
@@ -75,13 +79,22 @@ def normal(
 def truncated_normal(
     shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, *, seed: Seed
 ) -> Any:
-    """Normal random numbers within two standard deviations of the mean; see `normal`."""
+    """Normal random numbers within two standard deviations of the mean; see `normal`.
+
+    Example:
+        >>> tuple(random.truncated_normal((2, 3), seed=0).shape)
+        (2, 3)
+    """
     x = _erfinv(_symmetric(shape, seed) * math.erf(math.sqrt(2.0)))
     return _scaled(ops.clip(x, -math.sqrt(2.0), math.sqrt(2.0)), mean, stddev, dtype)
 
 
 def bernoulli(shape: Any, p: Any = 0.5, *, seed: Seed) -> Any:
     """Booleans that are True with probability `p`, the same on every backend.
+
+    Example:
+        >>> tuple(random.bernoulli((2, 3), 0.1, seed=0).shape)
+        (2, 3)
 
     Args:
         shape: sizes of the axes.
@@ -93,6 +106,10 @@ def bernoulli(shape: Any, p: Any = 0.5, *, seed: Seed) -> Any:
 
 def randint(shape: Any, minval: int, maxval: int, *, seed: Seed) -> Any:
     """Random integers from `minval` to `maxval - 1`, int32, the same on every backend.
+
+    Example:
+        >>> tuple(random.randint((2, 3), 0, 10, seed=0).shape)
+        (2, 3)
 
     Args:
         shape: sizes of the axes.
@@ -115,6 +132,10 @@ def randint(shape: Any, minval: int, maxval: int, *, seed: Seed) -> Any:
 def permutation(x: Any, axis: int = 0, *, seed: Seed) -> Any:
     """A tensor in random order, the same on every backend.
 
+    Example:
+        >>> tuple(random.permutation(keras.ops.ones((2, 3)), seed=0).shape)
+        (2, 3)
+
     Args:
         x: an integer for the numbers from 0 to `x - 1`, or a tensor.
         axis: of the tensor, whose slices change places.
@@ -127,6 +148,10 @@ def permutation(x: Any, axis: int = 0, *, seed: Seed) -> Any:
 
 def choice(a: Any, shape: Any = (), replace: bool = True, p: Any = None, *, seed: Seed) -> Any:
     """Entries of `a` chosen at random, the same on every backend.
+
+    Example:
+        >>> tuple(random.choice(10, (2, 3), seed=0).shape)
+        (2, 3)
 
     Args:
         a: an integer for the numbers from 0 to `a - 1`, or a tensor, of whose first axis slices
@@ -169,6 +194,10 @@ def choice(a: Any, shape: Any = (), replace: bool = True, p: Any = None, *, seed
 
 def dropout(inputs: Any, rate: float, noise_shape: Any = None, *, seed: Seed) -> Any:
     """Zeros with probability `rate`, other entries times `1 / (1 - rate)`.
+
+    Example:
+        >>> tuple(random.dropout(keras.ops.ones((2, 3)), 0.5, seed=0).shape)
+        (2, 3)
 
     Args:
         inputs: floating tensor.

@@ -61,7 +61,7 @@ def bits(shape: Any, seed: Seed) -> Any:
     `i % 2` of `threefry2x32((seed, counter), (0, i // 2))`.
 
     Example:
-        >>> bits((2,), seed=0).shape
+        >>> tuple(bits((2,), seed=0).shape)
         (2,)
 
     Args:

@@ -250,6 +250,13 @@ class Workers:
 
     Use it as a context manager, so that no process stays behind.
 
+    Example:
+        >>> with agreement.Workers(["torch@cpu"]) as workers:  # one start for many models
+        ...     first = agreement.check(model, workers=workers, steps=None)
+        ...     second = agreement.check(model, workers=workers, steps=None, seed=1)
+        >>> first.agrees and second.agrees
+        True
+
     Args:
         targets: such as `["torch@cpu", "jax@cpu#next", "onnxruntime:model.onnx"]`, or `Target`s;
             by default every installed backend on every kind of device it has.
