@@ -40,7 +40,7 @@ def initialize(
         >>> initialize(model, seed=0)
 
     Beside the weights, the states of `stateful` layers become zero, and the seed generators of
-    dropout start from `seed` (what dropout draws still differs among backends). Seeds of the
+    dropout start from `seed` (dropout of this package then draws alike on every backend, Keras's does not). Seeds of the
     initializers themselves are not used. Values that were loaded or learnt are lost.
 
     The values are float32 numbers in float64 weights too, so that a model in float64 starts from
