@@ -102,13 +102,12 @@ def exported_by_hand(folder: str) -> Callable[[Any], Any]:
 
 def bare_step(stream: Any) -> Callable[[Any], Any]:
     """The exported or compiled step with its states carried, without what `Stream` checks."""
-    run, state = stream._engine.run, dict(stream._state)
+    engine, state = stream._engine, list(stream._state)
 
     def step(sample: Any) -> Any:
         nonlocal state
-        found = run({"inputs": sample[None], **state})
-        state = {name: found[f"next_{name}"] for name in state}
-        return stream._engine.to_numpy(found["outputs"])
+        output, *state = engine.run([sample[None], *state])
+        return engine.to_numpy(output)
 
     return step
 

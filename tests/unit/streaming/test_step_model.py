@@ -39,21 +39,29 @@ def advance(step, x, **given):
     """What the step model gives after each step, by name, without the states."""
     state = {k.name: np.zeros((len(x), *k.shape[1:]), k.dtype) for k in step.inputs}
     example = {n: ops.convert_to_tensor(v) for n, v in {**state, **given}.items()}
-    run = active().compiled_inference(step, example)
+    run = compiled(step, example)
     (name,) = [name for name in state if f"next_{name}" not in step.output and name not in given]
     found = []
     for t in range(x.shape[1]):
         inputs = {**state, **given, name: x[:, t]}
-        outputs = to_numpy(run({n: ops.convert_to_tensor(v) for n, v in inputs.items()}))
+        outputs = run(inputs)
         state |= {n: outputs[f"next_{n}"] for n in state if f"next_{n}" in outputs}
         found.append({n: v for n, v in outputs.items() if not n.startswith("next_")})
     return found
 
 
+def compiled(model, example):
+    """The model as a compiled function, quicker on JAX, that returns arrays."""
+    run = active().compiled_inference(model, example)
+    output = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    pack, flatten = keras.tree.pack_sequence_as, keras.tree.flatten
+    return lambda inputs: pack(output, to_numpy(run(*flatten(inputs))))
+
+
 def predict(model, inputs):
-    """The model's outputs as arrays, from a compiled call, which is quicker on JAX."""
+    """The model's outputs as arrays."""
     inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
-    return to_numpy(active().compiled_inference(model, inputs)(inputs))
+    return compiled(model, inputs)(inputs)
 
 
 def check(model, x, first=1, **given):
