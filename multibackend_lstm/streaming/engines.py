@@ -142,12 +142,41 @@ class ONNXEngine(Engine):
             for x in self._session.get_inputs()
         }
         super().__init__(inputs, [x.name for x in self._session.get_outputs()])
+        self._turns: list[tuple[Any, list[np.ndarray], list[np.ndarray]]] = []
 
     def run(self, values: Sequence[Any]) -> list[Any]:
         """See `Engine`."""
-        feed = dict(zip(self._taken, values, strict=True))
-        found: list[Any] = self._session.run(self._given, feed)
-        return found
+        if not self._turns:
+            self._bind(values)
+        binding, read, written = self._turns[0]
+        for place, value in zip(read, values, strict=True):
+            if place is not value:  # as a state of the step before is
+                place[...] = value
+        self._session.run_with_iobinding(binding)
+        self._turns.reverse()
+        count = len(self.outputs)
+        return [*map(np.array, written[:count]), *written[count:]]
+
+    def _bind(self, values: Sequence[Any]) -> None:
+        """Give all tensors their memory, states twice: in turn one is read and one written.
+
+        A step by `session.run`, which makes new arrays, takes half as long again.
+        """
+        import onnxruntime
+
+        bound = onnxruntime.OrtValue.ortvalue_from_numpy  # which shares memory
+        found = self._session.run(self._given, dict(zip(self._taken, values, strict=True)))
+        sample = [np.array(x) for x in values[: len(self.inputs)]]
+        outputs, ends = found[: len(self.outputs)], found[len(self.outputs) :]
+        states = [[np.array(x) for x in ends] for _ in range(2)]
+        for old, new in (states, states[::-1]):
+            read, written = [*sample, *old], [*outputs, *new]
+            binding = self._session.io_binding()
+            for name, x in zip(self._taken, read, strict=True):
+                binding.bind_ortvalue_input(name, bound(x))
+            for name, x in zip(self._given, written, strict=True):
+                binding.bind_ortvalue_output(name, bound(x))
+            self._turns.append((binding, read, written))
 
 
 class LiteRTEngine(Engine):

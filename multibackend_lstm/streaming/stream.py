@@ -223,9 +223,7 @@ class Stream:
         chosen[numbers.astype(int)] = True
         return chosen
 
-    def _sample(
-        self, sample: Any, present: np.ndarray | None
-    ) -> tuple[list[np.ndarray], bool]:
+    def _sample(self, sample: Any, present: np.ndarray | None) -> tuple[list[np.ndarray], bool]:
         """An array for each input, and whether they came with a batch axis."""
         given = sample if isinstance(sample, Mapping) else {self._first: sample}
         if given.keys() != self.inputs.keys():

@@ -242,6 +242,15 @@ def test_embedded_categories_and_a_dict_of_outputs():
     assert_close(found, {"all": expected["all"][:, -1], "end": expected["end"]})
 
 
+def test_names_are_those_that_artefacts_have():
+    """So that a state goes from the Keras backend to any of them."""
+    inputs = keras.Input((None, 3), name="my input")
+    x = L.LSTM(2, name="my lstm", return_sequences=True)(inputs)
+    step = to_step_model(keras.Model(inputs, {"end-1": x[:, -1], "end 2": L.Dense(1)(x)}))
+    assert [x.name for x in step.inputs] == ["my_input", "my_lstm_h", "my_lstm_c"]
+    assert {*step.output} == {"end_1", "end_2", "next_my_lstm_h", "next_my_lstm_c"}
+
+
 REFUSED = {
     "backward half": lambda x: Bidirectional(LSTM(2))(x),
     "go_backwards=True": lambda x: L.LSTM(2, go_backwards=True)(x),
