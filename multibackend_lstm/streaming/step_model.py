@@ -46,7 +46,7 @@ def to_step_model(model: keras.Model) -> keras.Model:
         same name for each series (`"inputs"` for one without), `(batch, *axes)`, and the states,
         `(batch, ...)`, which are zeros at first. It returns a dict: the outputs by the names of
         their layers, or by the keys that the model gives them, and each state by its name behind
-        `"next_"`.
+        `"next_"`. A name that is taken gets a number, and what no artefact can have in one is `_`.
 
         Layers of half precision compute in float32 here. In a masked step states stay as they
         are, and the output is that of a series which ends with it. What the model gives for no
@@ -76,7 +76,9 @@ def to_step_model(model: keras.Model) -> keras.Model:
             raise ValueError(
                 f"to_step_model: an output of '{model.name}' comes from the lengths of series."
             )
-    names = output_names(graph, taken=network.inputs)
+    # No output is called as what a state becomes: the model may forecast "next_x" of "x".
+    taken = [*network.inputs, *map(next_of, [*network.inputs, "steps"])]
+    names = output_names(graph, taken)
     return network.finish(dict(zip(names, found, strict=True)), f"{model.name}_step")
 
 
