@@ -93,7 +93,7 @@ class KerasEngine(Engine):
 
         self.name = keras.backend.backend()
         inputs = {x.name: Spec(_sizes(x.name, x.shape[1:]), x.dtype) for x in model.inputs}
-        super().__init__(inputs, [*model.output])
+        super().__init__(inputs, sorted(model.output))  # as artefacts have them
         example = {
             name: keras.ops.zeros((batch_size, *spec.shape), spec.dtype)
             for name, spec in inputs.items()
