@@ -247,7 +247,7 @@ def test_names_are_those_that_artefacts_have():
     inputs = keras.Input((None, 3), name="my input")
     x = L.LSTM(2, name="my lstm", return_sequences=True)(inputs)
     step = to_step_model(keras.Model(inputs, {"end-1": x[:, -1], "end 2": L.Dense(1)(x)}))
-    assert [x.name for x in step.inputs] == ["my_input", "my_lstm_h", "my_lstm_c"]
+    assert [x.name for x in step.inputs] == ["my_input", "my_lstm_c", "my_lstm_h"]
     assert {*step.output} == {"end_1", "end_2", "next_my_lstm_h", "next_my_lstm_c"}
 
 
