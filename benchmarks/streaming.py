@@ -1,13 +1,15 @@
 """How long does one step of a stream take, beside the same step written for its engine by hand?
 
     python benchmarks/streaming.py [--engine jax ...] [--steps 100000] [--long 1000000]
+        [--long-engine jax ...]
 
 A `reshape` model with LSTM(64) of (channels=8, features=16), batch 1, sample by sample through
 `Stream.step`: from a NumPy array to a NumPy array. On each backend and engine in a process of its
 own, in turn with its rival: on torch `torch.nn.LSTMCell` and `Linear` in a loop, on ONNX Runtime
 the file that `torch.onnx.export` makes of `torch.nn.LSTM` with its states as inputs and outputs,
-run by the session itself. Then 1,000 series in one batch; and on ONNX Runtime `--long` steps, of
-which the memory is watched. Writes results/streaming.json.
+run by the session itself. Then 1,000 series in one batch; and on the engines of `--long-engine`
+(ONNX Runtime and JAX) `--long` steps, of which the memory is watched; 0 for none. Writes
+results/streaming.json.
 """
 
 import argparse
@@ -102,13 +104,12 @@ def exported_by_hand(folder: str) -> Callable[[Any], Any]:
 
 def bare_step(stream: Any) -> Callable[[Any], Any]:
     """The exported or compiled step with its states carried, without what `Stream` checks."""
-    run, state = stream._engine.run, dict(stream._state)
+    engine, state = stream._engine, list(stream._state)
 
     def step(sample: Any) -> Any:
         nonlocal state
-        found = run({"inputs": sample[None], **state})
-        state = {name: found[f"next_{name}"] for name in state}
-        return stream._engine.to_numpy(found["outputs"])
+        output, *state = engine.run([sample[None], *state])
+        return engine.to_numpy(output)
 
     return step
 
@@ -140,10 +141,10 @@ def measure(engine: str, steps: int, long: int) -> dict[str, Any]:
     batch = np.random.default_rng(1).normal(size=(SERIES, *AXES)).astype("float32")
     taken = [common.timed(lambda: many.step(batch)) for _ in range(60)][10:]
     found["series_a_second"] = round(SERIES / float(np.median(taken)))
-    if engine == "onnxruntime" and long:
+    if long:
         sample, memory = batch[0], []
         for number in range(long):
-            if number % (long // 10) == 0:
+            if number % max(1, long // 10) == 0:
                 memory.append(round(resident(), 1))
             stream.step(sample)
         found["long"] = {"steps": long, "resident_mib": [*memory, round(resident(), 1)]}
@@ -158,15 +159,17 @@ def main() -> None:
     parser.add_argument("--engine", action="append", choices=ENGINES, default=[])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--long", type=int, default=1_000_000)
+    parser.add_argument("--long-engine", action="append", choices=ENGINES, default=[])
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(measure(arguments.engine[0], arguments.steps, arguments.long)))
         return
-    options = ["--steps", str(arguments.steps), "--long", str(arguments.long)]
     reports = []
     for engine in arguments.engine or ENGINES:
         backend = engine if engine in ("torch", "jax", "tensorflow") else "torch"
+        is_long = engine in (arguments.long_engine or ("onnxruntime", "jax"))
+        options = ["--steps", str(arguments.steps), "--long", str(is_long * arguments.long)]
         reports += common.on_each_backend(__file__, ["--engine", engine, *options], [backend])
     common.write_results("streaming", __doc__.splitlines()[0], reports)
     print(f"{'engine':13}{'p50, ms':>9}{'p99':>9}{'p99.9':>9}{'of rival':>10}{'series/s':>11}")

@@ -129,11 +129,11 @@ def export(
     if as_json:
         click.echo(report.dumps())
     else:
-        _print(report, check_only)
+        _print(report, check_only, time)
     raise SystemExit(0 if report.succeeded else 1)
 
 
-def _print(report: ExportReport, check_only: bool) -> None:
+def _print(report: ExportReport, check_only: bool, time: int | None) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -159,7 +159,7 @@ def _print(report: ExportReport, check_only: bool) -> None:
     last = report.attempts[-1]
     if report.succeeded:
         for spec in last.inputs:
-            shape = ", ".join(_axis(axis, size) for axis, size in enumerate(spec["shape"]))
+            shape = ", ".join(_axis(axis, size, time) for axis, size in enumerate(spec["shape"]))
             text = f"input {spec['name']}: {spec['dtype']} ({shape})"
             console.print(text, soft_wrap=True, markup=False, highlight=False)
     if not check_only:
@@ -167,8 +167,11 @@ def _print(report: ExportReport, check_only: bool) -> None:
         console.print(f"{report.path}: {done}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _axis(axis: int, size: int | None) -> str:
-    """Size of an axis, and of the first two their names."""
-    if axis > 1:
-        return str(size)
-    return f"{('batch', 'time')[axis]} {'free' if size is None else size}"
+def _axis(axis: int, size: int | None, time: int | None) -> str:
+    """Size of an axis, and its name where that is known.
+
+    The second is time if it is free or `--time` has fixed it. A step model's is a channel or unit.
+    """
+    if axis == 0 or (axis == 1 and (size is None or size == time)):
+        return f"{('batch', 'time')[axis]} {'free' if size is None else size}"
+    return str(size)

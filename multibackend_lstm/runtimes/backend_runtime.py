@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import keras
+from keras import ops, tree
 
 from multibackend_lstm.backends import Refused
 
@@ -111,18 +112,31 @@ class BackendRuntime:
         """
         return call
 
-    def plain_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
+    def plain_inference(self, model: keras.Model, example: Any) -> Callable[..., list[Any]]:
         """A model's call in inference, not compiled.
 
         Args:
             model: of one argument.
             example: such an argument.
-        """
-        return lambda inputs: model(inputs, training=False)
 
-    def compiled_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
-        """A model's call in inference, compiled once for inputs of the shapes of an example."""
-        return self.inference(model, lambda inputs: model(inputs, training=False))
+        Returns:
+            A function of the leaves of such an argument, in the order of `keras.tree.flatten`,
+            arrays or tensors, that returns the leaves of what the model does.
+        """
+
+        def run(*leaves: Any) -> list[Any]:
+            tensors = [ops.convert_to_tensor(x) for x in leaves]
+            outputs = model(tree.pack_sequence_as(example, tensors), training=False)
+            return list(tree.flatten(outputs))
+
+        return run
+
+    def compiled_inference(self, model: keras.Model, example: Any) -> Callable[..., list[Any]]:
+        """`plain_inference`, compiled once for the shapes of an example.
+
+        Whether weights that change afterwards change it too is the backend's.
+        """
+        return self.plain_inference(model, example)
 
     def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:
         """A step of training that also returns gradients.

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import tree
 
 from multibackend_lstm.backends import Refused
 from multibackend_lstm.runtimes.backend_runtime import (
@@ -52,10 +53,11 @@ class TensorFlowRuntime(BackendRuntime):
         tf.config.experimental.enable_tensor_float_32_execution(False)
         return {"tensor_float_32_execution": "False"}
 
-    def compiled_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
+    def compiled_inference(self, model: keras.Model, example: Any) -> Callable[..., list[Any]]:
         """See `BackendRuntime`: a graph."""
         plain = self.plain_inference(model, example)
-        return tf.function(plain, autograph=False).get_concrete_function(example)
+        graph = tf.function(plain, autograph=False)
+        return graph.get_concrete_function(*tree.flatten(example))
 
     def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:
         """See `BackendRuntime`."""

@@ -67,35 +67,31 @@ class TorchRuntime(BackendRuntime):
         """See `BackendRuntime`."""
         return torch.no_grad()(call)
 
-    def plain_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
+    def plain_inference(self, model: keras.Model, example: Any) -> Callable[..., list[Any]]:
         """See `BackendRuntime`."""
         return torch.no_grad()(super().plain_inference(model, example))
 
-    def compiled_inference(self, model: keras.Model, example: Any) -> Callable[[Any], Any]:
+    def compiled_inference(self, model: keras.Model, example: Any) -> Callable[..., list[Any]]:
         """See `BackendRuntime`: the operations alone, by torch.export, which needs no compiler."""
-        leaves = [torch.empty_like(x) for x in tree.flatten(example)]
-        structure: Any = None
+        plain = super().plain_inference(model, example)
 
         class Flat(torch.nn.Module):
-            """The model on a list of tensors."""
+            """The model on tensors."""
 
             def __init__(self) -> None:
                 super().__init__()
                 self.model = model
 
-            def forward(self, *given: Any) -> Any:
-                nonlocal structure
-                packed = tree.pack_sequence_as(example, list(given))
-                outputs = self.model(packed, training=False)
-                structure = tree.map_structure(lambda _: 0, outputs)
-                return tree.flatten(outputs)
+            def forward(self, *leaves: Any) -> Any:
+                return plain(*leaves)
 
+        leaves = tuple(torch.empty_like(x) for x in tree.flatten(example))
         with torch.no_grad():
-            exported = torch.export.export(Flat().eval(), tuple(leaves)).module()
+            exported = torch.export.export(Flat().eval(), leaves).module()
 
-        def run(inputs: Any) -> Any:
-            with torch.no_grad():
-                return tree.pack_sequence_as(structure, exported(*tree.flatten(inputs)))
+        @torch.no_grad()
+        def run(*leaves: Any) -> list[Any]:
+            return list(exported(*map(ops.convert_to_tensor, leaves)))
 
         return run
 

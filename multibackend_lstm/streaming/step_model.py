@@ -5,10 +5,11 @@ from typing import Any
 import keras
 from keras import KerasTensor
 
+from multibackend_lstm.export.labels import output_names
 from multibackend_lstm.layers import GRU, LSTM, LengthMasking
 from multibackend_lstm.layers.validation import describe_shape
+from multibackend_lstm.streaming.names import next_of
 from multibackend_lstm.streaming.step_network import (
-    NEXT,
     Lengths,
     Series,
     StepNetwork,
@@ -45,7 +46,7 @@ def to_step_model(model: keras.Model) -> keras.Model:
         same name for each series (`"inputs"` for one without), `(batch, *axes)`, and the states,
         `(batch, ...)`, which are zeros at first. It returns a dict: the outputs by the names of
         their layers, or by the keys that the model gives them, and each state by its name behind
-        `"next_"`.
+        `"next_"`. A name that is taken gets a number, and what no artefact can have in one is `_`.
 
         Layers of half precision compute in float32 here. In a masked step states stay as they
         are, and the output is that of a series which ends with it. What the model gives for no
@@ -75,17 +76,25 @@ def to_step_model(model: keras.Model) -> keras.Model:
             raise ValueError(
                 f"to_step_model: an output of '{model.name}' comes from the lengths of series."
             )
-    return network.finish(dict(zip(_output_names(graph), found, strict=True)), f"{model.name}_step")
+    # No output is called as what a state becomes: the model may forecast "next_x" of "x".
+    taken = [*network.inputs, *map(next_of, [*network.inputs, "steps"])]
+    names = output_names(graph, taken)
+    return network.finish(dict(zip(names, found, strict=True)), f"{model.name}_step")
 
 
 def is_step_model(model: Any) -> bool:
-    """Whether a model is what `to_step_model` makes: each state that goes in comes out too."""
-    if not isinstance(getattr(model, "output", None), dict):
+    """Whether a model is what `to_step_model` makes: some inputs are states, which come out too."""
+    output = getattr(model, "output", None)
+    if not isinstance(output, dict):
         return False
-    ends = [name for name in model.output if name.startswith(NEXT)]
-    return bool(ends) and {name.removeprefix(NEXT) for name in ends} <= {
-        x.name for x in model.inputs
-    }
+    states = [
+        x
+        for x in model.inputs
+        # A forecast of the input "x" may be called "next_x" too.
+        if None not in x.shape[1:]
+        and tuple(getattr(output.get(next_of(x.name)), "shape", ())) == tuple(x.shape)
+    ]
+    return 0 < len(states) < len(model.inputs)
 
 
 def _graph(model: Any) -> Any:
@@ -136,17 +145,3 @@ def _is_lengths(graph: Any, x: KerasTensor) -> bool:
     ]
     layers = [taker for taker in takers if isinstance(taker, keras.layers.Layer)]
     return bool(layers) and all(isinstance(layer, (LengthMasking, LSTM, GRU)) for layer in layers)
-
-
-def _output_names(graph: Any) -> list[str]:
-    """A name for each output in flat order: the keys of a dict, or the names of their layers."""
-    outputs = graph.output
-    if isinstance(outputs, dict) and len(outputs) == len(graph.outputs):
-        return sorted(map(str, outputs))  # the order in which Keras flattens them
-    names: list[str] = []
-    for name in graph.output_names:
-        number, free = 1, name
-        while free in names:
-            free, number = f"{name}_{number}", number + 1
-        names.append(free)
-    return names

@@ -11,10 +11,10 @@ from keras import KerasTensor, ops
 
 from multibackend_lstm.layers.folding import expand
 from multibackend_lstm.layers.wrapping import sublayers
+from multibackend_lstm.runtimes.artefacts import portable
 from multibackend_lstm.runtimes.execution import with_dtype
+from multibackend_lstm.streaming.names import next_of
 
-#: What the name of a state's output begins with: the input `lstm_h` comes out as `next_lstm_h`.
-NEXT = "next_"
 HALF = ("float16", "bfloat16")
 
 
@@ -84,7 +84,7 @@ class StepNetwork:
 
     def add_input(self, name: str, shape: tuple[int | None, ...], dtype: str) -> KerasTensor:
         """An input `(batch, *shape)`, of this name or one with a number if that is taken."""
-        name = self._free(name)
+        name = self._free(portable(name))  # the same in every artefact, and so in files of states
         self.inputs[name] = keras.Input(shape, dtype=dtype, name=name)
         return self.inputs[name]
 
@@ -104,9 +104,7 @@ class StepNetwork:
         if delay == 0:
             return None
         self._longest_delay = max(self._longest_delay, delay)
-        if self._steps is None:
-            self._steps = self.add_input("steps", (1,), "int32")
-        ready = ops.greater_equal(self._steps, delay)
+        ready = ops.greater_equal(self._count(), delay)
         return ops.repeat(ready, math.prod(self._folded), axis=0) if self._folded else ready
 
     @contextmanager
@@ -166,11 +164,19 @@ class StepNetwork:
             if ready is not None:
                 x = ops.where(beside(ready, x), ops.cast(x, floating(x.dtype)), math.nan)
             results[key] = x
+        if not self._states:
+            self._count()  # by its states one tells a step model from a model of series
         if self._steps is not None:
             # Held where nothing depends on it any more, so that it never overflows.
             self.keep(self._steps.name, ops.minimum(self._steps + 1, self._longest_delay))
-        nexts = {f"{NEXT}{state}": x for state, x in self._states.items()}
+        nexts = {next_of(state): x for state, x in self._states.items()}
         return keras.Model(self.inputs, {**results, **nexts}, name=name)
+
+    def _count(self) -> KerasTensor:
+        """The state that counts the steps, integers `(batch, 1)`."""
+        if self._steps is None:
+            self._steps = self.add_input("steps", (1,), "int32")
+        return self._steps
 
     def _free(self, wanted: str) -> str:
         number, name = 1, wanted

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 #: Suffixes of files that Keras runs.
 KERAS_FILES = (".keras", ".h5")
-# What the names of outputs that are states begin with, see `to_step_model`.
-_NEXT = "next_"
 # Names in a state's file that no layer has.
 _STEPS, _WEIGHTS = "stream/steps", "stream/weights"
 
@@ -76,18 +74,13 @@ class Stream:
             )
         self.batch_size, self.window = batch_size, window
         self._engine, self._weights = _engine(model, batch_size, runtime, compile)
-        ends = [name.removeprefix(_NEXT) for name in self._engine.outputs]
-        states = [name for name in self._engine.inputs if name in ends]
-        # A layer's output may happen to be called "next_..." too.
-        self._next = {name: f"{_NEXT}{name}" for name in states}
-        self._states = {name: self._engine.inputs[name] for name in states}
-        self.inputs = {n: s for n, s in self._engine.inputs.items() if n not in self._states}
-        self._outputs = [n for n in self._engine.outputs if n not in self._next.values()]
+        self.inputs = self._engine.inputs
         self._first = next(iter(self.inputs))
         # What is the same at each step, of which a step of 30 microseconds is soon full.
-        self._dtypes = {n: np.dtype(spec.dtype) for n, spec in self.inputs.items()}
-        self._shapes = {n: (batch_size, *spec.shape) for n, spec in self.inputs.items()}
-        self._state: dict[str, Any] = {}
+        self._zeros = {
+            n: np.zeros((batch_size, *spec.shape), spec.dtype) for n, spec in self.inputs.items()
+        }
+        self._state: list[Any] = []
         self.steps = np.zeros(batch_size, "int64")
         self.reset()
 
@@ -113,23 +106,22 @@ class Stream:
                 which the state would never recover. The state is then as it was.
         """
         present = None if rows is None else self._rows(rows)
-        inputs, batched = self._sample(sample, present)
+        arrays, batched = self._sample(sample, present)
         if self.window is not None and (self.steps >= self.window).any():
             self.reset(self.steps >= self.window)
-        inputs.update(self._state)
-        found = self._engine.run(inputs)
-        state = {name: found[end] for name, end in self._next.items()}
-        outputs = {name: self._engine.to_numpy(found[name]) for name in self._outputs}
+        engine = self._engine
+        found = engine.run([*arrays, *self._state])
+        count = len(engine.outputs)
+        outputs, state = [engine.to_numpy(x) for x in found[:count]], found[count:]
         if present is not None:
-            choose = self._engine.choose
-            state = {name: choose(present, new, self._state[name]) for name, new in state.items()}
-            outputs = {name: _nan_but(present, x) for name, x in outputs.items()}
+            pairs = zip(state, self._state, strict=True)
+            state = [engine.choose(present, new, old) for new, old in pairs]
+            outputs = [_nan_but(present, x) for x in outputs]
         self._state = state
         self.steps = self.steps + (1 if present is None else present)
-        if len(outputs) == 1:
-            (output,) = outputs.values()
-            return output if batched else output[0]
-        return outputs if batched else {name: x[0] for name, x in outputs.items()}
+        if not batched:
+            outputs = [x[0] for x in outputs]
+        return outputs[0] if count == 1 else dict(zip(engine.outputs, outputs, strict=True))
 
     def reset(self, rows: Any = None) -> None:
         """Begin anew.
@@ -137,41 +129,42 @@ class Stream:
         Args:
             rows: which rows: booleans `(batch_size,)`, or their numbers; by default all.
         """
-        zeros = {
-            name: np.zeros((self.batch_size, *spec.shape), spec.dtype)
-            for name, spec in self._states.items()
-        }
+        zeros = [
+            np.zeros((self.batch_size, *spec.shape), spec.dtype)
+            for spec in self._engine.states.values()
+        ]
         chosen = self._rows(rows)
         if chosen.all():
             self._state = zeros
         else:
-            self._state = {
-                name: self._engine.choose(chosen, zeros[name], self._state[name]) for name in zeros
-            }
+            pairs = zip(zeros, self._state, strict=True)
+            self._state = [self._engine.choose(chosen, new, old) for new, old in pairs]
         self.steps = np.where(chosen, 0, self.steps)
 
     @property
     def state(self) -> dict[str, np.ndarray]:
         """The states by name, `(batch_size, ...)`; copies."""
-        return {name: np.array(self._engine.to_numpy(x)) for name, x in self._state.items()}
+        pairs = zip(self._engine.states, self._state, strict=True)
+        return {name: np.array(self._engine.to_numpy(x)) for name, x in pairs}
 
     @state.setter
     def state(self, given: Mapping[str, Any]) -> None:
-        wrong = {*given} ^ {*self._states}
+        states = self._engine.states
+        wrong = {*given} ^ {*states}
         if wrong:
             raise ValueError(
-                f"Stream: the state has {sorted(self._states)}. Received {sorted(given)}: "
+                f"Stream: the state has {sorted(states)}. Received {sorted(given)}: "
                 f"{sorted(wrong)} are in one alone. It may be of another model."
             )
-        arrays = {}
-        for name, spec in self._states.items():
+        arrays = []
+        for name, spec in states.items():
             array, wanted = np.asarray(given[name]), (self.batch_size, *spec.shape)
             if array.shape != wanted:
                 raise ValueError(
                     f"Stream: the state '{name}' must have shape {wanted}. Received {array.shape}. "
                     "Another model or batch size has another state."
                 )
-            arrays[name] = np.array(array.astype(spec.dtype))
+            arrays.append(array.astype(spec.dtype))
         self._state = arrays
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
@@ -230,9 +223,7 @@ class Stream:
         chosen[numbers.astype(int)] = True
         return chosen
 
-    def _sample(
-        self, sample: Any, present: np.ndarray | None
-    ) -> tuple[dict[str, np.ndarray], bool]:
+    def _sample(self, sample: Any, present: np.ndarray | None) -> tuple[list[np.ndarray], bool]:
         """An array for each input, and whether they came with a batch axis."""
         given = sample if isinstance(sample, Mapping) else {self._first: sample}
         if given.keys() != self.inputs.keys():
@@ -241,35 +232,36 @@ class Stream:
                 f"{', a dict of arrays' if len(self.inputs) > 1 else ''}. Received "
                 f"{sorted(given)}."
             )
-        arrays, batched = {}, False
-        for name, spec in self.inputs.items():
+        arrays, batched = [], False
+        for name, zeros in self._zeros.items():
             array = np.asarray(given[name])
-            if array.dtype is not self._dtypes[name]:
-                array = _as_dtype(name, array, spec.dtype)
-            if array.shape != self._shapes[name]:
-                if array.shape != spec.shape or self.batch_size > 1:
-                    raise ValueError(
-                        f"Stream: '{name}' must have shape {(self.batch_size, *spec.shape)}, "
-                        f"(batch, *axes) without time. Received {array.shape}."
-                    )
+            if array.dtype != zeros.dtype:
+                array = _as_dtype(name, array, zeros.dtype)
+            if array.shape == zeros.shape:
+                batched = True
+            elif array.shape == zeros.shape[1:] and self.batch_size == 1:
                 array = array[None]
             else:
-                batched = True
+                raise ValueError(
+                    f"Stream: '{name}' must have shape {zeros.shape}, (batch, *axes) without time. "
+                    f"Received {array.shape}."
+                )
             if present is not None:
-                shaped = present.reshape(-1, *[1] * len(spec.shape))
-                array = np.where(shaped, array, np.zeros((), array.dtype))
-            if not np.isfinite(array).all():
+                shaped = present.reshape(-1, *[1] * (array.ndim - 1))
+                array = np.where(shaped, array, zeros)
+            # NaN or infinity times 0 is NaN; the quickest way to ask.
+            if np.vdot(array, zeros) != 0:
                 place = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
                 raise ValueError(
                     f"Stream: '{name}' has {array[place]} at {place[1:]} in row {place[0]}, from "
                     "which the state would never recover. Leave the row out by `rows`, or put the "
                     "value that the model masks."
                 )
-            arrays[name] = array
+            arrays.append(array)
         return arrays, batched
 
 
-def _as_dtype(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+def _as_dtype(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Numbers in the dtype that is computed in, in which a large one may be infinite."""
     if array.dtype.kind not in "fiub" or not np.can_cast(array.dtype, dtype, "same_kind"):
         raise ValueError(f"Stream: '{name}' must be numbers of {dtype}. Received {array.dtype}.")

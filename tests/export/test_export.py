@@ -85,7 +85,7 @@ def test_the_command_prints_a_table_and_leaves_the_model_alone(saved, tmp_path):
     assert status == 0, output
     assert "torch from torch: agrees" in output
     assert re.search(r"│ 3 +│ 6 +│ [\d.]+ +│ \d\.\de[-+]\d\d +│ agrees", output)
-    assert "input inputs: float32 (batch 3, time 6, 3, 2)" in output
+    assert "input inputs: float32 (batch 3, 6, 3, 2)" in output
     assert model.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 

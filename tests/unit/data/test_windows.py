@@ -408,8 +408,16 @@ def test_the_same_batches_for_any_number_of_workers(workers):
     np.testing.assert_array_equal(np.sort(epochs[0], 0), np.sort(epochs[2], 0))
 
 
+@pytest.fixture(scope="module")
+def small_model():
+    """Compiled once for all tests that only count what `fit` reads."""
+    model = build_model((5, 2, 3), units=2, normalization=True)
+    model.compile(optimizer="sgd", loss="mse")
+    return model
+
+
 @pytest.mark.parametrize("workers", [1, 3])
-def test_fit_takes_each_epochs_order(workers, monkeypatch):
+def test_fit_takes_each_epochs_order(workers, monkeypatch, small_model):
     dataset = windows(
         numbered(30, 20), 5, targets=[0.0, 1.0], shuffle=True, seed=7, batch_size=8, workers=workers
     )
@@ -418,9 +426,8 @@ def test_fit_takes_each_epochs_order(workers, monkeypatch):
     monkeypatch.setattr(
         WindowDataset, "batch", lambda s, i, e: (seen.append((e, i)), original(s, i, e))[1]
     )
-    model = build_model((5, 2, 3), units=2, normalization=True)
+    model = small_model
     model.adapt(dataset)
-    model.compile(optimizer="sgd", loss="mse")
     model.fit(dataset, epochs=2, verbose=0)
     assert dataset.epoch == 2
     model.fit(dataset, epochs=4, initial_epoch=3, verbose=0)
@@ -449,18 +456,21 @@ def test_training_on_windows_equals_training_on_arrays():
     recordings = numbered(30, 20)
     dataset = windows(recordings, 6, 2, targets=[0.0, 1.0], batch_size=5)
     x, y = joined(dataset), joined(dataset, 1)
-    models = [build_model((6, 2, 3), units=3, normalization=True) for _ in range(2)]
-    models[1].set_weights(models[0].get_weights())
-    models[0].adapt(dataset)
-    models[1].adapt(x)
-    for model, data in zip(models, ((dataset,), (x, y)), strict=True):
-        model.compile(optimizer="sgd", loss="mse")
+    # One model, compiled once, from the same start.
+    model = build_model((6, 2, 3), units=3, normalization=True)
+    model.compile(optimizer="sgd", loss="mse")
+    start, ends = model.get_weights(), []
+    for data in ((dataset,), (x, y)):
+        model.set_weights(start)
+        model.adapt(data[0])
         model.fit(*data, batch_size=None if len(data) == 1 else 5, shuffle=False, verbose=0)
-    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        ends.append(model.get_weights())
+    assert any((a != b).any() for a, b in zip(start, ends[0], strict=True))
+    for a, b in zip(*ends, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     np.testing.assert_allclose(
-        models[0].predict(windows(recordings, 6, 2), verbose=0),
-        models[0].predict(x, verbose=0),
+        model.predict(windows(recordings, 6, 2), verbose=0),
+        model.predict(x, verbose=0),
         atol=1e-6,
     )
 

@@ -39,21 +39,29 @@ def advance(step, x, **given):
     """What the step model gives after each step, by name, without the states."""
     state = {k.name: np.zeros((len(x), *k.shape[1:]), k.dtype) for k in step.inputs}
     example = {n: ops.convert_to_tensor(v) for n, v in {**state, **given}.items()}
-    run = active().compiled_inference(step, example)
+    run = compiled(step, example)
     (name,) = [name for name in state if f"next_{name}" not in step.output and name not in given]
     found = []
     for t in range(x.shape[1]):
         inputs = {**state, **given, name: x[:, t]}
-        outputs = to_numpy(run({n: ops.convert_to_tensor(v) for n, v in inputs.items()}))
+        outputs = run(inputs)
         state |= {n: outputs[f"next_{n}"] for n in state if f"next_{n}" in outputs}
         found.append({n: v for n, v in outputs.items() if not n.startswith("next_")})
     return found
 
 
+def compiled(model, example):
+    """The model as a compiled function, quicker on JAX, that returns arrays."""
+    run = active().compiled_inference(model, example)
+    output = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    pack, flatten = keras.tree.pack_sequence_as, keras.tree.flatten
+    return lambda inputs: pack(output, to_numpy(run(*flatten(inputs))))
+
+
 def predict(model, inputs):
-    """The model's outputs as arrays, from a compiled call, which is quicker on JAX."""
+    """The model's outputs as arrays."""
     inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
-    return to_numpy(active().compiled_inference(model, inputs)(inputs))
+    return compiled(model, inputs)(inputs)
 
 
 def check(model, x, first=1, **given):
@@ -232,6 +240,15 @@ def test_embedded_categories_and_a_dict_of_outputs():
     given = np.array([[1, 2, 0], [0, 3, 4]], "int32")
     found, expected = advance(to_step_model(model), given)[-1], to_numpy(model(given))
     assert_close(found, {"all": expected["all"][:, -1], "end": expected["end"]})
+
+
+def test_names_are_those_that_artefacts_have():
+    """So that a state goes from the Keras backend to any of them."""
+    inputs = keras.Input((None, 3), name="my input")
+    x = L.LSTM(2, name="my lstm", return_sequences=True)(inputs)
+    step = to_step_model(keras.Model(inputs, {"end-1": x[:, -1], "end 2": L.Dense(1)(x)}))
+    assert [x.name for x in step.inputs] == ["my_input", "my_lstm_c", "my_lstm_h"]
+    assert {*step.output} == {"end_1", "end_2", "next_my_lstm_h", "next_my_lstm_c"}
 
 
 REFUSED = {

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 
 from multibackend_lstm import LSTM, FlattenFeatures, Stream, build_model, to_step_model
+from multibackend_lstm.agreement.comparison import AGREES, DISAGREES, compare
+from multibackend_lstm.runtimes.noise_floor import ROUNDING, NoiseFloor, perturbed
+from unit.recurrent_reference import lstm_step, run
 from unit.tools import BACKEND, assert_close, assert_equal, normal, run_python, to_numpy
 
 L = keras.layers
@@ -112,15 +115,50 @@ def stream_to_the_end(stream, x):
     return found
 
 
+def float64(weights, x, rng=None):
+    """Two LSTMs and a Dense in float64; with `rng` a twin, all moved within float32's rounding."""
+
+    def moved(values):
+        return values if rng is None else perturbed(values, rng, ROUNDING["float32"])
+
+    weights = [moved(np.asarray(w, "float64")) for w in weights]
+    sequence = moved(x.astype("float64"))
+    for first in (0, 3):
+        zeros = np.zeros((len(x), 8))
+        sequence = run(lstm_step, sequence, [zeros, zeros], weights[first : first + 3])[0]
+        sequence = moved(sequence)
+    return sequence @ weights[6] + weights[7]
+
+
 @pytest.mark.slow
 def test_ten_thousand_steps_are_those_of_the_model():
+    """As the agreement tool judges: by how far a float64 run moves within float32's rounding."""
     inputs = keras.Input((None, 2, 3))
     x = LSTM(8, return_sequences=True)(FlattenFeatures()(inputs))
     model = keras.Model(inputs, L.Dense(2)(LSTM(8, return_sequences=True)(x)))
     x = normal(1, 10_000, 2, 3)
     stream = Stream(model)
-    found = np.stack([stream.step(sample) for sample in x[0]])
-    assert_close(found, to_numpy(model(x))[0], atol=2e-6)
+    found = {
+        "stream": np.stack([stream.step(sample) for sample in x[0]])[None],
+        "model": to_numpy(model(x)),
+    }
+    weights = model.get_weights()
+    truth = float64(weights, x)
+    floor = NoiseFloor(ROUNDING["float32"], in_float64=False, elements=True)
+    for twin in range(1, 9):
+        moved = float64(weights, x, np.random.default_rng(twin))
+        floor.add(twin, ("output", "dense"), moved, truth)
+    # With the floor of each element, so that every step is judged.
+    own = floor.of(("output", "dense"))[0], floor.of_elements(("output", "dense"))
+
+    def judged(values):
+        return compare("layer alone", "dense", values, truth, floor=own[0], elements=own[1])
+
+    for name, values in found.items():
+        assert judged(values).verdict == AGREES, (name, judged(values))
+    late = found["stream"].copy()
+    late[:, 9000] += 1e-4
+    assert judged(late).verdict == DISAGREES
 
 
 TRACED = []
@@ -159,10 +197,73 @@ def test_a_step_model_is_taken_as_it_is(model):
     assert_close(Stream(to_step_model(model)).step(x), Stream(model).step(x))
 
 
+def stateless():
+    inputs = keras.Input((None, 2, 3))
+    return keras.Model(inputs, L.TimeDistributed(L.Dense(2))(inputs)[:, -1])
+
+
+def test_a_step_model_that_keeps_nothing_is_none_of_series():
+    """Its samples (2, 3) are no series of two steps."""
+    model, x = stateless(), normal(2, 3)
+    step = to_step_model(model)
+    assert "next_steps" in step.output
+    assert_close(Stream(step).step(x), to_numpy(model(x[None, None]))[0])
+
+
+def test_a_forecast_is_no_step_model():
+    """Though what it returns is called as the state of a step model that its input is."""
+    inputs = keras.Input((None, 3), name="x")
+    model = keras.Model(inputs, {"next_x": L.Dense(3)(LSTM(2, return_sequences=True)(inputs))})
+    x = normal(1, 4, 3)
+    stream = Stream(model, compile=False)
+    for sample in x[0]:
+        found = stream.step(sample)
+    assert_close(found, to_numpy(model(x)["next_x"])[0, -1])
+    assert "next_x_1" in to_step_model(model).output
+
+
+@pytest.mark.parametrize("runtime", [None, pytest.param("onnxruntime", marks=pytest.mark.slow)])
+def test_the_caller_owns_what_goes_in_and_comes_out(runtime):
+    """A state is neither the sample's memory nor the prediction's."""
+    inputs = keras.Input((None, 3))
+    x = L.Conv1D(3, 2, padding="causal")(inputs)
+    model = keras.Model(inputs, {"end": LSTM(2)(x), "each": x})
+    samples, place = normal(5, 3), np.empty(3, "float32")
+    stream = Stream(model, runtime=runtime)
+    for sample in samples:
+        place[:] = sample
+        found = stream.step(place)
+        last = {name: np.array(y) for name, y in found.items()}
+        for y in found.values():
+            y[:] = 99.0
+    expected = to_numpy(model(samples[None]))
+    assert_close(last, {"each": expected["each"][0, -1], "end": expected["end"][0]})
+
+
+@pytest.mark.slow
+def test_states_come_and_go_on_onnx_runtime(model, tmp_path):
+    """Its states stay in memory of its own: not those that were kept, set or left out."""
+    x = normal(8, 2, 2, 3)
+    streams = [Stream(model, batch_size=2, runtime=r) for r in ("onnxruntime", None)]
+    found = []
+    for stream in streams:
+        given = [stream.step(x[0]), stream.step(x[1])]
+        kept = stream.state
+        given += [stream.step(x[2], rows=[1]), stream.step(x[3])]
+        stream.reset(rows=[0])
+        given.append(stream.step(x[4]))
+        stream.state = kept
+        given += [stream.step(x[5]), stream.step(x[6])]
+        stream.state = kept
+        found.append([*given, stream.step(x[5])])
+    assert_close(*found)
+
+
 @pytest.mark.parametrize(
     ("sample", "words"),
     [
         (np.full((2, 3), np.nan), "'inputs' has nan at (0, 0) in row 0"),
+        ([[0, 0, 0], [0, 0, -np.inf]], "'inputs' has -inf at (1, 2) in row 0"),
         (np.full((2, 3), 1e300), "'inputs' has inf"),
         (np.ones((3, 2)), "must have shape (1, 2, 3)"),
         (np.ones((2, 2, 3)), "Received (2, 2, 3)"),
