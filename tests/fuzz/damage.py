@@ -279,7 +279,7 @@ def onnx_fields(content: bytes, draw: random.Random) -> bytes:
     graph = model.graph
     kind = draw.choice(("dims", "external", "op", "input", "cycle", "opset", "axis", "deep"))
     tensor = draw.choice(graph.initializer)
-    node = draw.choice(graph.node)
+    node = draw.choice([node for node in graph.node if node.input])
     if kind == "dims":
         tensor.dims[:] = [draw.choice(_SIZES) for _ in range(draw.randint(0, 3))]
     elif kind == "external":
