@@ -182,7 +182,7 @@ def load_keras_model(path: str | os.PathLike[str], *, compile: bool = False) -> 
     import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
 
     try:
-        with _limited_weights(stored):
+        with limited_weights(stored):
             return keras.saving.load_model(path, compile=compile, safe_mode=True)
     except Exception as error:  # whatever a foreign file brings up
         reason = cause(error)
@@ -196,7 +196,7 @@ _limiting = threading.RLock()
 
 
 @contextmanager
-def _limited_weights(stored: int) -> Iterator[None]:
+def limited_weights(stored: int) -> Iterator[None]:
     """Refuse layers that hold more than the file stores, before memory is taken for them.
 
     A layer's shapes follow from its configuration and its input, so that only Keras can tell them:

@@ -243,7 +243,7 @@ def hdf5_members(content: bytes, draw: random.Random) -> bytes:
         kind = draw.choice(("attribute", "config", "dataset", "link", "remove", "huge"))
         if kind == "attribute" and len(group.attrs):
             name = draw.choice(list(group.attrs))
-            odd = (b"x", "x" * 1000, 7, [b"../x"], np.zeros((100, 100)), h5py.Empty("f"))
+            odd = (b"x", "x" * 1000, 7, [b"../x"], np.zeros((10, 100)), h5py.Empty("f"))
             group.attrs[name] = draw.choice(odd)
         elif kind == "config" and "model_config" in opened.attrs:
             text = opened.attrs["model_config"]
