@@ -69,14 +69,22 @@ def uses(backend: str) -> dict[str, Use]:
     here = _here(backend)
     port = {
         f"port {suffix}": Use(
-            suffix, lambda bad, good, out: ["port", bad, good / "fc.keras", "--out", out / "n.keras"]
+            suffix,
+            lambda bad, good, out: ["port", bad, good / "fc.keras", "--out", out / "n.keras"],
         )
         for suffix in (".npz", ".safetensors", ".pt", ".old.pt")
     }
     like = {
         f"port --like {suffix}": Use(
             suffix,
-            lambda bad, good, out: ["port", good / "fc.keras", "--like", bad, "--out", out / "n.npz"],
+            lambda bad, good, out: [
+                "port",
+                good / "fc.keras",
+                "--like",
+                bad,
+                "--out",
+                out / "n.npz",
+            ],
             0.5,
         )
         for suffix in (".npz", ".safetensors", ".pt")

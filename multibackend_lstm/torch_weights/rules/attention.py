@@ -74,7 +74,9 @@ class MultiHeadAttention(Rule):
 
         def of_width(width: int) -> Any:
             times = math.ceil(width / x.shape[-1])
-            return x if width == x.shape[-1] else keras.ops.concatenate([x] * times, -1)[..., :width]
+            return (
+                x if width == x.shape[-1] else keras.ops.concatenate([x] * times, -1)[..., :width]
+            )
 
         return layer(x, of_width(value), of_width(key))
 
