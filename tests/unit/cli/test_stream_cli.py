@@ -69,6 +69,22 @@ def test_lines_that_are_no_text_or_nested_too_deep_are_reported(model):
     assert len(found.stdout.splitlines()) == 1
 
 
+def test_an_onnx_file_of_which_names_are_no_text_is_refused_in_one_line(tmp_path):
+    pytest.importorskip("onnxruntime")
+
+    def field(number, content):
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    node = field(2, b"y") + field(4, b"\xff")  # its operator
+    graph = field(1, node) + field(2, b"graph") + field(12, field(1, b"y"))
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(bytes([8, 8]) + field(7, graph) + field(8, bytes([16, 13])))
+    found = stream(path, [])
+    assert found.exit_code == 2
+    assert f"{path} cannot be loaded by onnxruntime" in found.stderr
+    assert found.stdout == ""
+
+
 def test_a_malformed_line_is_reported_and_leaves_the_state(model):
     path, expected = model
     bad = [
