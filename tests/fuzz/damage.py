@@ -15,7 +15,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-
 from unit import bad_files
 
 #: What a hostile file would write if anything in it were run.

@@ -219,7 +219,7 @@ def write_sound_files(folder: Path) -> None:
         export(step, folder / name, format, batch=1, backend=backend, check=False)
     shutil.copy(folder / "step.onnx", folder / "sound.onnx")
     Stream(folder / "step.onnx").save_state(folder / "sound.state.npz")
-    (folder / "sound.line.json").write_text('{"%s": [1.0, 2.0, 3.0]}' % _input_of(step))
+    (folder / "sound.line.json").write_text(json.dumps({_input_of(step): [1.0, 2.0, 3.0]}))
     layer = keras.saving.serialize_keras_object(dense.layers[0])
     call = {"list": [{"list": [{"tensor": 0, "mask": {"value": None}}]}, {"dict": {}}]}
     case = {"version": 1, "layer": layer, "call": {"arguments": call}, "weights": ["a", "b"]}

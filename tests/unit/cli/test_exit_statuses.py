@@ -64,7 +64,7 @@ def run(*arguments, **variables):
 
 
 def run_as_ordinary_user(*arguments, like=None):
-    """As `run`. A superuser, who may be the only one to read Python's own files, imports them first.
+    """As `run`. A superuser runs it first, who may be the only one to read Python's own files.
 
     Args:
         arguments: of the command.
@@ -350,13 +350,16 @@ def no_file_beyond(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("name", ["migrate", "port", "port back"])
-@pytest.mark.parametrize("size", [0, 300])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("migrate", 0), ("port", 0), ("port", 300), ("port back", 0), ("port back", 300)],
+)
 def test_a_disk_that_fills_while_it_is_written(good, tmp_path, name, size):
     with no_file_beyond(size):
         status, output = run(*WRITING[name](good, tmp_path))
     assert status == 2, output
     assert "cannot write" in output
+    assert "File too large" in output
     assert list(tmp_path.iterdir()) == []
 
 
