@@ -4,8 +4,8 @@ Weight normalisation stores magnitude and direction, `weight_g` and `weight_v` (
 `parametrizations.weight.original0` and `original1`), and uses `g * v / norm(v)`.
 
 `MultiheadAttention` stores three projections one below the other, `in_proj_weight` and
-`in_proj_bias`; here they are `q_proj_weight`, `k_proj_weight`, `v_proj_weight`, as it stores them where
-keys or values have another width, and so are biases.
+`in_proj_bias`; here they are `q_proj_weight`, `k_proj_weight`, `v_proj_weight`, as it stores them
+where keys or values have another width, and so are biases.
 
 Everything here takes and gives arrays by their names, with whatever prefix.
 """

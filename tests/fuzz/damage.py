@@ -225,10 +225,7 @@ def safetensors_header(content: bytes, draw: random.Random) -> bytes:
     if draw.random() < 0.3:
         size = draw.choice((*_SIZES, length + 1, length - 1, len(content), len(content) - 8))
         return struct.pack("<Q", size % 2**64) + text + data
-    if draw.random() < 0.1:
-        text = b"[" * 100_000
-    else:
-        text = any_value(text, draw)
+    text = b"[" * 100_000 if draw.random() < 0.1 else any_value(text, draw)
     return struct.pack("<Q", len(text)) + text + data
 
 

