@@ -363,19 +363,6 @@ def test_a_disk_that_fills_while_it_is_written(good, tmp_path, name, size):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["agree", "export", "stream", "demo"])
-def test_a_disk_that_fills_after_long_work(good, tmp_path, name):
-    needed = {"agree": "jinja2", "export": "torch"}
-    if name in needed:
-        pytest.importorskip(needed[name])
-    with no_file_beyond(300):
-        status, output = run(*WRITING[name](good, tmp_path))
-    assert status == 2, output
-    assert "cannot write" in output
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("name", ["migrate", "port", "port back"])
 def test_a_disk_that_is_full(good, tmp_path, name, monkeypatch):
     replace = os.replace
