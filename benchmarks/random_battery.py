@@ -12,6 +12,7 @@ import os
 
 os.environ["KERAS_BACKEND"] = "numpy"
 
+import itertools
 import math
 import statistics
 import sys
@@ -135,7 +136,7 @@ def main():
         # Words at one place of neighbouring streams.
         found["between streams"] = [
             2 * (1 - statistics.NormalDist().cdf(abs(np.corrcoef(a, b)[0, 1]) * math.sqrt(WORDS)))
-            for a, b in zip(streams, streams[1:], strict=False)
+            for a, b in itertools.pairwise(streams)
         ]
         results[name] = {
             test: {"p_of_p_values": uniformity_p(p), "least_p": min(p), "streams": len(p)}

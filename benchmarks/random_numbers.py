@@ -14,7 +14,15 @@ import sys
 
 import keras
 import numpy as np
-from common import alternate, on_each_backend, ratio, summary, write_results
+from common import (
+    alternate,
+    markdown,
+    on_each_backend,
+    ratio,
+    summary,
+    write_results,
+    write_table,
+)
 from keras import ops
 
 import multibackend_lstm as ml
@@ -121,6 +129,20 @@ def main():
                 f"{report['backend']:<11} {mode:<11} ours {row['ours']['median_ms']:8.2f} ms   "
                 f"keras {row['keras']['median_ms']:8.2f} ms   ratio {row['ratio']:.2f}"
             )
+    lines = markdown(
+        ["backend", "what", "ours", "Keras", "ratio"],
+        [
+            [
+                report["backend"],
+                "training step" if mode == "step" else f"mask, {mode}",
+                *(f"{row[owner]['median_ms']:.2f} ms" for owner in ("ours", "keras")),
+                f"{row['ratio']:.2f}",
+            ]
+            for report in reports
+            for mode, row in report["rows"].items()
+        ],
+    )
+    write_table("random.md", "random numbers", "\n".join(lines) + "\n")
     write_results(
         "random_numbers",
         __doc__.splitlines()[0],

@@ -16,7 +16,13 @@ from multibackend_lstm.agreement.report import Report
 from multibackend_lstm.agreement.shrinking import Least, Leasts
 from multibackend_lstm.files import WriteError, check_writable
 from multibackend_lstm.runtimes.errors import CaseError
-from multibackend_lstm.runtimes.loading import MAX_JSON, parse_json, read_arrays
+from multibackend_lstm.runtimes.loading import (
+    MAX_JSON,
+    cause,
+    limited_weights,
+    parse_json,
+    read_arrays,
+)
 
 _VERSION = 1
 _OWN = ("keras", "multibackend_lstm", "builtins")
@@ -182,6 +188,8 @@ def replayed(folder: Path, modules: Sequence[str]) -> tuple[Any, Any]:
         raise CaseError(
             f"{folder} is of version {header.get('version')}, and this package reads {_VERSION}."
         )
+    if not isinstance(header.get("layer"), dict):
+        raise CaseError(f"{folder} cannot be replayed: its case.json describes no layer.")
     arrays = read_arrays(folder / "arrays.npz")
     _check_modules(header["layer"], modules)
     import keras
@@ -198,10 +206,11 @@ def replayed(folder: Path, modules: Sequence[str]) -> tuple[Any, Any]:
         inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in tensors]
         args, kwargs = decoded(header["call"]["arguments"], inputs, masks=False)
         kwargs.pop("training", None)
-        model = keras.Model(inputs, layer(*args, **kwargs), name=layer.name)
+        with limited_weights(keras, sum(x.nbytes for x in arrays.values())):
+            model = keras.Model(inputs, layer(*args, **kwargs), name=layer.name)
         layer.set_weights([arrays[f"weight{i}"] for i in range(len(header["weights"]))])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CaseError(f"{folder} cannot be replayed: {error}") from error
+    except Exception as error:  # whatever a foreign configuration brings up
+        raise CaseError(f"{folder} cannot be replayed: {cause(error)}") from error
     return model, tensors
 
 

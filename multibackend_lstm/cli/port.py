@@ -205,11 +205,13 @@ def _check_module(
 def _mapping(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
+    from multibackend_lstm.runtimes.loading import ModelFileError, check_file, parse_json
+
     try:
-        mapping = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise click.UsageError(f"--mapping is no JSON: {path}: {error}") from error
-    if not isinstance(mapping, dict) or not all(
+        mapping = parse_json(check_file(path).read_bytes(), str(path))
+    except ModelFileError as error:
+        raise click.UsageError(f"--mapping must be an object in JSON: {error}") from error
+    if not all(
         isinstance(value, str)
         or (isinstance(value, list) and all(isinstance(v, str) for v in value))
         for value in mapping.values()

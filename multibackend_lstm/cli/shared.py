@@ -1,6 +1,9 @@
 """What several commands share: options, and the one rule from errors to exit statuses."""
 
+import errno
+import os
 import signal
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +17,9 @@ from multibackend_lstm.files import WriteError
 DEFAULT_BACKEND = (
     "Default: KERAS_BACKEND, else what Keras is configured to (TensorFlow), else JAX, else torch."
 )
+
+# What the system says of a place that takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 backend_option = click.option(
     "--backend",
@@ -60,6 +66,14 @@ def exit_statuses() -> Iterator[None]:
         if isinstance(error, ValueError) and not _is_ours(error):
             raise
         raise click.UsageError(str(error)) from error
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        # Files at --out are a WriteError.
+        raise click.UsageError(
+            f"cannot write a temporary file to {tempfile.gettempdir()}: "
+            f"{os.strerror(error.errno)}. Make room there, or set TMPDIR to another folder."
+        ) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -70,6 +71,8 @@ def stream(
         live.load_state(state)
         seen = int(live.steps[0])
         click.echo(f"going on after {seen} samples; sample {seen + 1} is the next", err=True)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text make no number either
     refused = 0
     for number, line in enumerate(sys.stdin, start=1):
         if not line.strip():
@@ -96,7 +99,7 @@ def _sample(line: str, live: Stream) -> Any:
     if text[0] in "[{":
         try:
             given = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"it begins as JSON and is none: {error}") from error
     else:
         given = text.split(",")

@@ -26,7 +26,7 @@ from multibackend_lstm.environment import (
 )
 from multibackend_lstm.export.formats import FORMATS, Format, missing, missing_message
 from multibackend_lstm.files import check_writable
-from multibackend_lstm.runtimes.loading import ModelFileError
+from multibackend_lstm.runtimes.loading import ModelFileError, check_file
 from multibackend_lstm.runtimes.targets import Target
 from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
 
@@ -300,6 +300,8 @@ def check_export(
     target = Path(path)
     if not target.exists():
         raise FileNotFoundError(f"there is no artefact {target}")
+    if not target.is_dir():
+        check_file(target)
     _check_suffix(target, format)
     _check_runtime(kind)
     name = _known_backend(backend) if backend else choose_backend()

@@ -20,7 +20,7 @@ class _SavedSeeds(keras.Operation):
     own, which a Keras layer that loads the file does not look at.
     """
 
-    def __init__(self, generator: random.SeedGenerator) -> None:
+    def __init__(self, generator: keras.random.SeedGenerator) -> None:
         super().__init__()
         self.generator = generator
 
@@ -206,7 +206,9 @@ class GaussianDropout(_Random, keras.layers.GaussianDropout):
         return inputs * _normal_like(inputs, 1.0, stddev, self.seed_generator)
 
 
-def _normal_like(x: KerasTensor, mean: float, stddev: float, seed: random.SeedGenerator) -> Any:
+def _normal_like(
+    x: KerasTensor, mean: float, stddev: float, seed: keras.random.SeedGenerator
+) -> Any:
     return random.normal(ops.shape(x), mean, stddev, x.dtype, seed=seed)
 
 

@@ -64,7 +64,7 @@ class ONNXRuntime(InferenceRuntime):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            self.file, options, providers=["CPUExecutionProvider"]
+            self.file, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
         return _ready("onnxruntime")
 

@@ -216,7 +216,7 @@ def load_with(
     """
     path = check_file(path)
     stored = _check_model(path)
-    with _limited_weights(library, stored):
+    with limited_weights(library, stored):
         # As text, since Keras 2 takes no path for an HDF5 file.
         return library.models.load_model(
             str(path),
@@ -230,7 +230,7 @@ _limiting = threading.RLock()
 
 
 @contextmanager
-def _limited_weights(library: Any, stored: int) -> Iterator[None]:
+def limited_weights(library: Any, stored: int) -> Iterator[None]:
     """Refuse layers that hold more than the file stores, before memory is taken for them.
 
     A layer's shapes follow from its configuration and its input, so that only Keras can tell them:

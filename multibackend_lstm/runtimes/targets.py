@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from multibackend_lstm import environment
+from multibackend_lstm.runtimes.loading import check_file
 
 #: Backends of Keras that a target may name. NumPy and OpenVINO only predict.
 TARGET_BACKENDS = (*environment.BACKENDS, "numpy", "openvino")
@@ -66,7 +67,7 @@ class Target(NamedTuple):
         """Read `torch@cpu`, `torch` (which is on the CPU), `jax@cpu#next`, `onnxruntime:m.onnx`.
 
         Raises:
-            ValueError: if a name is unknown, or a file is missing.
+            ValueError: if a name is unknown, or a file is missing, empty or no regular file.
         """
         rest, _, label = text.strip().partition("#")
         runtime, _, file = rest.partition(":")
@@ -76,8 +77,11 @@ class Target(NamedTuple):
                     f"the target {runtime} needs what it loads, such as {runtime}:PATH. "
                     f"Received {text!r}."
                 )
-            if runtime != "torch_module" and not Path(file).exists():
-                raise ValueError(f"the target {text!r}: there is no file {file}.")
+            if runtime != "torch_module" and not Path(file).is_dir():
+                try:
+                    check_file(file)
+                except FileNotFoundError as error:
+                    raise ValueError(f"the target {text!r}: {error}.") from error
             return cls(runtime, file=file, label=label)
         backend, _, kind = rest.partition("@")
         if backend not in TARGET_BACKENDS or (kind or "cpu") not in KINDS:

@@ -133,8 +133,9 @@ class ONNXEngine(Engine):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
+        # Its fallback, to the same provider, prints a banner on standard output.
         self._session = onnxruntime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"]
+            str(file), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
         dtypes = {"tensor(float)": "float32", "tensor(double)": "float64"}
         inputs = {

@@ -184,7 +184,7 @@ def _check_layer(
     else:
         x = generator.normal(size=shape).astype("float32")
     inputs = keras.Input(batch_shape=shape, dtype="int32" if x.dtype.kind == "i" else dtype)
-    model = keras.Model(inputs, found.rule.call_keras(layer, inputs))
+    model = keras.Model(inputs, found.rule.call_keras(layer, inputs, found.layer))
     if dtype == "float64":
         _assign([pair], found.layer.weights, layer.weights, state)
     else:

@@ -160,6 +160,12 @@ class _Matching:
                 f"porting: {part.title} was made with `proj_size`, which no Keras layer has. "
                 "Train it without `proj_size`, or add a Dense layer and port the layers one by one."
             )
+        if "bias_k" in part.names:
+            raise PortingError(
+                f"porting: {part.title} was made with `add_bias_kv`, which puts a key and a value "
+                "that are learned at the end of each sequence. No Keras layer does: train it "
+                "without, or append them by a layer of your own and port the others one by one."
+            )
         computed = ("weight_g", "original", "original0", "weight_orig")
         hint = next((name for name in part.names if name in computed), None)
         if hint is not None:

@@ -285,16 +285,25 @@ def _read_pt(path: Path) -> Any:
                 f"{cause(error)}). In the program that made it, save `module.state_dict()`, not "
                 "the module."
             ) from error
-        check_expansion(_size(loaded, torch), path.stat().st_size, "what it holds")
+        check_expansion(_size(loaded, torch, set()), path.stat().st_size, "what it holds")
     return loaded
 
 
-def _size(loaded: Any, torch: Any) -> int:
-    """Bytes of all tensors by their shapes, of which strides may repeat few that are stored."""
+def _size(loaded: Any, torch: Any, seen: set[int]) -> int:
+    """Bytes of all tensors by their shapes, of which strides may repeat few that are stored.
+
+    Args:
+        loaded: a tensor or a dict; anything else counts nothing.
+        torch: the module.
+        seen: dicts that were counted, by identity: one that holds another twice, and so on, has
+            more paths than can be followed.
+    """
     if isinstance(loaded, torch.Tensor):
         return int(loaded.numel() * loaded.element_size())
-    values = loaded.values() if isinstance(loaded, Mapping) else ()
-    return sum(_size(value, torch) for value in values)
+    if not isinstance(loaded, Mapping) or id(loaded) in seen:
+        return 0
+    seen.add(id(loaded))
+    return sum(_size(value, torch, seen) for value in loaded.values())
 
 
 def write_state_dict(state: Mapping[str, Any], path: Path) -> None:

@@ -4,7 +4,8 @@ Weight normalisation stores magnitude and direction, `weight_g` and `weight_v` (
 `parametrizations.weight.original0` and `original1`), and uses `g * v / norm(v)`.
 
 `MultiheadAttention` stores three projections one below the other, `in_proj_weight` and
-`in_proj_bias`; here they are `q_proj_weight`, `k_proj_weight`, `v_proj_weight`, and so are biases.
+`in_proj_bias`; here they are `q_proj_weight`, `k_proj_weight`, `v_proj_weight`, as it stores them
+where keys or values have another width, and so are biases.
 
 Everything here takes and gives arrays by their names, with whatever prefix.
 """
@@ -84,8 +85,11 @@ def stack_projections(tensors: Mapping[str, np.ndarray]) -> Arrays:
         match = re.fullmatch(r"((?:.*\.)?)([qkv])_proj_(weight|bias)", name)
         if match is None:
             found[name] = value
+            continue
+        parts = [tensors[f"{match[1]}{kind}_proj_{match[3]}"] for kind in "qkv"]
+        if len({part.shape for part in parts}) > 1:  # keys or values of another width (`kdim`)
+            found[name] = value
         elif match[2] == "q":
-            parts = [tensors[f"{match[1]}{kind}_proj_{match[3]}"] for kind in "qkv"]
             found[f"{match[1]}in_proj_{match[3]}"] = np.concatenate(parts)
     return found
 

@@ -129,6 +129,27 @@ def test_pickles_and_other_folders_are_refused(out, tmp_path):
         replayed(copied(out, tmp_path / "old", version=0), [MODULE])
 
 
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (None, "describes no layer"),
+        ({"actavation": "linear"}, r"Unrecognized keyword arguments.*actavation"),
+        ({"units": 10**8}, r"its layers hold [\d,]+ numbers"),
+    ],
+)
+def test_a_layer_that_cannot_be_made_is_one_line(tmp_path, layer, words):
+    dense = keras.saving.serialize_keras_object(layers.Dense(2, name="dense"))
+    config = None if layer is None else {**dense, "config": {**dense["config"], **layer}}
+    call = {"list": [{"list": [{"tensor": 0, "mask": {"value": None}}]}, {"dict": {}}]}
+    header = {"version": 1, "layer": config, "call": {"arguments": call}, "weights": ["a", "b"]}
+    (tmp_path / "case.json").write_text(json.dumps(header))
+    arrays = {"tensor0": np.ones((4, 3), "float32"), "weight0": np.ones((3, 2), "float32")}
+    np.savez(tmp_path / "arrays.npz", weight1=np.ones(2, "float32"), **arrays)
+    with pytest.raises(CaseError, match=words) as caught:
+        replayed(tmp_path, [])
+    assert "\n" not in str(caught.value)
+
+
 def test_the_command_wants_a_model_or_a_bundle(tmp_path):
     for arguments in ([], ["m.keras", "--replay", str(tmp_path)]):
         result = CliRunner().invoke(agree, arguments)

@@ -81,7 +81,7 @@ def _read(path: Path, targets: list[str]) -> dict[str, dict[str, Any]]:
         others = [line["targets"] for line in lines if line["targets"] != targets]
         if not text[len(whole) :].startswith(_START[: len(text) - len(whole)]):
             raise ValueError(text[len(whole) :][:40])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} holds no results of a suite, and {_OLD}: {error!r}") from error
     if others:
         raise ValueError(f"{path} is of the targets {', '.join(others[0])}: {_OLD}.")

@@ -3,10 +3,14 @@
 | Keras | torch.nn |
 |---|---|
 | query, key and value kernels `(in, heads, size)`, biases `(heads, size)` | `in_proj_weight` `(3 * heads * size, in)`, `in_proj_bias` |
+| the same with keys or values of another width | `q_proj_weight`, `k_proj_weight` `(heads * size, kdim)`, `v_proj_weight` `(heads * size, vdim)` |
 | output kernel `(heads, size, out)` | `out_proj.weight` `(out, heads * size)` |
 """  # noqa: E501
 
+import math
 from typing import Any
+
+import keras
 
 from multibackend_lstm.torch_weights.axes import Features
 from multibackend_lstm.torch_weights.rules.base import Call, Rule, different
@@ -14,7 +18,7 @@ from multibackend_lstm.torch_weights.weights import Moved, Weight
 
 
 class MultiHeadAttention(Rule):
-    """`MultiHeadAttention` over one axis, whose heads are together as wide as its input."""
+    """`MultiHeadAttention` over one axis, whose heads are together as wide as its queries."""
 
     modules = ("MultiheadAttention",)
     outputs = "features"
@@ -24,15 +28,14 @@ class MultiHeadAttention(Rule):
     def refusal(self, layer: Any, inputs: Features) -> str | None:
         """As in `Rule`."""
         size, width = layer.num_heads * layer.key_dim, inputs.shape[-1]
-        kernels = (layer.query_dense, layer.key_dense, layer.value_dense)
-        widths = {x.kernel.shape[0] for x in kernels} | {layer.output_dense.kernel.shape[-1]}
+        widths = {layer.query_dense.kernel.shape[0], layer.output_dense.kernel.shape[-1]}
         config = layer.get_config()
         if layer.value_dim != layer.key_dim:
             return f"value_dim={layer.value_dim} is not key_dim={layer.key_dim}: leave it out"
         if widths != {size}:
             return (
-                f"num_heads * key_dim = {size}, and inputs and outputs have {sorted(widths)} "
-                "features, where torch.nn has one size for all"
+                f"num_heads * key_dim = {size}, and queries and outputs have {sorted(widths)} "
+                "features, where torch.nn has one size for these"
             )
         if len(inputs.shape) != 3 or config.get("use_gate") or config.get("sliding_window"):
             return "it attends over more than one axis, in a window, or with a gate"
@@ -46,7 +49,8 @@ class MultiHeadAttention(Rule):
         found: list[Weight] = []
         projections = {"q": layer.query_dense, "k": layer.key_dense, "v": layer.value_dense}
         for kind, dense in projections.items():
-            found.append(Moved(dense.kernel, f"{kind}_proj_weight", (1, 2, 0), (size, size)))
+            shape = (size, dense.kernel.shape[0])
+            found.append(Moved(dense.kernel, f"{kind}_proj_weight", (1, 2, 0), shape))
             if dense.bias is not None:
                 found.append(Moved(dense.bias, f"{kind}_proj_bias", shape=(size,)))
         output = layer.output_dense
@@ -64,18 +68,41 @@ class MultiHeadAttention(Rule):
         """As in `Rule`."""
         return f"num_heads={layer.num_heads}, which a state dict does not hold"
 
-    def call_keras(self, layer: Any, x: Any) -> Any:
-        """As in `Rule`; attention of a sequence to itself."""
-        return layer(x, x)
+    def call_keras(self, layer: Any, x: Any, original: Any) -> Any:
+        """As in `Rule`; attention of a sequence to itself, or to one as wide as keys and values."""
+        key, value = _widths(original)
+
+        def of_width(width: int) -> Any:
+            times = math.ceil(width / x.shape[-1])
+            return (
+                x if width == x.shape[-1] else keras.ops.concatenate([x] * times, -1)[..., :width]
+            )
+
+        return layer(x, of_width(value), of_width(key))
 
     def module_and_call(self, layer: Any, inputs: Features) -> tuple[Any, Call]:
         """As in `Rule`."""
         import torch
 
+        key, value = _widths(layer)
         module = torch.nn.MultiheadAttention(
             layer.num_heads * layer.key_dim,
             layer.num_heads,
             bias=layer.output_dense.bias is not None,
+            kdim=key,
+            vdim=value,
             batch_first=True,
         )
-        return module, lambda module, x: module(x, x, x, need_weights=False)[0]
+
+        def call(module: Any, x: Any) -> Any:
+            def of_width(width: int) -> Any:
+                return torch.cat([x] * math.ceil(width / x.shape[-1]), -1)[..., :width]
+
+            return module(x, of_width(key), of_width(value), need_weights=False)[0]
+
+        return module, call
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """Features of keys and of values."""
+    return layer.key_dense.kernel.shape[0], layer.value_dense.kernel.shape[0]

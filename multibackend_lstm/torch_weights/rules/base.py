@@ -50,8 +50,14 @@ class Rule(ABC):
         """What weights alone do not tell of the module, and is not PyTorch's default."""
         return None
 
-    def call_keras(self, layer: Any, x: Any) -> Any:
-        """What the layer gives for the tensor that it is compared on."""
+    def call_keras(self, layer: Any, x: Any, original: Any) -> Any:
+        """What the layer gives for the tensor that it is compared on.
+
+        Args:
+            layer: a copy of the layer that is ported, which is not built.
+            x: the tensor.
+            original: the layer.
+        """
         return layer(x)
 
     @abstractmethod

@@ -5,7 +5,11 @@ import json
 import os
 import pathlib
 import re
+import resource
+import shutil
 import sys
+import tempfile
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -17,7 +21,7 @@ from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS
 from multibackend_lstm.runtimes import probe
 from multibackend_lstm.torch_weights.state_dict import write_state_dict
-from unit.bad_files import cases, make
+from unit.bad_files import cases, make, ordinary_user
 from unit.tools import BACKEND, normal
 
 if BACKEND not in BACKENDS:
@@ -59,6 +63,19 @@ def run(*arguments, **variables):
     return result.exit_code, " ".join(result.output.split())
 
 
+def run_as_ordinary_user(*arguments, like=None):
+    """As `run`. A superuser runs it first, who may be the only one to read Python's own files.
+
+    Args:
+        arguments: of the command.
+        like: arguments by which the superuser may run it; None for the same.
+    """
+    if os.geteuid() == 0:
+        run(*(arguments if like is None else like))
+    with ordinary_user():
+        return run(*arguments)
+
+
 def uses(good, out):
     """For each way to give a command a file: the suffixes it may have, and the command."""
     model, weights = good / "model.keras", good / "weights.npz"
@@ -86,8 +103,33 @@ def uses(good, out):
             state_dicts,
             lambda f: ["port", model, "--like", f, "--out", out / "new.npz"],
         ),
-        "stream": ((".keras", ".h5"), lambda f: ["stream", f]),
+        "port --mapping": (
+            (".json",),
+            lambda f: ["port", weights, model, "--mapping", f, "--out", out / "new.keras"],
+        ),
+        "agree, a target": (
+            (".onnx",),
+            lambda f: ["agree", model, "--targets", f"{BACKEND}@cpu,onnxruntime:{f}"],
+        ),
+        "export --check-only": (
+            (".onnx",),
+            lambda f: ["export", model, "--format", "onnx", "--check-only", "--out", f],
+        ),
+        "stream": ((".keras", ".h5", ".onnx"), lambda f: ["stream", f]),
+        "stream --state": ((".npz",), lambda f: ["stream", model, "--state", f]),
     }
+
+
+@pytest.fixture
+def place(good):
+    """A folder that is anybody's, with the good files, unlike those that pytest makes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        shutil.copytree(good, folder / "good")
+        (folder / "out").mkdir()
+        for path in (folder, folder / "good", folder / "out"):
+            path.chmod(0o777)
+        yield folder
 
 
 USES = uses(*map(pathlib.Path, ("good", "out")))
@@ -97,15 +139,18 @@ USES = uses(*map(pathlib.Path, ("good", "out")))
     ("use", "kind", "suffix"),
     [(use, *case) for use, (suffixes, _) in USES.items() for case in cases(*suffixes)],
 )
-def test_a_bad_file_is_wrong_use_in_every_command(good, tmp_path, use, kind, suffix):
-    if kind == "unreadable" and os.geteuid() == 0:
-        pytest.skip("the superuser reads every file")
+def test_a_bad_file_is_wrong_use_in_every_command(place, use, kind, suffix):
     if suffix == ".pt":
         pytest.importorskip("torch")
-    bad, out = tmp_path / f"bad{suffix}", tmp_path / "out"
+    bad, out = place / f"bad{suffix}", place / "out"
     words = make(kind, bad)
-    _, command = uses(good, out)[use]
-    status, output = run(*command(bad))
+    _, command = uses(place / "good", out)[use]
+    if kind == "unreadable":
+        other = place / f"empty{suffix}"
+        other.touch()
+        status, output = run_as_ordinary_user(*command(bad), like=command(other))
+    else:
+        status, output = run(*command(bad))
     assert status == 2, output
     squeezed = "".join(output.split())  # paths are wrapped anywhere
     assert "".join(str(bad).split()) in squeezed
@@ -115,7 +160,8 @@ def test_a_bad_file_is_wrong_use_in_every_command(good, tmp_path, use, kind, suf
     assert not out.exists() or not list(out.iterdir())
 
 
-@pytest.mark.parametrize("use", USES)
+# A state that is not there is one that begins.
+@pytest.mark.parametrize("use", [use for use in USES if use != "stream --state"])
 def test_a_missing_file_is_wrong_use_in_every_command(good, tmp_path, use):
     suffixes, _ = USES[use]
     _, command = uses(good, tmp_path / "out")[use]
@@ -259,6 +305,63 @@ def test_a_place_that_cannot_be_written_is_wrong_use(good, tmp_path, name):
     status, output = run(*WRITING[name](good, tmp_path / "file" / "folder"))
     assert status == 2, output
     assert "cannot write to the folder" in output
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_folder_that_may_not_be_written_is_wrong_use(place, name):
+    needed = {"agree": "jinja2", "export": "torch"}
+    if name in needed:
+        pytest.importorskip(needed[name])
+    (place / "mine").mkdir(mode=0o555)
+    (place / "file").touch()
+    status, output = run_as_ordinary_user(
+        *WRITING[name](place / "good", place / "mine"),
+        like=WRITING[name](place / "good", place / "file" / "folder"),
+    )
+    assert status == 2, output
+    assert "cannot write to the folder" in output
+    assert list((place / "mine").iterdir()) == []
+
+
+def test_models_in_a_folder_that_may_only_be_read(place):
+    (place / "good").chmod(0o555)
+    model, weights = place / "good" / "model.keras", place / "good" / "weights.npz"
+    for command in (
+        ["explain", model],
+        ["migrate", model, "--out", place / "out" / "new.keras"],
+        ["migrate", "--dry-run", place / "good"],
+        ["port", weights, model, "--out", place / "out" / "ported.keras"],
+        ["port", model, "--out", place / "out" / "weights.npz"],
+    ):
+        for path in (place / "out").iterdir():
+            path.unlink()
+        status, output = run_as_ordinary_user(*command)
+        assert status == (1 if "--dry-run" in command else 0), output  # one holds a Lambda
+    assert [path.name for path in (place / "out").iterdir()] == ["weights.npz"]
+
+
+@contextmanager
+def no_file_beyond(size):
+    """Within it the disk is full once a file has so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("migrate", 0), ("port", 0), ("port", 300), ("port back", 0), ("port back", 300)],
+)
+def test_a_disk_that_fills_while_it_is_written(good, tmp_path, name, size):
+    with no_file_beyond(size):
+        status, output = run(*WRITING[name](good, tmp_path))
+    assert status == 2, output
+    assert "cannot write" in output
+    assert "File too large" in output
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["migrate", "port", "port back"])

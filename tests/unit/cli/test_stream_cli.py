@@ -57,6 +57,34 @@ def test_json_lines(model):
     np.testing.assert_allclose(lines[-1]["prediction"], expected, atol=1e-6)
 
 
+def test_lines_that_are_no_text_or_nested_too_deep_are_reported(model):
+    path, _ = model
+    lines = [b"\xff\xfe\x00", b"[" * 200_000, csv(X[0]).encode()]
+    found = RUNNER.invoke(
+        main, ["stream", str(path), "--backend", BACKEND], input=b"\n".join(lines)
+    )
+    assert found.exit_code == 1, found.exception
+    assert "line 1: " in found.stderr
+    assert "line 2: it begins as JSON and is none" in found.stderr
+    assert len(found.stdout.splitlines()) == 1
+
+
+def test_an_onnx_file_of_which_names_are_no_text_is_refused_in_one_line(tmp_path):
+    pytest.importorskip("onnxruntime")
+
+    def field(number, content):
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    node = field(2, b"y") + field(4, b"\xff")  # its operator
+    graph = field(1, node) + field(2, b"graph") + field(12, field(1, b"y"))
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(bytes([8, 8]) + field(7, graph) + field(8, bytes([16, 13])))
+    found = stream(path, [])
+    assert found.exit_code == 2
+    assert f"{path} cannot be loaded by onnxruntime" in found.stderr
+    assert found.stdout == ""
+
+
 def test_a_malformed_line_is_reported_and_leaves_the_state(model):
     path, expected = model
     bad = [

@@ -9,7 +9,7 @@ from keras import ops
 
 from multibackend_lstm import random
 from unit.random.reference import reference_bits, threefry2x32, words
-from unit.tools import BACKEND, assert_equal, only_tensorflow
+from unit.tools import BACKEND, assert_equal, only_tensorflow, run_python
 
 # Of the generator's authors: Random123's kat_vectors, threefry2x32 with 20 rounds.
 PUBLISHED = [
@@ -124,3 +124,7 @@ def test_keras_seeds_of_its_own_dtype():
     np.testing.assert_array_equal(
         words(random.bits((3,), seed=state)), reference_bits((3,), 2**31 - 1, 5)
     )
+
+
+def test_it_may_be_what_imports_keras():
+    run_python("from multibackend_lstm import random; random.bits((2,), seed=0)")

@@ -210,6 +210,17 @@ def test_tensors_that_repeat_what_little_is_stored(tmp_path):
         read_state_dict(path)
 
 
+def test_dicts_that_hold_each_other_have_too_many_paths_to_follow(tmp_path):
+    torch = pytest.importorskip("torch")
+    inner = {"weight": torch.zeros(3)}
+    for _ in range(60):
+        inner = {"a": inner, "b": inner}
+    path = tmp_path / "weights.pt"
+    torch.save(inner, path)
+    with pytest.raises(PortingError, match="further dicts, 'a', 'b'"):
+        read_state_dict(path)
+
+
 MEMORY = """
 import re, sys
 from multibackend_lstm.porting import ModelFileError

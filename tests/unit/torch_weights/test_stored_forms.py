@@ -182,20 +182,51 @@ def test_multi_head_attention(bias):
         from_torch(new, model)
 
 
-def test_attention_between_two_sequences():
-    class Cross(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+class Cross(nn.Module):
+    """Attention of one sequence to another, whose keys and values may be of other widths."""
 
-        def forward(self, x, y):
-            return self.attention(x, y, y)[0]
+    def __init__(self, **options):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, **options)
+        self.batch_first = options.get("batch_first", False)
 
-    inputs = [keras.Input((5, 4)), keras.Input((7, 4))]
-    model = keras.Model(inputs, layers.MultiHeadAttention(2, 2)(*inputs))
-    module = randomise(Cross())
+    def forward(self, query, key, value):
+        given = [x if self.batch_first else x.transpose(0, 1) for x in (query, key, value)]
+        found = self.attention(*given)[0]
+        return found if self.batch_first else found.transpose(0, 1)
+
+
+@needs_gradients
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_first": True},
+        {"bias": False},
+        {"kdim": 3, "vdim": 6},
+        {"kdim": 9, "bias": False, "batch_first": True},
+        {"vdim": 2},
+    ],
+    ids=str,
+)
+def test_attention_between_sequences(options):
+    widths = (4, options.get("kdim", 4), options.get("vdim", 4))
+    query, key, value = (keras.Input((n, w)) for n, w in zip((5, 7, 7), widths, strict=True))
+    layer = layers.MultiHeadAttention(2, 2, use_bias=options.get("bias", True), name="attention")
+    model = keras.Model([query, key, value], layer(query, value, key))
+    module = randomise(Cross(**options))
     from_torch(module, model)
-    assert_same(model, module.double(), normal(3, 5, 4), normal(3, 7, 4, seed=1))
+    xs = [normal(3, *x.shape[1:], seed=i) for i, x in enumerate(model.inputs)]
+    assert_same(model, copy.deepcopy(module).double(), *xs)
+    if "kdim" in options:
+        check_port(module, model).raise_if_disagrees()
+    new = to_torch(model)
+    assert {name: x.shape for name, x in new.items()} == {
+        name: x.shape for name, x in module.state_dict().items()
+    }
+    randomise_weights(model)
+    to_torch(model, module)
+    assert_same(model, copy.deepcopy(module).double(), *xs)
 
 
 @pytest.mark.parametrize(
@@ -204,10 +235,12 @@ def test_attention_between_two_sequences():
         (nn.MultiheadAttention(6, 2), layers.MultiHeadAttention(3, 2), "num_heads: torch 2, Ker"),
         (nn.MultiheadAttention(6, 3), layers.MultiHeadAttention(3, 4), "num_heads . key_dim = 12"),
         (nn.MultiheadAttention(6, 3), layers.MultiHeadAttention(3, 2, 4), "value_dim=4 is not"),
-        (nn.MultiheadAttention(6, 3, add_bias_kv=True), layers.MultiHeadAttention(3, 2), "bias_k"),
+        (nn.MultiheadAttention(6, 3, add_bias_kv=True), layers.MultiHeadAttention(3, 2),
+         "made with `add_bias_kv`, which puts a key and a value"),
         (nn.MultiheadAttention(6, 3, add_zero_attn=True), layers.MultiHeadAttention(3, 2),
          "add_zero_attn: torch True"),
         (nn.MultiheadAttention(6, 3, kdim=4), layers.MultiHeadAttention(3, 2), "no Keras layer"),
+        (nn.MultiheadAttention(6, 3, vdim=4), layers.MultiHeadAttention(3, 2), "v_proj_weight"),
     ],
 )  # fmt: skip
 def test_attention_that_differs_is_refused(module, layer, message):
