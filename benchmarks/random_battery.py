@@ -3,8 +3,8 @@
     python benchmarks/random_battery.py
 
 On NumPy, for many seeds and counters: frequencies of bits, bytes and pairs of bits (chi-squared),
-runs, uniform numbers (Kolmogorov and Smirnov), the rank of binary matrices, and correlations between neighbouring streams. Each test
-gives a p-value a stream; these must be uniform themselves (Kolmogorov and Smirnov again). NumPy's
+runs, uniform numbers (Kolmogorov and Smirnov), the rank of binary matrices, and correlations of
+neighbouring streams. Each test gives a p-value a stream; these must be uniform themselves. NumPy's
 own PCG64 goes through the same tests beside it.
 """
 

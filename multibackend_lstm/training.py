@@ -13,6 +13,8 @@ from multibackend_lstm.agreement.same_start import fit_order, initialize
 from multibackend_lstm.files import check_writable, replacing
 from multibackend_lstm.runtimes.execution import drawing_otherwise
 
+__all__ = ["same_run"]
+
 _RUN = "run.json"
 
 

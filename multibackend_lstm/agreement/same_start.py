@@ -41,7 +41,8 @@ def initialize(
 
     Beside the weights, the states of `stateful` layers become zero, and the seed generators of
     dropout start from `seed` (dropout of this package then draws alike on every backend, that of
-    Keras does not). Seeds of the initializers themselves are not used. Values that were loaded or learnt are lost.
+    Keras does not). Seeds of the initializers themselves are not used. Values that were loaded or
+    learnt are lost.
 
     The values are float32 numbers in float64 weights too, so that a model in float64 starts from
     the same ones; float16 and bfloat16 weights get the nearest number they have.
