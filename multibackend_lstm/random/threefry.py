@@ -13,6 +13,9 @@ Seed = Any
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+# Of a block's two words the second comes so many places after the first. Side by side, XLA could
+# not vectorize what is made of them: a mask took 2.6 ms in place of 0.6.
+_ROW = 16
 
 
 def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -57,8 +60,9 @@ def _rounds(key0: Any, key1: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
 def bits(shape: Any, seed: Seed) -> Any:
     """Random 32-bit words, the same on every backend.
 
-    Word `i` of the flattened result is a function of the seed, its counter and `i` alone: word
-    `i % 2` of `threefry2x32((seed, counter), (0, i // 2))`.
+    Word `i` of the flattened result is a function of the seed, its counter and `i` alone: with
+    `threefry2x32((seed, counter), (0, block))` the first words of the blocks 0 to 15, then their
+    second words, then those of the next 16 blocks, and so on.
 
     Example:
         >>> tuple(bits((2,), seed=0).shape)
@@ -79,9 +83,10 @@ def bits(shape: Any, seed: Seed) -> Any:
     size = 1
     for axis in shape:
         size *= axis
-    second = ops.arange((size + 1) // 2, dtype="int32")
-    words = ops.stack(threefry2x32(key, (ops.zeros_like(second), second)), axis=-1)
-    return ops.reshape(ops.reshape(words, (-1,))[:size], shape)
+    block = ops.arange((size + 2 * _ROW - 1) // (2 * _ROW) * _ROW, dtype="int32")
+    words = threefry2x32(key, (ops.zeros_like(block), block))
+    rows = ops.stack([ops.reshape(word, (-1, _ROW)) for word in words], axis=1)
+    return ops.reshape(ops.reshape(rows, (-1,))[:size], shape)
 
 
 def _key(seed: Seed) -> tuple[Any, Any]:
