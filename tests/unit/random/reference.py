@@ -12,8 +12,9 @@ ROTATIONS = [13, 15, 26, 6, 17, 29, 16, 24]
 def threefry2x32(key0, key1, first, second):
     """The two words for each two of the counter, as uint32 arrays."""
     schedule = [key0, key1, key0 ^ key1 ^ 0x1BD11BDA]
-    x = np.asarray(first).astype("uint64") + key0 & MASK
-    y = np.asarray(second).astype("uint64") + key1 & MASK
+    # With an axis: NumPy before 2 makes floats of a single uint64 and an int.
+    x = np.atleast_1d(first).astype("uint64") + key0 & MASK
+    y = np.atleast_1d(second).astype("uint64") + key1 & MASK
     for number in range(20):
         x = x + y & MASK
         rotation = ROTATIONS[number % 8]

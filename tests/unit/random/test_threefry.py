@@ -28,9 +28,8 @@ def test_published_vectors(key, counter, expected):
     key, counter = signed(key), signed(counter)
     first, second = random.threefry2x32((key[0], key[1]), (counter[:1], counter[1:]))
     assert [words(first)[0], words(second)[0]] == list(expected)
-    assert [hex(word) for word in threefry2x32(*map(int, words(key)), *words(counter))] == [
-        hex(word) for word in expected
-    ]
+    first, second = threefry2x32(*map(int, words(key)), *words(counter))
+    assert [first[0], second[0]] == list(expected)
 
 
 @given(
