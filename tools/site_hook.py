@@ -5,14 +5,16 @@ The site has no such host, so that it reads the same offline: each of these file
 or a file of the site. CHANGELOG.md and CONTRIBUTING.md become pages of it too.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
+_RELATIVE = re.compile(r"\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 _ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".yaml": "yaml", ".cff": "yaml"}
 
@@ -22,6 +24,8 @@ def on_files(files: Files, config: Any) -> Files:
     outside = set()
     for page in files.documentation_pages():
         outside |= {match[0] for match in _OUTSIDE.findall(page.content_string)}
+    for name in [name for name in outside if name.endswith(".md") and (ROOT / name).is_file()]:
+        outside |= _linked_by(ROOT / name)
     for name in sorted(outside - {*_ROOT_PAGES, "README.md"}):
         path = ROOT / name
         if not path.exists():
@@ -42,7 +46,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Lead links out of docs/ to where the site has those files."""
-    if "/" in page.file.src_uri:
+    uri = page.file.src_uri
+    if uri.startswith("source/") and (ROOT / uri.removeprefix("source/")).is_file():
+        return _from_outside(markdown, uri)
+    if "/" in uri:
         return markdown
 
     def target(match: re.Match[str]) -> str:
@@ -57,6 +64,35 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"](source/{name}/index.md)" if path.is_dir() else f"]({_place(path)}{anchor})"
 
     return _OUTSIDE.sub(target, markdown)
+
+
+def _linked_by(page: Path) -> set[str]:
+    """What a Markdown file outside of docs/ links to, and docs/ does not hold."""
+    found = (page.parent / match[0] for match in _RELATIVE.findall(page.read_text("utf-8")))
+    names = {Path(os.path.relpath(path, ROOT)).as_posix() for path in found if path.exists()}
+    return {name for name in names if not name.startswith("docs/")}
+
+
+def _from_outside(markdown: str, uri: str) -> str:
+    """The links of a Markdown file outside of docs/, as the site has their targets."""
+    folder = (ROOT / uri.removeprefix("source/")).parent
+
+    def target(match: re.Match[str]) -> str:
+        path = (folder / match[1]).resolve()
+        if not path.exists():
+            return match[0]  # and fails the strict build
+        name = path.relative_to(ROOT).as_posix()
+        if name == "README.md":
+            place = "index.md"
+        elif name.startswith("docs/"):
+            place = name.removeprefix("docs/")
+        elif path.is_dir():
+            place = f"source/{name}/index.md"
+        else:
+            place = _ROOT_PAGES.get(name) or _place(path)
+        return f"]({os.path.relpath(place, Path(uri).parent)}{match[2] or ''})"
+
+    return _RELATIVE.sub(target, markdown)
 
 
 def _place(path: Path) -> str:
