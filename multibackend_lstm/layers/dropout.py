@@ -40,7 +40,7 @@ class _SavedSeeds(keras.Operation):
 
 def draws_alike(layer: keras.layers.Layer) -> bool:
     """Whether the layer draws the same random numbers on every backend."""
-    return hasattr(layer, "saved_seeds")
+    return hasattr(layer, "seed_generator_state")
 
 
 class _Random:
@@ -52,7 +52,7 @@ class _Random:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if hasattr(self, "seed_generator"):  # there is none for a rate of 0
-            self.saved_seeds = _SavedSeeds(self.seed_generator)
+            self.seed_generator_state = _SavedSeeds(self.seed_generator)
 
 
 class _Dropout(_Random):
@@ -236,6 +236,6 @@ def draw_alike(cell: Any) -> None:
 
         return get, lambda: kept.pop(name, None)
 
-    cell.saved_seeds = _SavedSeeds(cell.seed_generator)
+    cell.seed_generator_state = _SavedSeeds(cell.seed_generator)
     cell.get_dropout_mask, cell.reset_dropout_mask = of("dropout")
     cell.get_recurrent_dropout_mask, cell.reset_recurrent_dropout_mask = of("recurrent_dropout")
