@@ -8,8 +8,7 @@ import json
 import math
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -126,24 +125,23 @@ class _LSTMEstimator(BaseEstimator):
 
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         trained, validation = self._split(targets, seed)
-        with _torch_seed(seed):
-            model = self._build(steps.shape[1:], *outputs)
-            initialize(model, seed)
-            batches = _Batches((x, targets, weights), trained, self.batch_size, seed)
-            history = model.fit(
-                batches,
-                epochs=self.epochs,
-                shuffle=False,
-                validation_data=(
-                    None
-                    if validation is None
-                    else (x[validation], targets[validation], weights[validation])
-                ),
-                validation_batch_size=self.batch_size,
-                callbacks=self._callbacks(),
-                check_data=False,  # it has been checked above
-                verbose=self.verbose,
-            )
+        model = self._build(steps.shape[1:], *outputs)
+        initialize(model, seed)
+        batches = _Batches((x, targets, weights), trained, self.batch_size, seed)
+        history = model.fit(
+            batches,
+            epochs=self.epochs,
+            shuffle=False,
+            validation_data=(
+                None
+                if validation is None
+                else (x[validation], targets[validation], weights[validation])
+            ),
+            validation_batch_size=self.batch_size,
+            callbacks=self._callbacks(),
+            check_data=False,  # it has been checked above
+            verbose=self.verbose,
+        )
         self.model_ = model
         self.history_ = {
             name: [float(v) for v in values] for name, values in history.history.items()
@@ -515,7 +513,7 @@ class LSTMClassifier(ClassifierMixin, _LSTMEstimator):
         patience: stop once the loss, of what is set aside if there is any, was no better for so
             many epochs, and keep the weights of the best one. `None` trains all epochs.
         random_state: an integer makes `fit` repeatable: initial weights, order of the series,
-            dropout and what is set aside. Without dropout it starts alike on every backend.
+            dropout and what is set aside, all of them the same on every backend.
         verbose: as in `keras.Model.fit`.
 
     Attributes:
@@ -649,23 +647,6 @@ class _Batches(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         self._epoch += 1
         self._order = self._cases[fit_order(len(self._cases), self._seed, self._epoch)]
-
-
-@contextmanager
-def _torch_seed(seed: int) -> Iterator[None]:
-    """Have torch draw from a seed, and leave its generators as they were.
-
-    Keras's dropout on torch draws from them; all else starts from what `initialize` sets.
-    """
-    if keras.backend.backend() != "torch":
-        yield
-        return
-    import torch
-
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def _listed_series(X: Any) -> list[np.ndarray] | None:  # noqa: N803

@@ -31,7 +31,9 @@ def cases():
 def main(folder, backend):
     """Train, save, and write what the estimator predicts."""
     series, labels = cases()
-    classifier = LSTMClassifier("conv", units=4, epochs=4, batch_size=8, random_state=0)
+    classifier = LSTMClassifier(
+        "conv", units=4, epochs=4, batch_size=8, dropout=0.3, random_state=0
+    )
     classifier.fit(series, labels).save(Path(folder, f"{backend}.keras"))
     np.save(Path(folder, f"{backend}.npy"), classifier.predict_proba(series))
 
