@@ -13,7 +13,7 @@ from multibackend_lstm.layers.dtypes import to_compute_dtype
 # file which names it loads without this package too, with that layer in its place.
 
 
-class _SavedSeeds(keras.Operation):
+class _SavedSeedGenerator(keras.Operation):
     """Has Keras save the state of a seed generator, which it leaves out of its files.
 
     Keras saves what it finds as an attribute of a layer and is an operation, in a place of its
@@ -40,7 +40,7 @@ class _SavedSeeds(keras.Operation):
 
 def draws_alike(layer: keras.layers.Layer) -> bool:
     """Whether the layer draws the same random numbers on every backend."""
-    return hasattr(layer, "seed_generator_state")
+    return hasattr(layer, "saved_seed_generator")
 
 
 class _Random:
@@ -52,7 +52,7 @@ class _Random:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if hasattr(self, "seed_generator"):  # there is none for a rate of 0
-            self.seed_generator_state = _SavedSeeds(self.seed_generator)
+            self.saved_seed_generator = _SavedSeedGenerator(self.seed_generator)
 
 
 class _Dropout(_Random):
@@ -236,6 +236,6 @@ def draw_alike(cell: Any) -> None:
 
         return get, lambda: kept.pop(name, None)
 
-    cell.seed_generator_state = _SavedSeeds(cell.seed_generator)
+    cell.saved_seed_generator = _SavedSeedGenerator(cell.seed_generator)
     cell.get_dropout_mask, cell.reset_dropout_mask = of("dropout")
     cell.get_recurrent_dropout_mask, cell.reset_recurrent_dropout_mask = of("recurrent_dropout")
