@@ -12,6 +12,7 @@ import numpy as np
 from multibackend_lstm.agreement.same_start import fit_order, initialize
 from multibackend_lstm.files import check_writable, replacing
 from multibackend_lstm.runtimes.execution import drawing_otherwise
+from multibackend_lstm.runtimes.loading import check_file, parse_json
 
 __all__ = ["same_run"]
 
@@ -149,10 +150,11 @@ def _digest(data: Any) -> str:
 def _restore(folder: Path, run: dict[str, Any], model: keras.Model) -> dict[str, Any]:
     """Give the model what the folder holds of the run; the epochs done and what they logged."""
     check_writable(folder)
-    if not (folder / _RUN).exists():
+    note = folder / _RUN
+    if not note.exists():
         return {"epochs": 0, "history": {}}
-    found: dict[str, Any] = json.loads((folder / _RUN).read_text())
-    differing = [name for name, value in run.items() if found["run"].get(name) != value]
+    found: dict[str, Any] = parse_json(check_file(note).read_bytes(), str(note))
+    differing = [name for name, value in run.items() if found.get("run", {}).get(name) != value]
     if differing:
         raise ValueError(
             f"same_run: `checkpoint` {folder} is of another run, with another "
