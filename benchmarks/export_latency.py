@@ -3,10 +3,10 @@
     python benchmarks/export_latency.py [--seconds 2] [--table]
 
 Three models of 100 known steps are exported from every backend to every format, LiteRT with
-`--fused` too, and predict batches of 1 and 32 in the format's own runtime. The rival is the same
-model written with `torch.nn.LSTM` and exported by `torch.onnx.export`, run by ONNX Runtime in turn
-with each artefact, with the same weights; outputs must agree. Writes results/export_latency.json,
-and the table of it into docs/export.md.
+`--fused` too, and predict batches of 1 and 32 in the format's own runtime, on one thread. The rival
+is the same model written with `torch.nn.LSTM` and exported by `torch.onnx.export`, run by ONNX
+Runtime in turn with each artefact, with the same weights; outputs must agree. Writes
+results/export_latency.json, and the table of it into docs/export.md.
 """
 
 import argparse
@@ -82,19 +82,21 @@ def caller(format: str, path: str, x: np.ndarray, fused: bool = False) -> Call:
     if format == "onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda: session.run(None, {"inputs": x})[0]
     if format == "saved_model":
         import tensorflow as tf
 
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
         loaded = tf.saved_model.load(path)
         return lambda: next(iter(loaded.serve(tf.constant(x)).values())).numpy()
     if format == "litert":
-        import os
-
         from ai_edge_litert.interpreter import Interpreter
 
-        interpreter = Interpreter(path, num_threads=os.cpu_count())
+        interpreter = Interpreter(path, num_threads=1)
         place = interpreter.get_input_details()[0]["index"]
         interpreter.resize_tensor_input(place, x.shape)
         interpreter.allocate_tensors()
@@ -111,11 +113,12 @@ def caller(format: str, path: str, x: np.ndarray, fused: bool = False) -> Call:
     if format == "openvino":
         import openvino
 
-        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
         compiled = openvino.Core().compile_model(path, "CPU", settings)
         return lambda: compiled([x])[0]
     import torch
 
+    torch.set_num_threads(1)
     program = torch.export.load(path).module()
 
     def run() -> np.ndarray:

@@ -54,9 +54,10 @@ class TensorFlowRuntime(BackendRuntime):
         return {"tensor_float_32_execution": "False"}
 
     def compiled_inference(self, model: keras.Model, example: Any) -> Callable[..., list[Any]]:
-        """See `BackendRuntime`: a graph."""
+        """See `BackendRuntime`: by XLA, or as a graph for a layer that says XLA cannot take it."""
         plain = self.plain_inference(model, example)
-        graph = tf.function(plain, autograph=False)
+        by_xla = all(layer.supports_jit for layer in model._flatten_layers())
+        graph = tf.function(plain, autograph=False, jit_compile=by_xla)
         return graph.get_concrete_function(*tree.flatten(example))
 
     def training_step(self, model: keras.Model, optimizer: Any, loss: Loss) -> TrainingStep:

@@ -192,6 +192,30 @@ def test_nothing_is_compiled_again():
         assert len(TRACED) == count
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about XLA in TensorFlow")
+def test_a_layer_that_xla_cannot_take_runs_in_a_graph():
+    import tensorflow as tf
+
+    @keras.saving.register_keras_serializable("tests")
+    class InPython(keras.layers.Layer):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.supports_jit = False
+
+        def call(self, inputs):
+            doubled = tf.numpy_function(lambda x: 2 * x, [inputs], inputs.dtype)
+            return tf.ensure_shape(doubled, inputs.shape)
+
+        def compute_output_shape(self, input_shape):
+            return input_shape
+
+    inputs = keras.Input((None, 3))
+    model = keras.Model(inputs, LSTM(2)(L.TimeDistributed(InPython())(inputs)))
+    x = normal(1, 4, 3)
+    stream = Stream(model)
+    assert_close([stream.step(row) for row in x[0]][-1], to_numpy(model(x))[0])
+
+
 def test_a_step_model_is_taken_as_it_is(model):
     x = normal(2, 3)
     assert_close(Stream(to_step_model(model)).step(x), Stream(model).step(x))
