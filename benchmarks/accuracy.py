@@ -22,7 +22,7 @@ Protocol, fixed before any test subject was looked at:
    beforehand, and the other solutions take its choices. The recipe `more` was added when the first
    four had been tested, so it is beforehand for no test subject; what they reached is on the page.
 4. Every run starts from the same weights on every backend (`agreement.initialize`), and sees the
-   same windows, augmented alike, in the same order; only dropout is drawn by the backend.
+   same windows, augmented alike, in the same order, with the same dropout masks.
 5. Trained models are loaded on the other backends, and predict the same windows there.
 
 Each run is appended to results/accuracy.json as it ends; what is there is not run again.
@@ -600,6 +600,8 @@ def page(document: Mapping[str, Any]) -> str:
                 if len(found.by_subject) < 2 * FOLDS
             ],
             "- Training on other backends than those in the first table.",
+            "- `deep_conv_lstm`, `mlstm_fcn` and `conv_lstm` with this package's dropout: they "
+            "were trained when it was Keras's.",
             "- More than one seed, and MiniRocket on mirrored left arms.",
             "- `pre_reshape` is the same network as `reshape`, on the same numbers.",
             "- MLSTM-FCN on the data of its paper, so its published figures have none beside them.",

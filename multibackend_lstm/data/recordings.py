@@ -177,8 +177,8 @@ def gap_starts(owner: str, times: np.ndarray, max_gap: Any, name: str) -> np.nda
     """
     if times.dtype.kind in "mM":
         is_duration = isinstance(max_gap, (timedelta, np.timedelta64))
-        duration = np.timedelta64(max_gap) if is_duration else np.timedelta64("NaT")
-        if not duration > np.timedelta64(0):
+        duration = np.timedelta64(max_gap) if is_duration else np.timedelta64("NaT", "s")
+        if not duration > np.timedelta64(0, "s"):
             raise ValueError(
                 f"{owner}: `max_gap` must be a positive duration, such as numpy.timedelta64(50, "
                 f"'ms') or datetime.timedelta, as the timestamps of recording {name} are dates. "
