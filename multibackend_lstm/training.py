@@ -12,7 +12,7 @@ import numpy as np
 
 from multibackend_lstm.agreement.same_start import fit_order, initialize
 from multibackend_lstm.files import check_writable, replacing
-from multibackend_lstm.runtimes.execution import drawing_otherwise
+from multibackend_lstm.layers.dropout import drawing_otherwise
 from multibackend_lstm.runtimes.loading import check_file, parse_json, read_arrays
 
 __all__ = ["same_run"]
@@ -188,7 +188,9 @@ class _Given(keras.callbacks.Callback):
                 key = f"{name}/{attribute}"
                 several = [k for k in arrays if k.startswith(f"{key}/")]
                 if several:
-                    setattr(callback, attribute, [arrays[f"{key}/{i}"] for i in range(len(several))])
+                    setattr(
+                        callback, attribute, [arrays[f"{key}/{i}"] for i in range(len(several))]
+                    )
                 elif key in arrays:
                     setattr(callback, attribute, arrays[key].item())
 
