@@ -281,7 +281,8 @@ class _Training:
             return
         stem = f"epoch_{self.epochs}" + (f"_step_{self.steps}" if self.steps else "")
         weights, numbers = f"{stem}.weights.h5", f"{stem}.npz"
-        # Not by `replacing`, whose names Keras does not take: until the note names it it is nothing.
+        # Not by `replacing`, whose names Keras does not take: until the note names them, they are
+        # nothing.
         self.model.save_weights(self.folder / weights)
         arrays = {f"metrics/{i}": value for i, value in enumerate(self.metrics)}
         np.savez(self.folder / numbers, **arrays, **self.callbacks.memory())

@@ -11,7 +11,6 @@ from keras import KerasTensor, ops, tree
 
 from multibackend_lstm import backends
 
-
 # Batch and time of the wrappers around, outermost first, whose steps draw the same numbers.
 _DRAWING_ONCE: ContextVar[tuple[tuple[Any, Any], ...]] = ContextVar("drawing_once", default=())
 

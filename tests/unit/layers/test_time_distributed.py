@@ -802,7 +802,7 @@ def test_variational_dropout_is_saved_and_without_cases_nothing_happens(tmp_path
 
 def test_variational_dropout_is_refused():
     stock = keras.Sequential([ml.Dropout(0.5), layers.Dropout(0.5, name="theirs")])
-    with pytest.raises(ValueError, match="Received 'theirs', a keras.*layers.*Dropout"):
+    with pytest.raises(ValueError, match=r"Received 'theirs', a keras.*layers.*Dropout"):
         TimeDistributed(stock, variational_dropout=True)
     with pytest.raises(ValueError, match="`variational_dropout` needs all steps in one call"):
         TimeDistributed(ml.Dropout(0.5), steps_per_call=2, variational_dropout=True)

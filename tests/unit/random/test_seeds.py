@@ -77,7 +77,9 @@ def test_one_seed_for_all_that_get_none():
             random.uniform((4,), seed=random.SeedGenerator()),
             ml.Dropout(0.5)(ones, training=True),
             ml.GaussianNoise(0.5)(ones, training=True),
-            ml.LSTM(2, dropout=0.5, kernel_initializer="ones")(ones[None], training=True),
+            ml.LSTM(2, dropout=0.5, kernel_initializer="ones", recurrent_initializer="ones")(
+                ones[None], training=True
+            ),
         ]
 
     first = draws()
