@@ -1,22 +1,25 @@
 """same_run: a whole training that is the same on every backend, and goes on after a kill."""
 
+import collections
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
 from multibackend_lstm.agreement.same_start import fit_order, initialize
 from multibackend_lstm.files import check_writable, replacing
-from multibackend_lstm.runtimes.execution import drawing_otherwise
-from multibackend_lstm.runtimes.loading import check_file, parse_json
+from multibackend_lstm.layers.dropout import drawing_otherwise
+from multibackend_lstm.runtimes.loading import check_file, parse_json, read_arrays
 
 __all__ = ["same_run"]
 
 _RUN = "run.json"
+# What callbacks of Keras remember from epoch to epoch (EarlyStopping, ReduceLROnPlateau, ...).
+_REMEMBERED = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter", "best_weights")
 
 
 def same_run(
@@ -29,6 +32,7 @@ def same_run(
     batch_size: int = 32,
     sample_weight: Any = None,
     checkpoint: str | Path | None = None,
+    save_freq: int | Literal["epoch"] = "epoch",
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **fit_arguments: Any,
 ) -> dict[str, list[float]]:
@@ -54,10 +58,12 @@ def same_run(
         batch_size: cases of a step; the last step of an epoch takes those that are left.
         sample_weight: of each case; None for equal ones.
         checkpoint: folder for weights, the optimizer's state, how much was drawn, and the losses,
-            written whole after each epoch. If it holds those of this run, they are where the
-            training goes on, on whichever backend wrote them.
-        callbacks: of `fit`. What they keep to themselves (as `EarlyStopping` its count) starts
-            anew where a training goes on.
+            written whole. If it holds those of this run, they are where the training goes on,
+            on whichever backend wrote them. A training that was stopped early stays so.
+        save_freq: when the checkpoint is written: after each epoch, and with an integer also
+            after so many steps within one.
+        callbacks: of `fit`. What those of Keras remember is in the checkpoint (the patience of
+            `EarlyStopping`, its best weights); what others keep to themselves starts anew.
         **fit_arguments: `validation_data`, `class_weight`, `verbose` and others of `fit`.
 
     Returns:
@@ -87,6 +93,11 @@ def same_run(
             f"{owner}: {' and '.join(sorted(taken))} cannot be given; the order of the cases and "
             "the first epoch come from the seed and the checkpoint."
         )
+    if save_freq != "epoch" and (not isinstance(save_freq, int) or save_freq < 1):
+        raise ValueError(
+            f"{owner}: `save_freq` must be 'epoch' or a number of steps, at least 1. "
+            f"Received {save_freq!r}."
+        )
     data = [x, y, sample_weight]
     count = _count(owner, data)
     run = {
@@ -99,31 +110,226 @@ def same_run(
     }
     initialize(model, seed)
     model.optimizer.build(model.trainable_variables)
-    done: dict[str, Any] = {"epochs": 0, "history": {}}
-    folder = None if checkpoint is None else Path(checkpoint)
-    if folder is not None:
-        done = _restore(folder, run, model)
-    history: dict[str, list[float]] = done["history"]
-    for epoch in range(done["epochs"], epochs):
-        order = fit_order(count, seed, epoch)
-        shuffled = keras.tree.map_structure(lambda a, order=order: np.asarray(a)[order], [x, y])
+    given = _Given(callbacks, model)
+    given.begin()
+    training = _Training(model, run, None if checkpoint is None else Path(checkpoint), given)
+    training.restore()
+    while training.epochs < epochs and not training.stopped:
+        rest = fit_order(count, seed, training.epochs)[training.steps * batch_size :]
+        if training.steps:  # metrics have no variables to restore before a first call
+            model.test_on_batch(*_cases(data, rest[:1]))
+        cases = _cases(data, rest)
         logs = model.fit(
-            *shuffled,
-            sample_weight=None if sample_weight is None else np.asarray(sample_weight)[order],
+            *cases[:2],
+            sample_weight=cases[2],
             batch_size=batch_size,
             shuffle=False,
-            initial_epoch=epoch,
-            epochs=epoch + 1,
-            callbacks=[*callbacks],
+            initial_epoch=training.epochs,
+            epochs=training.epochs + 1,
+            callbacks=[
+                _Metrics(training.metrics),
+                *([given] if callbacks else []),
+                *([] if save_freq == "epoch" else [_Saving(training, save_freq)]),
+            ],
             **fit_arguments,
         ).history
+        training.end_epoch(logs)
+    given.end()
+    return training.history
+
+
+class _Given(keras.callbacks.Callback):
+    """The callbacks of a run, for which it begins and ends once, though `fit` is called often."""
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model) -> None:
+        super().__init__()
+        self.callbacks = [*callbacks]
+        self.set_model(model)
+
+    def set_model(self, model: keras.Model) -> None:
+        """Hand it on."""
+        super().set_model(model)
+        for callback in self.callbacks:
+            callback.set_model(model)
+
+    def set_params(self, params: Any) -> None:
+        """Hand them on."""
+        super().set_params(params)
+        for callback in self.callbacks:
+            callback.set_params(params)
+
+    def begin(self) -> None:
+        """The run begins, or goes on."""
+        for callback in self.callbacks:
+            callback.on_train_begin()
+
+    def end(self) -> None:
+        """The run ends."""
+        for callback in self.callbacks:
+            callback.on_train_end()
+
+    def memory(self) -> dict[str, np.ndarray]:
+        """What the callbacks remember, as arrays by name."""
+        arrays = {}
+        for name, callback in self._named():
+            for attribute in _REMEMBERED:
+                value = getattr(callback, attribute, None)
+                if isinstance(value, list):
+                    for position, weights in enumerate(value):
+                        arrays[f"{name}/{attribute}/{position}"] = np.asarray(weights)
+                elif value is not None:
+                    arrays[f"{name}/{attribute}"] = np.asarray(value)
+        return arrays
+
+    def remember(self, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `memory`; a callback that was not there starts anew."""
+        for name, callback in self._named():
+            for attribute in _REMEMBERED:
+                key = f"{name}/{attribute}"
+                several = [k for k in arrays if k.startswith(f"{key}/")]
+                if several:
+                    setattr(
+                        callback, attribute, [arrays[f"{key}/{i}"] for i in range(len(several))]
+                    )
+                elif key in arrays:
+                    setattr(callback, attribute, arrays[key].item())
+
+    def _named(self) -> Iterator[tuple[str, keras.callbacks.Callback]]:
+        kinds: collections.Counter[str] = collections.Counter()
+        for callback in self.callbacks:
+            kind = type(callback).__name__
+            yield f"{kind}/{kinds[kind]}", callback
+            kinds[kind] += 1
+
+
+def _hand_on(hook: str) -> Callable[..., None]:
+    def call(self: _Given, *args: Any, **kwargs: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(*args, **kwargs)
+
+    return call
+
+
+for _hook in (
+    *("on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_end"),
+    *(f"on_{kind}_batch_{end}" for kind in ("train", "test") for end in ("begin", "end")),
+):
+    setattr(_Given, _hook, _hand_on(_hook))
+
+
+class _Metrics(keras.callbacks.Callback):
+    """Has an epoch go on with the sums of its metrics, where `fit` would start them at 0."""
+
+    def __init__(self, values: list[np.ndarray]) -> None:
+        super().__init__()
+        self.values = values
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """After `fit` has set them to 0."""
+        variables = self.model.metrics_variables if self.values else []
+        for variable, value in zip(variables, self.values, strict=True):
+            variable.assign(value)
+
+
+class _Saving(keras.callbacks.Callback):
+    """Saves a training after so many steps within an epoch."""
+
+    def __init__(self, training: "_Training", frequency: int) -> None:
+        super().__init__()
+        self.training = training
+        self.frequency = frequency
+        self.before = training.steps
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Save, but for the last step: what belongs to the end of an epoch follows it."""
+        steps = self.before + batch + 1
+        if steps // self.frequency > self.training.steps // self.frequency:
+            self.training.steps = steps
+            # Where JAX keeps the state of a step apart, asking for the model writes it back.
+            self.training.metrics = [v.numpy() for v in self.model.metrics_variables]
+            self.training.save()
+
+
+class _Training:
+    """How far a training has come, in memory and in its folder."""
+
+    def __init__(
+        self, model: keras.Model, run: dict[str, Any], folder: Path | None, callbacks: _Given
+    ) -> None:
+        self.model = model
+        self.run = run
+        self.folder = folder
+        self.callbacks = callbacks
+        self.epochs = 0
+        self.steps = 0  # of the epoch that is not whole yet
+        self.stopped = False
+        self.history: dict[str, list[float]] = {}
+        self.metrics: list[np.ndarray] = []
+
+    def end_epoch(self, logs: dict[str, list[float]]) -> None:
+        """An epoch is whole."""
         for name, values in logs.items():
-            history.setdefault(name, []).extend(float(value) for value in values)
-        if folder is not None:
-            _save(folder, run, {"epochs": epoch + 1, "history": history}, model)
-        if model.stop_training:
-            break
-    return history
+            self.history.setdefault(name, []).extend(float(value) for value in values)
+        self.epochs += 1
+        self.steps, self.metrics = 0, []
+        self.stopped = bool(self.model.stop_training)
+        self.save()
+
+    def save(self) -> None:
+        """Write weights and numbers, then the note that names them, then remove those before."""
+        if self.folder is None:
+            return
+        stem = f"epoch_{self.epochs}" + (f"_step_{self.steps}" if self.steps else "")
+        weights, numbers = f"{stem}.weights.h5", f"{stem}.npz"
+        # Not by `replacing`, whose names Keras does not take: until the note names them, they are
+        # nothing.
+        self.model.save_weights(self.folder / weights)
+        arrays = {f"metrics/{i}": value for i, value in enumerate(self.metrics)}
+        np.savez(self.folder / numbers, **arrays, **self.callbacks.memory())
+        note = {
+            "run": self.run,
+            "weights": weights,
+            "numbers": numbers,
+            **{name: getattr(self, name) for name in ("epochs", "steps", "stopped", "history")},
+        }
+        with replacing(self.folder / _RUN) as temporary:
+            temporary.write_text(json.dumps(note, indent=1) + "\n")
+        for path in self.folder.glob("epoch_*"):
+            if path.name not in (weights, numbers):
+                path.unlink()
+
+    def restore(self) -> None:
+        """Take what the folder holds of this run, if it holds any."""
+        if self.folder is None:
+            return
+        check_writable(self.folder)
+        note = self.folder / _RUN
+        if not note.exists():
+            return
+        found: dict[str, Any] = parse_json(check_file(note).read_bytes(), str(note))
+        stored = found.get("run", {})
+        differing = [name for name, value in self.run.items() if stored.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"same_run: `checkpoint` {self.folder} is of another run, with another "
+                f"{', '.join(differing)}. Give a new folder, or what that run was started with."
+            )
+        self.model.load_weights(self.folder / found["weights"])
+        for name in ("epochs", "steps", "stopped", "history"):
+            setattr(self, name, found[name])
+        arrays = read_arrays(self.folder / found["numbers"])
+        self.callbacks.remember(arrays)
+        count = sum(name.startswith("metrics/") for name in arrays)
+        self.metrics = [arrays[f"metrics/{i}"] for i in range(count)]
+
+
+def _cases(data: Any, index: np.ndarray) -> Any:
+    """Some of the cases, in that order."""
+
+    def taken(a: Any) -> Any:
+        return None if a is None else np.asarray(a)[index]
+
+    return keras.tree.map_structure(taken, data)
 
 
 def _count(owner: str, data: Any) -> int:
@@ -145,33 +351,3 @@ def _digest(data: Any) -> str:
             digest.update(f"{a.dtype}{a.shape}".encode())
             digest.update(a.data)
     return digest.hexdigest()
-
-
-def _restore(folder: Path, run: dict[str, Any], model: keras.Model) -> dict[str, Any]:
-    """Give the model what the folder holds of the run; the epochs done and what they logged."""
-    check_writable(folder)
-    note = folder / _RUN
-    if not note.exists():
-        return {"epochs": 0, "history": {}}
-    found: dict[str, Any] = parse_json(check_file(note).read_bytes(), str(note))
-    differing = [name for name, value in run.items() if found.get("run", {}).get(name) != value]
-    if differing:
-        raise ValueError(
-            f"same_run: `checkpoint` {folder} is of another run, with another "
-            f"{', '.join(differing)}. Give a new folder, or what that run was started with."
-        )
-    model.load_weights(folder / found["weights"])
-    return found
-
-
-def _save(folder: Path, run: dict[str, Any], done: dict[str, Any], model: keras.Model) -> None:
-    """Write the weights, then the note that names them, then remove those named before."""
-    weights = f"epoch_{done['epochs']}.weights.h5"
-    # Not by `replacing`, whose names Keras does not take: until the note names it it is nothing.
-    model.save_weights(folder / weights)
-    with replacing(folder / _RUN) as temporary:
-        note = {"run": run, "weights": weights, **done}
-        temporary.write_text(json.dumps(note, indent=1) + "\n")
-    for path in folder.glob("epoch_*.weights.h5"):
-        if path.name != weights:
-            path.unlink()

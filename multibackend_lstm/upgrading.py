@@ -27,6 +27,11 @@ UPGRADED: dict[str, type] = {
         layers.ConvLSTM3D,
         layers.TimeDistributed,
         layers.Bidirectional,
+        layers.Dropout,
+        layers.SpatialDropout1D,
+        layers.SpatialDropout2D,
+        layers.GaussianNoise,
+        layers.GaussianDropout,
     )
 }
 # Layers of Keras which in training mix the samples of a batch, or count calls. To these one call
@@ -66,9 +71,10 @@ class Upgrade:
 def upgrade(model: keras.Model) -> Upgrade:
     """Put this package's layers in the place of Keras's, with the same weights.
 
-    `LSTM`, `GRU`, `ConvLSTM1D`, `ConvLSTM2D`, `ConvLSTM3D`, `TimeDistributed` and `Bidirectional`
-    of Keras are replaced, in nested models and inside wrappers too. Names, dtype policies, masks
-    and `trainable` stay as they are. The model given is not changed.
+    `LSTM`, `GRU`, `ConvLSTM1D`, `ConvLSTM2D`, `ConvLSTM3D`, `TimeDistributed`, `Bidirectional`,
+    `Dropout`, `SpatialDropout1D`, `SpatialDropout2D`, `GaussianNoise` and `GaussianDropout` of
+    Keras are replaced, in nested models and inside wrappers too. Names, dtype policies, masks and
+    `trainable` stay as they are, and seeds. The model given is not changed.
 
     Left, with the reason, are: subclasses of these layers; subclassed models, and what is inside
     layers of your own; `TimeDistributed` around a layer that a single call for all steps would
@@ -210,6 +216,8 @@ class _Upgrader:
 
     def _refusal(self, name: str, config: dict[str, Any]) -> str | None:
         """Why a layer of Keras is not replaced, None if it is."""
+        if name == "GaussianDropout" and config["rate"] == 1:
+            return "its noise has an infinite deviation at a rate of 1"
         if name != "TimeDistributed":
             return None
         for item in _objects(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,15 +13,21 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.argument(
+    "model", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def doctor(as_json: bool) -> None:
+def doctor(model: Path | None, as_json: bool) -> None:
     """Print versions, backends, devices, precision and known problems.
+
+    Of a `.keras` file MODEL also which layers draw random numbers in training that are others on
+    each backend, as `explain` does.
 
     Also the backend that Keras takes here. Each installed backend is started in a process of its
     own.
 
-    Ends with status 0 if all of them start, 2 if KERAS_BACKEND is wrong, and 3 if one of them does
-    not start, KERAS_BACKEND names one that is not installed, or none is.
+    Ends with status 0 if all of them start, 2 if KERAS_BACKEND or MODEL is wrong, and 3 if one of
+    them does not start, KERAS_BACKEND names one that is not installed, or none is.
     """
     from rich.console import Console
 
@@ -29,6 +36,12 @@ def doctor(as_json: bool) -> None:
     from multibackend_lstm.runtimes.upstream import known_problems
 
     console = Console(stderr=as_json)
+    wrong: environment.BackendError | None = None
+    try:  # the backend that the next `import keras` runs on, or why it fails
+        chosen = {"backend": environment.choose_backend(known=environment.keras_backends())}
+    except environment.BackendError as error:
+        wrong, chosen = error, {"error": str(error)}
+    of_model = _of_model(model, chosen)  # first, since the file may be at fault
     backends: dict[str, Any] = {}
     with console.status("starting the backends"):
         for name in environment.BACKENDS:
@@ -36,16 +49,12 @@ def doctor(as_json: bool) -> None:
                 backends[name] = probe.probe(name)
             else:
                 backends[name] = {"error": environment.missing_backend_message(name)}
-    wrong: environment.BackendError | None = None
-    try:  # the backend that the next `import keras` runs on, or why it fails
-        chosen = {"backend": environment.choose_backend(known=environment.keras_backends())}
-    except environment.BackendError as error:
-        wrong, chosen = error, {"error": str(error)}
     document = {
         "versions": environment.versions(),
         "chosen_backend": chosen,
         "backends": backends,
         "known_problems": known_problems(),
+        **of_model,
     }
     if as_json:
         click.echo(json.dumps(document, indent=1))
@@ -58,6 +67,19 @@ def doctor(as_json: bool) -> None:
         raise SystemExit(2)
     if wrong or not installed or any("error" in backends[name] for name in installed):
         raise SystemExit(3)
+
+
+def _of_model(model: Path | None, chosen: dict[str, str]) -> dict[str, Any]:
+    """What there is to say of a model; nothing where Keras runs on no backend."""
+    if model is None or "error" in chosen:
+        return {}
+    from multibackend_lstm import environment
+
+    environment.set_backend(chosen["backend"])
+    from multibackend_lstm.cli.explain import random_rows
+    from multibackend_lstm.runtimes.loading import load_keras_model
+
+    return {"model": str(model), "random": random_rows(load_keras_model(model))}
 
 
 def _print(console: Console, document: dict[str, Any]) -> None:
@@ -99,3 +121,10 @@ def _print(console: Console, document: dict[str, Any]) -> None:
             f"[link={problem['upstream']}]{problem['reference']}[/link]",
         )
     console.print(table)
+
+    if "random" in document:
+        from multibackend_lstm.cli.explain import random_lines
+
+        nothing = ["No layer draws random numbers that are others on each backend."]
+        for line in [f"{document['model']}:", *(random_lines(document["random"]) or nothing)]:
+            console.print(line, markup=False, soft_wrap=True)

@@ -50,7 +50,7 @@ def explain(
         _trace(loaded, training, batch, time)
     except Exception as error:  # whatever a foreign model brings up
         raise CouldNotRun(f"{model} does not run on {chosen}: {cause(error)}") from error
-    rows, random = _rows(loaded), _random_rows(loaded)
+    rows, random = _rows(loaded), random_rows(loaded)
     if as_json:
         document = {"model": str(model), "backend": chosen, "layers": rows, "random": random}
         click.echo(json.dumps(document, indent=1))
@@ -58,11 +58,8 @@ def explain(
         click.echo(f"Recurrent layers on {chosen}:" if rows else "There is no recurrent layer.")
         for row in rows:
             click.echo(f"  {_line(row)}")
-        if random:
-            click.echo("In training these draw random numbers that are others on each backend:")
-        for row in random:
-            remedy = f"; {row['remedy']}" if row["remedy"] else ""
-            click.echo(f"  {row['layer']} ({row['type']}){remedy}")
+        for line in random_lines(random):
+            click.echo(line)
 
 
 def _trace(model: keras.Model, training: bool, batch: int, time: int) -> None:
@@ -114,10 +111,10 @@ def _rows(model: keras.Model) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _random_rows(model: keras.Model) -> list[dict[str, Any]]:
+def random_rows(model: keras.Model) -> list[dict[str, Any]]:
     """Layers that draw from the backend's own generator, and what takes their place."""
     from multibackend_lstm import layers
-    from multibackend_lstm.runtimes.execution import drawing_otherwise
+    from multibackend_lstm.layers.dropout import drawing_otherwise
 
     rows = []
     for layer in drawing_otherwise(model):
@@ -129,6 +126,15 @@ def _random_rows(model: keras.Model) -> list[dict[str, Any]]:
             {"layer": layer.path or layer.name, "type": f"{package}.{name}", "remedy": remedy}
         )
     return rows
+
+
+def random_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """What `random_rows` found, for a reader; nothing where it found nothing."""
+    lines = ["In training these draw random numbers that are others on each backend:"]
+    for row in rows:
+        remedy = f"; {row['remedy']}" if row["remedy"] else ""
+        lines.append(f"  {row['layer']} ({row['type']}){remedy}")
+    return lines if rows else []
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Dropout and noise that draw the same random numbers on every backend."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -8,39 +9,46 @@ from keras import KerasTensor, ops
 
 from multibackend_lstm import random
 from multibackend_lstm.layers.dtypes import to_compute_dtype
+from multibackend_lstm.layers.folding import drawing_axes
+from multibackend_lstm.random.seeds import SavedState
 
 # Each takes the arguments of the Keras layer of its name and has its configuration, so that a
 # file which names it loads without this package too, with that layer in its place.
 
 
-class _SavedSeedGenerator(keras.Operation):
-    """Has Keras save the state of a seed generator, which it leaves out of its files.
-
-    Keras saves what it finds as an attribute of a layer and is an operation, in a place of its
-    own, which a Keras layer that loads the file does not look at.
-    """
-
-    def __init__(self, generator: keras.random.SeedGenerator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def call(self, *args: Any) -> Any:
-        """Never called."""
-        raise NotImplementedError
-
-    def save_own_variables(self, store: dict[str, Any]) -> None:
-        """Write seed and counter."""
-        store["0"] = ops.convert_to_numpy(self.generator.state.value)
-
-    def load_own_variables(self, store: dict[str, Any]) -> None:
-        """Read seed and counter; a file of Keras's layer has none."""
-        if "0" in store.keys():  # noqa: SIM118 - a store of Keras is no dictionary
-            self.generator.state.assign(store["0"])
+#: What says how much a layer of Keras or of this package drops or adds; it draws nothing at 0.
+RANDOM_RATES = ("rate", "dropout", "recurrent_dropout", "stddev", "factor")
 
 
 def draws_alike(layer: keras.layers.Layer) -> bool:
     """Whether the layer draws the same random numbers on every backend."""
-    return hasattr(layer, "saved_seed_generator")
+    return any(isinstance(value, SavedState) for value in vars(layer).values())
+
+
+def _save_seeds(layer: Any) -> None:
+    layer.saved_seed_generator = SavedState()
+    layer.saved_seed_generator.state = layer.seed_generator.state
+
+
+def drawing_otherwise(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Layers, it or in it, whose random numbers in training are the backend's own."""
+    for inner in layer._flatten_layers():
+        draws = any(isinstance(v, keras.random.SeedGenerator) for v in vars(inner).values())
+        rates = [getattr(inner, name, None) for name in RANDOM_RATES if is_known(inner)]
+        never = any(rate is not None for rate in rates) and not any(rates)
+        if draws and not never and not draws_alike(inner):
+            yield inner
+
+
+def is_known(layer: keras.layers.Layer) -> bool:
+    """Whether the layer's class, or the one it is derived from, is Keras's or this package's."""
+    bases = (keras.layers.Layer, keras.layers.Wrapper, keras.Model)
+    return any(
+        cls.__module__.partition(".")[0] in ("keras", "multibackend_lstm")
+        and issubclass(cls, keras.layers.Layer)
+        and not any(issubclass(base, cls) for base in bases)
+        for cls in type(layer).__mro__
+    )
 
 
 class _Random:
@@ -52,7 +60,7 @@ class _Random:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if hasattr(self, "seed_generator"):  # there is none for a rate of 0
-            self.saved_seed_generator = _SavedSeedGenerator(self.seed_generator)
+            _save_seeds(self)
 
 
 class _Dropout(_Random):
@@ -69,7 +77,7 @@ class _Dropout(_Random):
         inputs = to_compute_dtype(self, inputs)
         if not training or self.rate == 0:
             return inputs
-        return random.dropout(inputs, self.rate, self._mask_shape(), seed=self.seed_generator)
+        return _dropped(inputs, self.rate, self._mask_shape(), self.seed_generator)
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
@@ -206,10 +214,25 @@ class GaussianDropout(_Random, keras.layers.GaussianDropout):
         return inputs * _normal_like(inputs, 1.0, stddev, self.seed_generator)
 
 
-def _normal_like(
-    x: KerasTensor, mean: float, stddev: float, seed: keras.random.SeedGenerator
-) -> Any:
-    return random.normal(ops.shape(x), mean, stddev, x.dtype, seed=seed)
+def _dropped(x: KerasTensor, rate: float, mask_shape: Any, seed: Any) -> Any:
+    """`random.dropout`, with one mask for all time steps where a wrapper asks for that."""
+    apart, drawing = drawing_axes(x)
+    if apart is x:
+        return random.dropout(x, rate, noise_shape=mask_shape, seed=seed)
+    first, *others = mask_shape or [None] * len(x.shape)
+    if first == 1:
+        drawing = (1,) * len(drawing)
+    dropped = random.dropout(apart, rate, noise_shape=(*drawing, *others), seed=seed)
+    return ops.reshape(dropped, ops.shape(x))
+
+
+def _normal_like(x: KerasTensor, mean: float, stddev: float, seed: Any) -> Any:
+    """`random.normal` of the shape of `x`, the same for all steps where a wrapper asks for that."""
+    apart, drawing = drawing_axes(x)
+    sizes = ops.shape(apart)
+    drawn = [size if once is None else 1 for once, size in zip(drawing, sizes, strict=False)]
+    values = random.normal((*drawn, *sizes[len(drawn) :]), mean, stddev, x.dtype, seed=seed)
+    return values if apart is x else ops.reshape(ops.broadcast_to(values, sizes), ops.shape(x))
 
 
 def draw_alike(cell: Any) -> None:
@@ -230,12 +253,12 @@ def draw_alike(cell: Any) -> None:
             if name not in kept:
                 count = getattr(cell, "dropout_mask_count", None)
                 ones, seed = ops.ones_like(step), cell.seed_generator
-                masks = [random.dropout(ones, rate, seed=seed) for _ in range(count or 1)]
+                masks = [_dropped(ones, rate, None, seed) for _ in range(count or 1)]
                 kept[name] = masks[0] if count is None else masks
             return kept[name]
 
         return get, lambda: kept.pop(name, None)
 
-    cell.saved_seed_generator = _SavedSeedGenerator(cell.seed_generator)
+    _save_seeds(cell)
     cell.get_dropout_mask, cell.reset_dropout_mask = of("dropout")
     cell.get_recurrent_dropout_mask, cell.reset_recurrent_dropout_mask = of("recurrent_dropout")

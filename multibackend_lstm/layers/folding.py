@@ -1,13 +1,18 @@
 """Axes: folding a second one into the batch, and back, adding and reducing; empty batches."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
 from keras import KerasTensor, ops, tree
 
 from multibackend_lstm import backends
+
+# Batch and time of the wrappers around, outermost first, whose steps draw the same numbers.
+_DRAWING_ONCE: ContextVar[tuple[tuple[Any, Any], ...]] = ContextVar("drawing_once", default=())
 
 
 def fold(x: KerasTensor) -> KerasTensor:
@@ -24,6 +29,37 @@ def unfold(x: KerasTensor, sizes: tuple[Any, Any]) -> KerasTensor:
         sizes: `(batch, time)`, integers or scalar tensors, as `ops.shape` gives them.
     """
     return ops.reshape(x, (*sizes, *ops.shape(x)[1:]))
+
+
+@contextmanager
+def drawing_once(batch: Any, time: Any) -> Iterator[None]:
+    """Within it random layers draw once for all time steps that are folded into the batch."""
+    token = _DRAWING_ONCE.set((*_DRAWING_ONCE.get(), (batch, time)))
+    try:
+        yield
+    finally:
+        _DRAWING_ONCE.reset(token)
+
+
+def drawing_axes(x: KerasTensor) -> tuple[KerasTensor, tuple[int | None, ...]]:
+    """A folded batch with the steps that draw the same numbers as axes of their own.
+
+    Returns:
+        The tensor, and for each axis in the place of its first one 1 where all entries draw the
+        same, else None. Where no wrapper asks for that, the tensor as it is and `(None,)`.
+    """
+    sizes: list[Any] = []
+    folded: Any = 1
+    for batch, time in _DRAWING_ONCE.get():
+        if isinstance(batch, int) and isinstance(time, int) and batch * time == 0:
+            return x, (None,)
+        sizes += [batch // folded, time]  # with what others folded in between
+        folded = batch * time
+    if not sizes:
+        return x, (None,)
+    shape = ops.shape(x)
+    apart = ops.reshape(x, (*sizes, shape[0] // folded, *shape[1:]))
+    return apart, (*(None, 1) * (len(sizes) // 2), None)
 
 
 def call_nonempty(function: Callable[..., Any], *batches: Any) -> Any:

@@ -7,7 +7,8 @@ import keras
 from keras import KerasTensor, ops, tree
 
 from multibackend_lstm import backends
-from multibackend_lstm.layers.folding import fold, unfold
+from multibackend_lstm.layers.dropout import drawing_otherwise
+from multibackend_lstm.layers.folding import drawing_once, fold, unfold
 from multibackend_lstm.layers.validation import (
     Shape,
     check_mask,
@@ -42,9 +43,9 @@ class TimeDistributed(keras.layers.Wrapper):
       updates its moving statistics once a call. (The loop takes them over the batch at each
       step, and updates once a step.)
     - Dropout draws one mask over batch and time, where the loop draws a mask at each step: the
-      distribution is the same, the numbers differ. (For one mask for all steps put, not into
-      this layer but behind it, `Dropout(rate, noise_shape=(None, 1, ...))`, with None for each
-      axis after time.)
+      distribution is the same, the numbers differ. With `variational_dropout=True` there is one
+      mask for all steps of a sample (Gal and Ghahramani, "A theoretically grounded application of
+      dropout in recurrent neural networks", 2016).
     - A recurrent layer with `stateful=True` would carry its state from step to step in a loop.
       It is refused.
 
@@ -58,6 +59,9 @@ class TimeDistributed(keras.layers.Wrapper):
             structures (lists, tuples, dicts) of tensors that share batch and time.
         steps_per_call: `None` folds all steps at once. An integer bounds the memory that a
             call on a long sequence needs: it folds that many steps at a time.
+        variational_dropout: whether layers inside that drop or add noise draw once for all steps,
+            as `LSTM(dropout=)` does, and not anew at each. They must be those of this package,
+            at any depth.
         **kwargs: the arguments of every `keras.layers.Layer`.
 
     Call arguments:
@@ -75,11 +79,16 @@ class TimeDistributed(keras.layers.Wrapper):
 
     Raises:
         ValueError: for an input of rank 2 or less, inputs that differ in batch or time, a mask
-            whose shape does not begin its input's, a `stateful` layer.
+            whose shape does not begin its input's, a `stateful` layer; with
+            `variational_dropout` layers that draw by themselves, or `steps_per_call`.
     """
 
     def __init__(
-        self, layer: keras.layers.Layer, steps_per_call: int | None = None, **kwargs: Any
+        self,
+        layer: keras.layers.Layer,
+        steps_per_call: int | None = None,
+        variational_dropout: bool = False,
+        **kwargs: Any,
     ) -> None:
         if not isinstance(layer, keras.layers.Layer):
             raise ValueError(
@@ -99,6 +108,13 @@ class TimeDistributed(keras.layers.Wrapper):
         super().__init__(layer, autocast=False, **kwargs)
         let_masks_pass(layer)
         self.steps_per_call = steps_per_call
+        self.variational_dropout = variational_dropout
+        if variational_dropout and steps_per_call is not None:
+            raise ValueError(
+                f"{self.name}: `variational_dropout` needs all steps in one call. Received "
+                f"steps_per_call={steps_per_call}. Leave out one of the two."
+            )
+        self._check_drawing()
         self.supports_masking = True
         self._output_count = 1
 
@@ -106,6 +122,7 @@ class TimeDistributed(keras.layers.Wrapper):
         """Build the layer for one time step."""
         self._check_shapes(flatten_shapes(input_shape))
         super().build(tree.map_shape_structure(self._step_shape, input_shape))
+        self._check_drawing()  # what the layer has made by now
         if self.steps_per_call is not None and flatten_shapes(input_shape)[0][1] is None:
             # XLA has no loop over steps of unknown number whose last turn is a shorter one.
             self.supports_jit = False
@@ -149,6 +166,9 @@ class TimeDistributed(keras.layers.Wrapper):
             self._output_count = len(tree.flatten(outputs))
             return tree.map_structure(lambda x: unfold(x, (batch, stop - start)), outputs)
 
+        if self.variational_dropout:
+            with drawing_once(batch, time):
+                return call_steps(0, time)
         if self.steps_per_call is None:
             return call_steps(0, time)
         return backends.active().concatenate_steps(call_steps, time, self.steps_per_call)
@@ -164,7 +184,20 @@ class TimeDistributed(keras.layers.Wrapper):
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
-        return {**super().get_config(), "steps_per_call": self.steps_per_call}
+        return {
+            **super().get_config(),
+            "steps_per_call": self.steps_per_call,
+            "variational_dropout": self.variational_dropout,
+        }
+
+    def _check_drawing(self) -> None:
+        for layer in drawing_otherwise(self.layer) if self.variational_dropout else ():
+            raise ValueError(
+                f"{self.name}: with `variational_dropout` every random layer inside must be one "
+                f"of `multibackend_lstm`. Received {layer.name!r}, a {type(layer).__module__}."
+                f"{type(layer).__name__}, which would draw anew at each step. Put `Dropout`, "
+                "`SpatialDropout1D`, ... of `multibackend_lstm` in its place."
+            )
 
     def _output_mask(self, inputs: Any, mask: Any) -> Any:
         sizes = ops.shape(tree.flatten(inputs)[0])[:2]

@@ -3,8 +3,6 @@
 Like `keras.random`, but for one thing: a seed is always given. Nothing here has a hidden state.
 """
 
-from keras.random import SeedGenerator
-
 from multibackend_lstm.random.distributions import (
     bernoulli,
     choice,
@@ -15,6 +13,7 @@ from multibackend_lstm.random.distributions import (
     truncated_normal,
     uniform,
 )
+from multibackend_lstm.random.seeds import SeedGenerator, set_random_seed
 from multibackend_lstm.random.threefry import bits, threefry2x32
 
 __all__ = [
@@ -26,6 +25,7 @@ __all__ = [
     "normal",
     "permutation",
     "randint",
+    "set_random_seed",
     "threefry2x32",
     "truncated_normal",
     "uniform",

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from multibackend_lstm.layers.dropout import draws_alike
+from multibackend_lstm.layers.dropout import RANDOM_RATES, drawing_otherwise, draws_alike, is_known
 from multibackend_lstm.runtimes import backend_runtime
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.imports import imported, imported_module
@@ -21,8 +21,6 @@ from multibackend_lstm.runtimes.noise_floor import perturbed
 
 #: Kinds of what the untouched model predicts.
 OUTPUTS = ("output", "output of a second batch")
-# Attributes of Keras layers that say how much they draw at random in training.
-_RANDOM_RATES = ("rate", "dropout", "recurrent_dropout", "stddev", "factor")
 
 
 class Tensor(NamedTuple):
@@ -307,16 +305,6 @@ def named_operations(model: keras.Model) -> dict[str, Any]:
     return named
 
 
-def drawing_otherwise(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Layers whose random numbers in training are the backend's own, other ones on each."""
-    for layer in model._flatten_layers():
-        draws = any(isinstance(v, keras.random.SeedGenerator) for v in vars(layer).values())
-        rates = [getattr(layer, name, None) for name in _RANDOM_RATES if _is_known(layer)]
-        never = any(rate is not None for rate in rates) and not any(rates)
-        if draws and not never and not draws_alike(layer):
-            yield layer
-
-
 def silence(model: keras.Model) -> list[str]:
     """Leave on what is random in the same way on every backend; what differs, by path.
 
@@ -326,13 +314,14 @@ def silence(model: keras.Model) -> list[str]:
     alone, and if it has a seed its numbers differ.
     """
     for position, layer in enumerate(model._flatten_layers()):
-        if draws_alike(layer):
-            state = layer.seed_generator.state
-            state.assign(np.array([position, 0], state.dtype))
+        for generator in vars(layer).values() if draws_alike(layer) else ():
+            if isinstance(generator, keras.random.SeedGenerator):
+                state = generator.state
+                state.assign(np.array([position, 0], state.dtype))
     remaining = []
     for layer in drawing_otherwise(model):
         found = False
-        for name in _RANDOM_RATES if _is_known(layer) else ():
+        for name in RANDOM_RATES if is_known(layer) else ():
             settable = not isinstance(getattr(type(layer), name, None), property)
             if settable and isinstance(getattr(layer, name, None), (int, float)):
                 setattr(layer, name, 0.0)
@@ -340,17 +329,6 @@ def silence(model: keras.Model) -> list[str]:
         if not found:
             remaining.append(layer.path)
     return remaining
-
-
-def _is_known(layer: keras.layers.Layer) -> bool:
-    """Whether the layer's class, or the one it is derived from, is Keras's or this package's."""
-    bases = (keras.layers.Layer, keras.layers.Wrapper, keras.Model)
-    return any(
-        cls.__module__.partition(".")[0] in ("keras", "multibackend_lstm")
-        and issubclass(cls, keras.layers.Layer)
-        and not any(issubclass(base, cls) for base in bases)
-        for cls in type(layer).__mro__
-    )
 
 
 class Capture:

@@ -16,7 +16,7 @@ NAMES += [
     f"{PACKAGE}.{module}.{name}"
     for module in ("agreement", "data", "porting", "random", "streaming", "training")
     for name in import_module(f"{PACKAGE}.{module}").__all__
-    if name not in (*TOP.__all__, "SeedGenerator")  # which is that of Keras
+    if name not in TOP.__all__
 ]
 # What functions raise or return; the example of the function shows it.
 WITHOUT_EXAMPLE = {

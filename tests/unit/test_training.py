@@ -85,6 +85,26 @@ def test_it_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path, step):
     assert [path.name for path in tmp_path.glob("*.h5")] == ["epoch_3.weights.h5"]
 
 
+@pytest.mark.parametrize("save_freq", [1, 2])
+def test_it_goes_on_within_an_epoch(tmp_path, save_freq):
+    unbroken, expected = train()
+    with pytest.raises(Killed):
+        train(checkpoint=tmp_path, save_freq=save_freq, callbacks=[Kill(5)])
+    note = json.loads((tmp_path / "run.json").read_text())
+    assert (note["epochs"], note["steps"]) == (1, 2)  # the sixth step is that where it is killed
+
+    steps = []
+    count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(1))
+    model, history = train(checkpoint=tmp_path, save_freq=save_freq, callbacks=[count])
+    assert len(steps) == 4  # one of the second epoch's three, and the third
+    assert history == expected
+    assert_same_weights(model, unbroken)
+    assert sorted(path.name for path in tmp_path.glob("epoch_*")) == [
+        "epoch_3.npz",
+        "epoch_3.weights.h5",
+    ]
+
+
 def test_a_kill_while_weights_are_written(tmp_path, monkeypatch):
     _, expected = train()
     write = keras.Model.save_weights
@@ -142,12 +162,31 @@ def test_weights_of_cases_and_validation():
     assert len(history["val_loss"]) == 1
 
 
-def test_early_stopping_stops():
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            self.model.stop_training = epoch == 1
+def early_stopping():
+    # A loss of another sign than is watched gets worse at each epoch.
+    return keras.callbacks.EarlyStopping(
+        monitor="loss", mode="max", min_delta=10, patience=2, restore_best_weights=True
+    )
 
-    assert len(train(epochs=5, callbacks=[Stop()])[1]["loss"]) == 2
+
+def test_early_stopping_stops_and_what_has_stopped_does_not_go_on(tmp_path):
+    unbroken, expected = train(epochs=6, callbacks=[early_stopping()])
+    assert len(expected["loss"]) == 3
+    model, history = train(epochs=6, callbacks=[early_stopping()], checkpoint=tmp_path)
+    again, same = train(epochs=6, callbacks=[early_stopping(), Kill(0)], checkpoint=tmp_path)
+    assert history == same == expected
+    assert_same_weights(model, unbroken)
+    assert_same_weights(again, unbroken)
+    assert_same_weights(train(epochs=1)[0], unbroken)  # the best epoch's
+
+
+def test_callbacks_remember_past_a_kill(tmp_path):
+    unbroken, expected = train(epochs=6, callbacks=[early_stopping()])
+    with pytest.raises(Killed):
+        train(epochs=6, callbacks=[early_stopping(), Kill(7)], checkpoint=tmp_path)
+    model, history = train(epochs=6, callbacks=[early_stopping()], checkpoint=tmp_path)
+    assert history == expected
+    assert_same_weights(model, unbroken)
 
 
 def test_what_is_refused():
@@ -155,6 +194,8 @@ def test_what_is_refused():
         train(new_model(lambda rate: keras.layers.Dropout(rate, name="drop")))
     with pytest.raises(ValueError, match="must be built and compiled"):
         train(keras.Sequential([keras.layers.Dense(2)]))
+    with pytest.raises(ValueError, match=r"`save_freq` must be .*Received 0"):
+        train(save_freq=0)
     with pytest.raises(ValueError, match="shuffle cannot be given"):
         train(shuffle=True)
     with pytest.raises(ValueError, match=r"same number of cases.*\[9, 10\]"):

@@ -10,6 +10,7 @@ from keras import layers
 
 import multibackend_lstm
 from multibackend_lstm import upgrade
+from multibackend_lstm.layers.dropout import drawing_otherwise
 from multibackend_lstm.layers.wrapping import accepts, sublayers
 from multibackend_lstm.upgrading import UPGRADED
 from unit.tools import (
@@ -173,6 +174,18 @@ def options():
     )
 
 
+def dropping():
+    """Dropout and noise, in a wrapper too."""
+    return sequential(
+        layers.Dropout(0.3, noise_shape=(None, 1, None), seed=4, name="a"),
+        layers.SpatialDropout1D(0.2, name="b"),
+        layers.TimeDistributed(layers.GaussianNoise(0.1, name="noise"), name="steps"),
+        layers.GaussianDropout(0.1, name="c"),
+        layers.Reshape((6, 5, 1)),
+        layers.SpatialDropout2D(0.2, data_format="channels_first", name="d"),
+    )
+
+
 def lambdas():
     """Functions with globals and closures, which a file does not hold."""
     factor = np.float32(3.0)
@@ -222,6 +235,17 @@ MODELS = [
     (ours_around, {"channelwise > lstm": "LSTM"}),
     (options, {"a": "LSTM", "b": "GRU", "c": "LSTM"}),
     (lambdas, {"lstm": "LSTM"}),
+    (
+        dropping,
+        {
+            "a": "Dropout",
+            "b": "SpatialDropout1D",
+            "steps": "TimeDistributed",
+            "steps > noise": "GaussianNoise",
+            "c": "GaussianDropout",
+            "d": "SpatialDropout2D",
+        },
+    ),
     *((conv(rank), {"conv": f"ConvLSTM{rank}D"}) for rank in (1, 2, 3)),
 ]
 IDS = [build.__name__ for build, _ in MODELS]
@@ -293,6 +317,16 @@ def test_the_same_model_of_our_layers(build, replaced):
     again = upgrade(result.model)
     assert again.replaced == {}
     assert again.model is result.model
+
+
+def test_dropout_keeps_its_arguments_and_draws_alike():
+    new = upgrade(dropping()).model
+    first = new.get_layer("a")
+    assert (first.rate, first.noise_shape, first.seed) == (0.3, (None, 1, None), 4)
+    assert new.get_layer("d").data_format == "channels_first"
+    assert not [*drawing_otherwise(new)]
+    result = upgrade(sequential(layers.GaussianDropout(1.0, name="all"), layers.LSTM(2)))
+    assert "infinite" in result.left["all"]
 
 
 @pytest.mark.parametrize(

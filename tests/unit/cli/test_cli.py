@@ -173,6 +173,20 @@ def test_doctor(tmp_path):
         assert problem["reference"].partition("#")[2].isdigit()
 
 
+def test_doctor_names_layers_of_a_model_that_draw_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "probe", lambda name: {"devices": [], "precision": {}})
+    path = tmp_path / "model.keras"
+    drops = [keras.layers.Dropout(0.5, name="theirs"), Dropout(0.5, name="ours")]
+    keras.Sequential([keras.Input((2,)), *drops]).save(path)
+    result = CliRunner().invoke(main, ["doctor", str(path), "--json"])
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["random"]
+    assert row["layer"].endswith("theirs")
+    assert "theirs (keras.Dropout)" in CliRunner().invoke(main, ["doctor", str(path)]).output
+    path.write_bytes(b"no model")
+    assert CliRunner().invoke(main, ["doctor", str(path)]).exit_code == 2
+
+
 def test_doctor_prints_tables_and_fails_if_a_backend_does_not_start(monkeypatch):
     reports = {"jax": {"devices": ["cpu:0"], "precision": {"floatx": "float32"}}}
     monkeypatch.setattr(environment, "installed_backends", lambda: ["jax", "torch"])

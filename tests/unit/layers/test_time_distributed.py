@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import layers, ops, tree
 
+import multibackend_lstm as ml
 from multibackend_lstm import FlattenFeatures, TimeDistributed
 from unit.references import loop_over_time
 from unit.tools import (
@@ -720,3 +721,88 @@ def test_jax_export_with_symbolic_time_is_refused():
 
     with pytest.raises(ValueError, match=r"`steps_per_call=2` needs to know .*time=t"):
         JAXBackend().concatenate_steps(lambda start, stop: None, "t", 2)
+
+
+# --- One mask for all steps ---
+
+
+def block():
+    return keras.Sequential([layers.Dense(4), ml.Dropout(0.5, seed=1), ml.GaussianNoise(0.5)])
+
+
+ONES = np.ones((3, 5, 2, 4), "float32")
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: ml.Dropout(0.5),
+        lambda: ml.SpatialDropout1D(0.5),
+        lambda: ml.GaussianDropout(0.5),
+        lambda: ml.LSTM(4, dropout=0.3, recurrent_dropout=0.3),
+        lambda: ml.Channelwise(ml.Dropout(0.5)),
+        lambda: TimeDistributed(ml.Dropout(0.5)),
+        block,
+    ],
+    ids=["dropout", "spatial", "noise", "lstm", "channelwise", "nested", "model"],
+)
+def test_variational_dropout_draws_once_for_all_steps(inner):
+    x = ONES[..., None] if "Channelwise" in str(type(inner())) else ONES
+    layer = TimeDistributed(inner(), variational_dropout=True)
+    found = to_numpy(layer(x, training=True))
+    assert_equal(found, np.broadcast_to(found[:, :1], found.shape))
+    assert (found[0] != found[1]).any()  # each sample has its own
+    again = to_numpy(layer(x, training=True))
+    assert (again != found).any()
+    anew = to_numpy(TimeDistributed(inner())(x, training=True))
+    assert (anew[:, 0] != anew[:, 1]).any()
+
+
+def test_variational_dropout_is_the_mask_of_the_samples():
+    found = TimeDistributed(ml.Dropout(0.5, seed=7), variational_dropout=True)(ONES, training=True)
+    expected = ml.Dropout(0.5, noise_shape=(None, 1, None, None), seed=7)(ONES, training=True)
+    assert_equal(found, expected)
+    whole = TimeDistributed(
+        ml.Dropout(0.5, noise_shape=(1, None, None), seed=7), variational_dropout=True
+    )(ONES, training=True)
+    expected = ml.Dropout(0.5, noise_shape=(1, 1, None, None), seed=7)(ONES, training=True)
+    assert_equal(whole, expected)
+
+
+def test_variational_dropout_of_wrappers_in_each_other():
+    inner = TimeDistributed(ml.GaussianNoise(0.5), variational_dropout=True)
+    both = to_numpy(TimeDistributed(inner, variational_dropout=True)(ONES, training=True))
+    assert_equal(both, np.broadcast_to(both[:, :1, :1], both.shape))
+    inner = TimeDistributed(ml.GaussianNoise(0.5), variational_dropout=True)
+    one = to_numpy(TimeDistributed(inner)(ONES, training=True))
+    assert_equal(one, np.broadcast_to(one[:, :, :1], one.shape))
+    assert (one[:, 0] != one[:, 1]).any()
+
+
+@needs_gradients
+def test_variational_dropout_in_a_compiled_step_of_unknown_sizes():
+    # With a learning rate of 1 the weights are minus what was not dropped.
+    inputs = keras.Input((None, 4))
+    x = TimeDistributed(ml.Dropout(0.5, seed=7), variational_dropout=True)(inputs)
+    outputs = layers.Dense(1, use_bias=False, kernel_initializer="zeros")(x)
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(1.0), lambda y, p: ops.sum(p))
+    model.fit(np.ones((1, 5, 4)), np.zeros((1, 5, 1)), verbose=0)
+    dropped = ml.Dropout(0.5, seed=7)(np.ones((1, 1, 4), "float32"), training=True)
+    assert_close(model.layers[-1].kernel, -5 * to_numpy(dropped)[0, 0][:, None])
+
+
+def test_variational_dropout_is_saved_and_without_cases_nothing_happens(tmp_path):
+    layer = TimeDistributed(block(), variational_dropout=True)
+    model = keras.Sequential([keras.Input((5, 2, 4)), layer])
+    assert save_and_load(model, tmp_path).layers[-1].variational_dropout
+    assert tuple(layer(ONES[:0], training=True).shape) == (0, 5, 2, 4)
+    assert_equal(layer(ONES), layer(ONES))  # and inference draws nothing
+
+
+def test_variational_dropout_is_refused():
+    stock = keras.Sequential([ml.Dropout(0.5), layers.Dropout(0.5, name="theirs")])
+    with pytest.raises(ValueError, match=r"Received 'theirs', a keras.*layers.*Dropout"):
+        TimeDistributed(stock, variational_dropout=True)
+    with pytest.raises(ValueError, match="`variational_dropout` needs all steps in one call"):
+        TimeDistributed(ml.Dropout(0.5), steps_per_call=2, variational_dropout=True)
