@@ -8,6 +8,7 @@ from keras import KerasTensor, ops
 
 from multibackend_lstm import random
 from multibackend_lstm.layers.dtypes import to_compute_dtype
+from multibackend_lstm.layers.replicas import first_entry
 
 # Each takes the arguments of the Keras layer of its name and has its configuration, so that a
 # file which names it loads without this package too, with that layer in its place.
@@ -69,7 +70,9 @@ class _Dropout(_Random):
         inputs = to_compute_dtype(self, inputs)
         if not training or self.rate == 0:
             return inputs
-        return random.dropout(inputs, self.rate, self._mask_shape(), seed=self.seed_generator)
+        shape = self._mask_shape()
+        start = first_entry(self.name, ops.shape(inputs), shape)
+        return random.dropout(inputs, self.rate, shape, seed=self.seed_generator, start=start)
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
@@ -163,7 +166,7 @@ class GaussianNoise(_Random, keras.layers.GaussianNoise):
         inputs = to_compute_dtype(self, inputs)
         if not training or self.stddev == 0:
             return inputs
-        return inputs + _normal_like(inputs, 0.0, self.stddev, self.seed_generator)
+        return inputs + _normal_like(inputs, 0.0, self.stddev, self)
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
@@ -203,13 +206,13 @@ class GaussianDropout(_Random, keras.layers.GaussianDropout):
         if not training or self.rate == 0:
             return inputs
         stddev = math.sqrt(self.rate / (1 - self.rate))
-        return inputs * _normal_like(inputs, 1.0, stddev, self.seed_generator)
+        return inputs * _normal_like(inputs, 1.0, stddev, self)
 
 
-def _normal_like(
-    x: KerasTensor, mean: float, stddev: float, seed: keras.random.SeedGenerator
-) -> Any:
-    return random.normal(ops.shape(x), mean, stddev, x.dtype, seed=seed)
+def _normal_like(x: KerasTensor, mean: float, stddev: float, layer: Any) -> Any:
+    shape = ops.shape(x)
+    start = first_entry(layer.name, shape)
+    return random.normal(shape, mean, stddev, x.dtype, seed=layer.seed_generator, start=start)
 
 
 def draw_alike(cell: Any) -> None:
@@ -230,7 +233,10 @@ def draw_alike(cell: Any) -> None:
             if name not in kept:
                 count = getattr(cell, "dropout_mask_count", None)
                 ones, seed = ops.ones_like(step), cell.seed_generator
-                masks = [random.dropout(ones, rate, seed=seed) for _ in range(count or 1)]
+                start = first_entry(cell.name, ops.shape(step))
+                masks = [
+                    random.dropout(ones, rate, seed=seed, start=start) for _ in range(count or 1)
+                ]
                 kept[name] = masks[0] if count is None else masks
             return kept[name]
 
