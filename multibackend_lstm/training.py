@@ -9,7 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from multibackend_lstm import backends
 from multibackend_lstm.agreement.same_start import fit_order, initialize
+from multibackend_lstm.distribution import for_fit
 from multibackend_lstm.files import check_writable, replacing
 from multibackend_lstm.runtimes.execution import drawing_otherwise
 from multibackend_lstm.runtimes.loading import check_file, parse_json
@@ -36,7 +38,9 @@ def same_run(
 
     Initial weights, dropout and noise, the order of the cases in each epoch and so the smaller
     last batch are the same on TensorFlow, torch and JAX. What is left are the backends' roundings,
-    which training multiplies.
+    which training multiplies. Where several devices or processes share the batches, by
+    `keras.distribution`, in the scope of a TensorFlow strategy, or under torchrun (see
+    `distribution.data_parallel`), it computes what one does; the first process writes.
 
     Example:
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -107,10 +111,12 @@ def same_run(
     for epoch in range(done["epochs"], epochs):
         order = fit_order(count, seed, epoch)
         shuffled = keras.tree.map_structure(lambda a, order=order: np.asarray(a)[order], [x, y])
+        weights = None if sample_weight is None else np.asarray(sample_weight)[order]
+        *given, weights, size = for_fit(owner, model, *shuffled, weights, batch_size)
         logs = model.fit(
-            *shuffled,
-            sample_weight=None if sample_weight is None else np.asarray(sample_weight)[order],
-            batch_size=batch_size,
+            *given,
+            sample_weight=weights,
+            batch_size=size,
             shuffle=False,
             initial_epoch=epoch,
             epochs=epoch + 1,
@@ -149,7 +155,8 @@ def _digest(data: Any) -> str:
 
 def _restore(folder: Path, run: dict[str, Any], model: keras.Model) -> dict[str, Any]:
     """Give the model what the folder holds of the run; the epochs done and what they logged."""
-    check_writable(folder)
+    if not backends.active().process()[0]:
+        check_writable(folder)
     note = folder / _RUN
     if not note.exists():
         return {"epochs": 0, "history": {}}
@@ -165,7 +172,12 @@ def _restore(folder: Path, run: dict[str, Any], model: keras.Model) -> dict[str,
 
 
 def _save(folder: Path, run: dict[str, Any], done: dict[str, Any], model: keras.Model) -> None:
-    """Write the weights, then the note that names them, then remove those named before."""
+    """Write the weights, then the note that names them, then remove those named before.
+
+    Of several processes the first alone does.
+    """
+    if backends.active().process()[0]:
+        return
     weights = f"epoch_{done['epochs']}.weights.h5"
     # Not by `replacing`, whose names Keras does not take: until the note names it it is nothing.
     model.save_weights(folder / weights)

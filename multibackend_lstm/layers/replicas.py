@@ -32,7 +32,7 @@ def global_rows(first: Any, count: int) -> Iterator[None]:
     Raises:
         ValueError: for a negative place, or no rows.
     """
-    if isinstance(first, int) and first < 0 or count < 1:
+    if (isinstance(first, int) and first < 0) or count < 1:
         raise ValueError(
             "global_rows: `first` must be 0 or more, and `count` 1 or more. Received "
             f"first={first}, count={count}."
