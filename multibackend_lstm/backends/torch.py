@@ -193,6 +193,12 @@ class TorchBackend(Backend):
             return 0, 1
         return distributed.get_rank(), distributed.get_world_size()
 
+    def rows_before(self, count: Any) -> Any:
+        """See `Backend`: those of Keras 3.16's `DataParallel`, whose processes have equal ones."""
+        if isinstance(keras.distribution.distribution(), keras.distribution.DataParallel):
+            return self.process()[0] * count
+        return 0
+
     def kernel_refusal(self, kernel: str) -> str | None:
         """See `Backend`."""
         return None
