@@ -209,7 +209,7 @@ def places(point: dict[str, Any]) -> dict[str, Any]:
     return {key: point[key] for key in ("flops", "bytes", "processes")}
 
 
-def predict(model: dict[str, float], flops: float, bytes: float, processes: int) -> float:  # noqa: A002
+def predict(model: dict[str, float], flops: float, bytes: float, processes: int) -> float:
     """Seconds of a step on this machine."""
     busy = max(1.0, processes / model["cores"])
     constants = [

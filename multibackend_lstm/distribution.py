@@ -279,9 +279,15 @@ def for_fit(
     if keras.backend.backend() == "torch":
         data_parallel(model)
         return x, y, weights, batch_size
-    x, y, weights = even_batches(x, y, batch_size, replicas, weights)
     process, processes = backend.process()
-    if processes == 1 or keras.backend.backend() == "tensorflow":  # which divides by itself
+    if strategy is not None and processes > 1:
+        raise ValueError(
+            f"{owner}: `fit` of Keras 3 fails with MultiWorkerMirroredStrategy (keras#20585). "
+            "Write the loop yourself, as examples/distributed/tensorflow_workers.py does, or use "
+            "torch or JAX for several processes."
+        )
+    x, y, weights = even_batches(x, y, batch_size, replicas, weights)
+    if processes == 1:
         return x, y, weights, batch_size
     cases = np.arange(len(tree.flatten(x)[0]))
     batches = np.split(cases, range(batch_size, len(cases), batch_size))

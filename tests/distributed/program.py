@@ -6,6 +6,7 @@ after the last one, and where `twins` is given those of runs that are perturbed.
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,15 @@ def main() -> None:
         from multibackend_lstm import backends
 
         process = backends.active().process()[0]
+        out_file = Path(GIVEN["out"])
+        # For who kills one.
+        out_file.with_name(f"{out_file.stem}-{process}.pid").write_text(str(os.getpid()))
+        if "file_limit" in GIVEN:
+            import resource
+
+            limit = GIVEN["file_limit"]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an OSError in its place
         for solution in GIVEN["solutions"]:
             if "epochs" in GIVEN:  # of same_run
                 x, y = data(solution)
@@ -196,8 +206,7 @@ def main() -> None:
                 out[f"{solution}/history/values"] = np.array(history["loss"])
             else:
                 run(solution, out)
-        path = Path(GIVEN["out"])
-        with path.with_name(f"{path.stem}-{process}.npz").open("wb") as file:
+        with out_file.with_name(f"{out_file.stem}-{process}.npz").open("wb") as file:
             np.savez(file, **out)
 
 

@@ -6,8 +6,8 @@ divide. The floor is that of `agree`: how far perturbed twins of the run on one 
 
 import numpy as np
 import pytest
-from distributed import engines
 
+from distributed import engines
 from multibackend_lstm import SOLUTIONS
 from multibackend_lstm.agreement.comparison import AGREES, DISAGREES, compare
 from multibackend_lstm.environment import installed_backends
