@@ -12,7 +12,7 @@ import numpy as np
 from multibackend_lstm import backends
 from multibackend_lstm.agreement.same_start import fit_order, initialize
 from multibackend_lstm.distribution import for_fit
-from multibackend_lstm.files import check_writable, replacing
+from multibackend_lstm.files import WriteError, check_writable, replacing
 from multibackend_lstm.runtimes.execution import drawing_otherwise
 from multibackend_lstm.runtimes.loading import check_file, parse_json
 
@@ -171,6 +171,18 @@ def _restore(folder: Path, run: dict[str, Any], model: keras.Model) -> dict[str,
     return found
 
 
+def _write_weights(model: keras.Model, path: Path) -> None:
+    """Write a file, or raise a `WriteError` and leave none.
+
+    Not by `replacing`, whose names Keras does not take: until the note names it it is nothing.
+    """
+    try:
+        model.save_weights(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def _save(folder: Path, run: dict[str, Any], done: dict[str, Any], model: keras.Model) -> None:
     """Write the weights, then the note that names them, then remove those named before.
 
@@ -179,8 +191,7 @@ def _save(folder: Path, run: dict[str, Any], done: dict[str, Any], model: keras.
     if backends.active().process()[0]:
         return
     weights = f"epoch_{done['epochs']}.weights.h5"
-    # Not by `replacing`, whose names Keras does not take: until the note names it it is nothing.
-    model.save_weights(folder / weights)
+    _write_weights(model, folder / weights)
     with replacing(folder / _RUN) as temporary:
         note = {"run": run, "weights": weights, **done}
         temporary.write_text(json.dumps(note, indent=1) + "\n")

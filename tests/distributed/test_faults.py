@@ -8,7 +8,7 @@ from distributed import engines, kills
 
 from multibackend_lstm.environment import installed_backends
 
-# tensorflow_workers is not here: `fit` does not run there, so that there are no checkpoints of ours.
+# Without tensorflow_workers: `fit` does not run there, so that there are no checkpoints of ours.
 ENGINES = ("torch_ddp", "jax_processes")
 
 
