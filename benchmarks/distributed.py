@@ -177,7 +177,7 @@ def terms(flops: float, size: float, processes: int, busy: float) -> np.ndarray:
 
 
 def fit(points: list[dict[str, Any]], cores: int) -> dict[str, float]:
-    """The constants, none below 0, of the least relative errors of the points that are not left out."""
+    """The constants of the least relative errors at the points that are not left out."""
     rows, sides = [], []
     for point in points:
         if (point["units"], point["batch"], point["processes"]) in HELD_OUT:
@@ -236,7 +236,7 @@ def tables(results: dict[str, Any]) -> tuple[str, str]:
         for batch in BATCHES:
             chosen = [p for p in results["points"] if (p["units"], p["batch"]) == (units, batch)]
             cells = [
-                f"{p['median_ms']:.1f} ({p['predicted_ms']:.1f}{', left out' if p['held_out'] else ''})"
+                f"{p['median_ms']:.1f} ({p['predicted_ms']:.1f}{', left out' * p['held_out']})"
                 for p in chosen
             ]
             rows.append(
@@ -252,9 +252,10 @@ def tables(results: dict[str, Any]) -> tuple[str, str]:
         f"On {results['cores']} cores. In brackets the cost model, whose median error is "
         f"{results['error_of_fitted']:.0%} at the points that it was fitted to and "
         f"{results['error_of_held_out']:.0%} at the {len(HELD_OUT)} left out (at most "
-        f"{results['largest_error_of_held_out']:.0%}). Its constants: {model['step_s'] * 1e3:.2f} ms "
-        f"a step, {model['seconds_per_flop'] * 1e12:.0f} ps an operation, "
-        f"{model['latency_s'] * 1e6:.0f} us of latency, {model['seconds_per_byte'] * 1e9:.2f} ns a byte."
+        f"{results['largest_error_of_held_out']:.0%}). Its constants: "
+        f"{model['step_s'] * 1e3:.2f} ms a step, {model['seconds_per_flop'] * 1e12:.0f} ps an "
+        f"operation, {model['latency_s'] * 1e6:.0f} us of latency, "
+        f"{model['seconds_per_byte'] * 1e9:.2f} ns a byte."
     )
     measured = "\n".join([*common.markdown(header, rows), "", line, ""])
     rows = [

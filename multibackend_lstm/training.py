@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,7 +178,13 @@ def _write_weights(model: keras.Model, path: Path) -> None:
 
     Not by `replacing`, whose names Keras does not take: until the note names it it is nothing.
     """
+    variables = [*model.variables, *model.optimizer.variables]
+    size = sum(4096 + math.prod(v.shape) * 8 for v in variables) + 2**16
     try:
+        # First the room, since on a full disk HDF5 ends the process without a word (h5py 3.16).
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
         model.save_weights(path)
     except OSError as error:
         path.unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
     python tensorflow_workers.py --workers 2      # starts both here
 
-On several machines set TF_CONFIG on each, and start it without `--workers`. The loop is written out,
-since `fit` of Keras 3 fails with this strategy (keras#20585).
+On several machines set TF_CONFIG on each, and start it without `--workers`. The loop is written
+out, since `fit` of Keras 3 fails with this strategy (keras#20585).
 """
 
 import argparse

@@ -6,6 +6,7 @@ runs to the end, with the weights and losses of a run that nothing broke.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from distributed import engines  # noqa: E402
+from distributed import engines
 
 #: Within how many seconds after a kill all processes have ended, on a busy machine too.
 BOUND = {"torch_ddp": 60.0, "tensorflow_workers": 120.0, "jax_processes": 240.0}
@@ -47,10 +48,8 @@ def kill_one(engine: str, out: Path, checkpoint: Path, draw: random.Random) -> d
         time.sleep(0.02)
     time.sleep(draw.uniform(0, 4))
     killed = time.monotonic()
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it may have ended already
         os.kill(int(pid_file.read_text()), signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it had ended already
     ends = engines.finish(processes, BOUND[engine])
     return {
         "victim": victim,

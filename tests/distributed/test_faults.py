@@ -4,8 +4,8 @@ import os
 
 import numpy as np
 import pytest
-from distributed import engines, kills
 
+from distributed import engines, kills
 from multibackend_lstm.environment import installed_backends
 
 # Without tensorflow_workers: `fit` does not run there, so that there are no checkpoints of ours.
