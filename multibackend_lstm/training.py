@@ -114,9 +114,12 @@ def same_run(
         order = fit_order(count, seed, epoch)
         shuffled = keras.tree.map_structure(lambda a, order=order: np.asarray(a)[order], [x, y])
         weights = None if sample_weight is None else np.asarray(sample_weight)[order]
-        *given, weights, size = for_fit(owner, model, *shuffled, weights, batch_size)
+        x_given, y_given, weights, size = for_fit(
+            owner, model, shuffled[0], shuffled[1], weights, batch_size
+        )
         logs = model.fit(
-            *given,
+            x_given,
+            y_given,
             sample_weight=weights,
             batch_size=size,
             shuffle=False,

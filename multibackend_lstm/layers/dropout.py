@@ -59,6 +59,7 @@ class _Random:
 class _Dropout(_Random):
     """Draws by `random.dropout`."""
 
+    name: str
     rate: float
 
     def _mask_shape(self) -> tuple[int | None, ...] | None:

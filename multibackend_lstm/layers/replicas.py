@@ -59,8 +59,10 @@ def first_entry(
         ValueError: if the rows of the mask cannot be told from those of other replicas.
     """
     rows = _ROWS.get()
-    sizes = [*shape] if mask_shape is None else [*mask_shape]
-    sizes = [given if size is None else size for size, given in zip(sizes, shape, strict=True)]
+    sizes: list[Any] = [*shape]
+    if mask_shape is not None:
+        pairs = zip(mask_shape, shape, strict=True)
+        sizes = [given if size is None else size for size, given in pairs]
     has_rows = mask_shape is None or mask_shape[0] is None
     if not has_rows and sizes[0] == 1:
         return 0  # one mask for all rows
