@@ -204,6 +204,13 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def distributed(session: nox.Session) -> None:
+    """Train on several devices by each backend's engine, as on one; kill and go on."""
+    install(session, *group("test"), *group("backends"))
+    pytest(session, "torch", "tests/distributed")
+
+
+@nox.session(default=False)
 @nox.parametrize("device", [nox.param(kind, id=kind) for kind in ("cpu", "gpu")])
 def agreement(session: nox.Session, device: str) -> None:
     """Compare the backends on a device: `nox -s "agreement(gpu)"` fails where there is no GPU."""

@@ -3,6 +3,8 @@
 import collections
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +12,10 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from multibackend_lstm import backends
 from multibackend_lstm.agreement.same_start import fit_order, initialize
-from multibackend_lstm.files import check_writable, replacing
+from multibackend_lstm.distribution import for_fit
+from multibackend_lstm.files import WriteError, check_writable, replacing
 from multibackend_lstm.layers.dropout import drawing_otherwise
 from multibackend_lstm.runtimes.loading import check_file, parse_json, read_arrays
 
@@ -40,7 +44,9 @@ def same_run(
 
     Initial weights, dropout and noise, the order of the cases in each epoch and so the smaller
     last batch are the same on TensorFlow, torch and JAX. What is left are the backends' roundings,
-    which training multiplies.
+    which training multiplies. Where several devices or processes share the batches, by
+    `keras.distribution`, in the scope of a TensorFlow strategy, or under torchrun (see
+    `distribution.data_parallel`), it computes what one does; the first process writes.
 
     Example:
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -61,7 +67,7 @@ def same_run(
             written whole. If it holds those of this run, they are where the training goes on,
             on whichever backend wrote them. A training that was stopped early stays so.
         save_freq: when the checkpoint is written: after each epoch, and with an integer also
-            after so many steps within one.
+            after so many steps within one, on one device.
         callbacks: of `fit`. What those of Keras remember is in the checkpoint (the patience of
             `EarlyStopping`, its best weights); what others keep to themselves starts anew.
         **fit_arguments: `validation_data`, `class_weight`, `verbose` and others of `fit`.
@@ -98,6 +104,11 @@ def same_run(
             f"{owner}: `save_freq` must be 'epoch' or a number of steps, at least 1. "
             f"Received {save_freq!r}."
         )
+    if save_freq != "epoch" and backends.active().replicas() > 1:
+        raise ValueError(
+            f"{owner}: `save_freq` must be 'epoch' where several devices share a batch. Received "
+            f"{save_freq}."
+        )
     data = [x, y, sample_weight]
     count = _count(owner, data)
     run = {
@@ -118,11 +129,11 @@ def same_run(
         rest = fit_order(count, seed, training.epochs)[training.steps * batch_size :]
         if training.steps:  # metrics have no variables to restore before a first call
             model.test_on_batch(*_cases(data, rest[:1]))
-        cases = _cases(data, rest)
+        *cases, size = for_fit(owner, model, *_cases(data, rest), batch_size)
         logs = model.fit(
             *cases[:2],
             sample_weight=cases[2],
-            batch_size=batch_size,
+            batch_size=size,
             shuffle=False,
             initial_epoch=training.epochs,
             epochs=training.epochs + 1,
@@ -276,16 +287,18 @@ class _Training:
         self.save()
 
     def save(self) -> None:
-        """Write weights and numbers, then the note that names them, then remove those before."""
-        if self.folder is None:
+        """Write weights and numbers, then the note that names them, then remove those before.
+
+        Of several processes the first alone does.
+        """
+        if self.folder is None or backends.active().process()[0]:
             return
         stem = f"epoch_{self.epochs}" + (f"_step_{self.steps}" if self.steps else "")
         weights, numbers = f"{stem}.weights.h5", f"{stem}.npz"
-        # Not by `replacing`, whose names Keras does not take: until the note names them, they are
-        # nothing.
-        self.model.save_weights(self.folder / weights)
+        _write_weights(self.model, self.folder / weights)
         arrays = {f"metrics/{i}": value for i, value in enumerate(self.metrics)}
-        np.savez(self.folder / numbers, **arrays, **self.callbacks.memory())
+        with replacing(self.folder / numbers) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays, **self.callbacks.memory())
         note = {
             "run": self.run,
             "weights": weights,
@@ -302,7 +315,8 @@ class _Training:
         """Take what the folder holds of this run, if it holds any."""
         if self.folder is None:
             return
-        check_writable(self.folder)
+        if not backends.active().process()[0]:
+            check_writable(self.folder)
         note = self.folder / _RUN
         if not note.exists():
             return
@@ -313,6 +327,11 @@ class _Training:
             raise ValueError(
                 f"same_run: `checkpoint` {self.folder} is of another run, with another "
                 f"{', '.join(differing)}. Give a new folder, or what that run was started with."
+            )
+        if found["steps"] and backends.active().replicas() > 1:
+            raise ValueError(
+                f"same_run: `checkpoint` {self.folder} was written within an epoch, which goes on "
+                "on one device. Let that end the epoch first."
             )
         self.model.load_weights(self.folder / found["weights"])
         for name in ("epochs", "steps", "stopped", "history"):
@@ -351,3 +370,21 @@ def _digest(data: Any) -> str:
             digest.update(f"{a.dtype}{a.shape}".encode())
             digest.update(a.data)
     return digest.hexdigest()
+
+
+def _write_weights(model: keras.Model, path: Path) -> None:
+    """Write a file, or raise a `WriteError` and leave none.
+
+    Not by `replacing`, whose names Keras does not take: until the note names it it is nothing.
+    """
+    variables = [*model.variables, *model.optimizer.variables]
+    size = sum(4096 + math.prod(v.shape) * 8 for v in variables) + 2**16
+    try:
+        # First the room, since on a full disk HDF5 ends the process without a word (h5py 3.16).
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+        model.save_weights(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error

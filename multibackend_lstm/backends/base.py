@@ -123,6 +123,26 @@ class Backend:
         """The values of a tensor, or None where they are not known yet (inside a trace)."""
         return ops.convert_to_numpy(x)
 
+    def replicas(self) -> int:
+        """Into how many parts the engine that is active here divides a batch."""
+        distribution = keras.distribution.distribution()
+        if distribution is None:
+            return 1
+        mesh = distribution.device_mesh
+        return int(mesh.shape[list(mesh.axis_names).index(distribution.batch_dim_name)])
+
+    def process(self) -> tuple[int, int]:
+        """Which of the processes that train one model this is, from 0, and how many there are."""
+        return 0, 1
+
+    def rows_before(self, count: Any) -> Any:
+        """How many rows of the global batch those replicas have that come before this one.
+
+        Args:
+            count: the rows of this one.
+        """
+        return 0
+
     def scan(
         self, step: Step, states: list[Any], xs: list[Any], reverse: bool = False
     ) -> tuple[list[Any], list[Any]]:

@@ -181,6 +181,10 @@ class JAXBackend(Backend):
         """See `Backend`."""
         return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
+    def process(self) -> tuple[int, int]:
+        """See `Backend`."""
+        return jax.process_index(), jax.process_count()
+
     def scan(self, step: Any, states: Any, xs: Any, reverse: bool = False) -> Any:
         """See `Backend`."""
         return lax.scan(step, states, xs, reverse=reverse)

@@ -180,6 +180,30 @@ class TensorFlowBackend(Backend):
         """See `Backend`."""
         return None if tf.is_symbolic_tensor(x) else np.asarray(x)
 
+    def replicas(self) -> int:
+        """See `Backend`."""
+        return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+    def process(self) -> tuple[int, int]:
+        """See `Backend`: of the cluster that `TF_CONFIG` describes, without evaluators."""
+        resolver = tf.distribute.get_strategy().cluster_resolver
+        if resolver is None or not resolver.cluster_spec():
+            return 0, 1
+        workers = [
+            (kind, index)
+            for kind in ("chief", "worker")
+            for index in range(len(resolver.cluster_spec().as_dict().get(kind, [])))
+        ]
+        return workers.index((resolver.task_type, resolver.task_id)), len(workers)
+
+    def rows_before(self, count: Any) -> Any:
+        """See `Backend`: TensorFlow has each replica compute on its rows as if they were all."""
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return 0
+        counts = context.all_gather(tf.reshape(count, (1,)), axis=0)
+        return tf.reduce_sum(counts[: context.replica_id_in_sync_group])
+
     def scan(
         self, step: Step, states: list[Any], xs: list[Any], reverse: bool = False
     ) -> tuple[list[Any], list[Any]]:

@@ -182,6 +182,23 @@ class TorchBackend(Backend):
         values: np.ndarray = x.detach().cpu().numpy()
         return values
 
+    def replicas(self) -> int:
+        """See `Backend`: a process each."""
+        return self.process()[1]
+
+    def process(self) -> tuple[int, int]:
+        """See `Backend`."""
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return 0, 1
+        return distributed.get_rank(), distributed.get_world_size()
+
+    def rows_before(self, count: Any) -> Any:
+        """See `Backend`: those of Keras 3.16's `DataParallel`, whose processes have equal ones."""
+        if isinstance(keras.distribution.distribution(), keras.distribution.DataParallel):
+            return self.process()[0] * count
+        return 0
+
     def kernel_refusal(self, kernel: str) -> str | None:
         """See `Backend`."""
         return None

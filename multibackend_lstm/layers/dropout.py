@@ -10,6 +10,7 @@ from keras import KerasTensor, ops
 from multibackend_lstm import random
 from multibackend_lstm.layers.dtypes import to_compute_dtype
 from multibackend_lstm.layers.folding import drawing_axes
+from multibackend_lstm.layers.replicas import first_entry
 from multibackend_lstm.random.seeds import SavedState
 
 # Each takes the arguments of the Keras layer of its name and has its configuration, so that a
@@ -66,6 +67,7 @@ class _Random:
 class _Dropout(_Random):
     """Draws by `random.dropout`."""
 
+    name: str
     rate: float
 
     def _mask_shape(self) -> tuple[int | None, ...] | None:
@@ -77,7 +79,7 @@ class _Dropout(_Random):
         inputs = to_compute_dtype(self, inputs)
         if not training or self.rate == 0:
             return inputs
-        return _dropped(inputs, self.rate, self._mask_shape(), self.seed_generator)
+        return _dropped(inputs, self.rate, self._mask_shape(), self)
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
@@ -171,7 +173,7 @@ class GaussianNoise(_Random, keras.layers.GaussianNoise):
         inputs = to_compute_dtype(self, inputs)
         if not training or self.stddev == 0:
             return inputs
-        return inputs + _normal_like(inputs, 0.0, self.stddev, self.seed_generator)
+        return inputs + _normal_like(inputs, 0.0, self.stddev, self)
 
 
 @keras.saving.register_keras_serializable(package="multibackend_lstm")
@@ -211,27 +213,31 @@ class GaussianDropout(_Random, keras.layers.GaussianDropout):
         if not training or self.rate == 0:
             return inputs
         stddev = math.sqrt(self.rate / (1 - self.rate))
-        return inputs * _normal_like(inputs, 1.0, stddev, self.seed_generator)
+        return inputs * _normal_like(inputs, 1.0, stddev, self)
 
 
-def _dropped(x: KerasTensor, rate: float, mask_shape: Any, seed: Any) -> Any:
+def _dropped(x: KerasTensor, rate: float, mask_shape: Any, layer: Any) -> Any:
     """`random.dropout`, with one mask for all time steps where a wrapper asks for that."""
     apart, drawing = drawing_axes(x)
-    if apart is x:
-        return random.dropout(x, rate, noise_shape=mask_shape, seed=seed)
-    first, *others = mask_shape or [None] * len(x.shape)
-    if first == 1:
-        drawing = (1,) * len(drawing)
-    dropped = random.dropout(apart, rate, noise_shape=(*drawing, *others), seed=seed)
-    return ops.reshape(dropped, ops.shape(x))
+    if apart is not x:
+        first, *others = mask_shape or [None] * len(x.shape)
+        if first == 1:
+            drawing = (1,) * len(drawing)
+        mask_shape = (*drawing, *others)
+    start = first_entry(layer.name, ops.shape(apart), mask_shape)
+    dropped = random.dropout(apart, rate, mask_shape, seed=layer.seed_generator, start=start)
+    return dropped if apart is x else ops.reshape(dropped, ops.shape(x))
 
 
-def _normal_like(x: KerasTensor, mean: float, stddev: float, seed: Any) -> Any:
+def _normal_like(x: KerasTensor, mean: float, stddev: float, layer: Any) -> Any:
     """`random.normal` of the shape of `x`, the same for all steps where a wrapper asks for that."""
     apart, drawing = drawing_axes(x)
     sizes = ops.shape(apart)
-    drawn = [size if once is None else 1 for once, size in zip(drawing, sizes, strict=False)]
-    values = random.normal((*drawn, *sizes[len(drawn) :]), mean, stddev, x.dtype, seed=seed)
+    drawn = [*drawing, *[None] * (len(sizes) - len(drawing))]
+    start = first_entry(layer.name, sizes, drawn)
+    drawn = [size if once is None else 1 for once, size in zip(drawn, sizes, strict=True)]
+    seed = layer.seed_generator
+    values = random.normal(drawn, mean, stddev, x.dtype, seed=seed, start=start)
     return values if apart is x else ops.reshape(ops.broadcast_to(values, sizes), ops.shape(x))
 
 
@@ -252,8 +258,8 @@ def draw_alike(cell: Any) -> None:
                 return None
             if name not in kept:
                 count = getattr(cell, "dropout_mask_count", None)
-                ones, seed = ops.ones_like(step), cell.seed_generator
-                masks = [_dropped(ones, rate, None, seed) for _ in range(count or 1)]
+                ones = ops.ones_like(step)
+                masks = [_dropped(ones, rate, None, cell) for _ in range(count or 1)]
                 kept[name] = masks[0] if count is None else masks
             return kept[name]
 

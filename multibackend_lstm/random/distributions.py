@@ -16,7 +16,13 @@ _DIGITS = {"float64": 24, "float32": 24, "float16": 11, "bfloat16": 8}
 
 
 def uniform(
-    shape: Any, minval: float = 0.0, maxval: float = 1.0, dtype: Any = None, *, seed: Seed
+    shape: Any,
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    dtype: Any = None,
+    *,
+    seed: Seed,
+    start: Any = 0,
 ) -> Any:
     """Uniform random numbers, bit-identical on every backend, jitted or not.
 
@@ -33,13 +39,14 @@ def uniform(
             multiples of 2**-24 in float32 and float64, of 2**-11 in float16, 2**-8 in bfloat16.
             Computed in float32.
         seed: see `bits`.
+        start: see `bits`.
 
     Raises:
         ValueError: for an integer dtype, or a seed that is none.
     """
     dtype = _floating(dtype)
     digits = _DIGITS[dtype]
-    x = ops.cast(_top_bits(shape, digits, seed), "float32") * 2.0**-digits
+    x = ops.cast(_top_bits(shape, digits, seed, start), "float32") * 2.0**-digits
     if (minval, maxval) != (0.0, 1.0):
         width = maxval - minval
         # A compiler may join a product and a sum to one operation with one rounding, which XLA
@@ -49,7 +56,13 @@ def uniform(
 
 
 def normal(
-    shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, *, seed: Seed
+    shape: Any,
+    mean: float = 0.0,
+    stddev: float = 1.0,
+    dtype: Any = None,
+    *,
+    seed: Seed,
+    start: Any = 0,
 ) -> Any:
     """Normal random numbers, on every backend the same to a few units of float32's last place.
 
@@ -69,11 +82,12 @@ def normal(
         stddev: its standard deviation.
         dtype: a floating dtype; `keras.config.floatx()` by default. Computed in float32.
         seed: see `bits`.
+        start: see `bits`.
 
     Raises:
         ValueError: for an integer dtype, or a seed that is none.
     """
-    return _scaled(_erfinv(_symmetric(shape, seed)), mean, stddev, dtype)
+    return _scaled(_erfinv(_symmetric(shape, seed, start)), mean, stddev, dtype)
 
 
 def truncated_normal(
@@ -89,7 +103,7 @@ def truncated_normal(
     return _scaled(ops.clip(x, -math.sqrt(2.0), math.sqrt(2.0)), mean, stddev, dtype)
 
 
-def bernoulli(shape: Any, p: Any = 0.5, *, seed: Seed) -> Any:
+def bernoulli(shape: Any, p: Any = 0.5, *, seed: Seed, start: Any = 0) -> Any:
     """Booleans that are True with probability `p`, the same on every backend.
 
     Example:
@@ -100,8 +114,9 @@ def bernoulli(shape: Any, p: Any = 0.5, *, seed: Seed) -> Any:
         shape: sizes of the axes.
         p: a number, or a tensor that broadcasts to the shape.
         seed: see `bits`.
+        start: see `bits`.
     """
-    return ops.less(uniform(shape, dtype="float32", seed=seed), p)
+    return ops.less(uniform(shape, dtype="float32", seed=seed, start=start), p)
 
 
 def randint(shape: Any, minval: int, maxval: int, *, seed: Seed) -> Any:
@@ -192,7 +207,9 @@ def choice(a: Any, shape: Any = (), replace: bool = True, p: Any = None, *, seed
     return ops.take(values, index, axis=0)
 
 
-def dropout(inputs: Any, rate: float, noise_shape: Any = None, *, seed: Seed) -> Any:
+def dropout(
+    inputs: Any, rate: float, noise_shape: Any = None, *, seed: Seed, start: Any = 0
+) -> Any:
     """Zeros with probability `rate`, other entries times `1 / (1 - rate)`.
 
     Example:
@@ -205,6 +222,7 @@ def dropout(inputs: Any, rate: float, noise_shape: Any = None, *, seed: Seed) ->
         noise_shape: of the mask, which broadcasts to the inputs; None, whole or for an axis, for
             that of the inputs.
         seed: see `bits`.
+        start: see `bits`; of the mask.
     """
     if rate == 0:
         return inputs
@@ -215,7 +233,7 @@ def dropout(inputs: Any, rate: float, noise_shape: Any = None, *, seed: Seed) ->
         shape = tuple(
             given if size is None else size for size, given in zip(noise_shape, shape, strict=True)
         )
-    kept = bernoulli(shape, 1.0 - rate, seed=seed)
+    kept = bernoulli(shape, 1.0 - rate, seed=seed, start=start)
     # Times the reciprocal, which is what XLA would make of a division.
     scaled = inputs * ops.cast(1.0 / (1.0 - rate), inputs.dtype)
     return ops.where(kept, scaled, ops.zeros_like(inputs))
@@ -228,14 +246,15 @@ def _floating(dtype: Any) -> str:
     return str(dtype)
 
 
-def _top_bits(shape: Any, count: int, seed: Seed) -> Any:
+def _top_bits(shape: Any, count: int, seed: Seed, start: Any = 0) -> Any:
     """Random integers of `count` bits, 31 at most, int32."""
-    return ops.bitwise_and(ops.right_shift(bits(shape, seed), 32 - count), 2**count - 1)
+    words = bits(shape, seed, start=start)
+    return ops.bitwise_and(ops.right_shift(words, 32 - count), 2**count - 1)
 
 
-def _symmetric(shape: Any, seed: Seed) -> Any:
+def _symmetric(shape: Any, seed: Seed, start: Any = 0) -> Any:
     """float32 in (-1, 1): the odd multiples of 2**-24, without 0 and the ends."""
-    odd = 2 * _top_bits(shape, 24, seed) + (1 - 2**24)
+    odd = 2 * _top_bits(shape, 24, seed, start) + (1 - 2**24)
     return ops.cast(odd, "float32") * 2.0**-24
 
 

@@ -57,7 +57,7 @@ def _rounds(key0: Any, key1: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
     return x0, x1
 
 
-def bits(shape: Any, seed: Seed) -> Any:
+def bits(shape: Any, seed: Seed, *, start: Any = 0) -> Any:
     """Random 32-bit words, the same on every backend.
 
     Word `i` of the flattened result is a function of the seed, its counter and `i` alone: with
@@ -72,6 +72,8 @@ def bits(shape: Any, seed: Seed) -> Any:
         shape: sizes of the axes; on TensorFlow and JAX they may be unknown while tracing.
         seed: an integer from 0 to 2**32 - 1; a pair `(seed, counter)` of such integers, or as
             an integer tensor `(2,)`; or a `keras.random.SeedGenerator`, whose counter it advances.
+        start: the first word: those of a part, such as some rows of a batch that several devices
+            share, without those before it.
 
     Returns:
         int32, of that shape: the bits of unsigned words.
@@ -83,10 +85,15 @@ def bits(shape: Any, seed: Seed) -> Any:
     size = 1
     for axis in shape:
         size *= axis
-    block = ops.arange((size + 2 * _ROW - 1) // (2 * _ROW) * _ROW, dtype="int32")
+    before = start // (2 * _ROW)
+    skipped = start - before * (2 * _ROW)
+    count = (skipped + size + 2 * _ROW - 1) // (2 * _ROW)
+    block = ops.arange(count * _ROW, dtype="int32")
+    if not isinstance(start, int) or before:
+        block = block + before * _ROW
     words = threefry2x32(key, (ops.zeros_like(block), block))
     rows = ops.stack([ops.reshape(word, (-1, _ROW)) for word in words], axis=1)
-    return ops.reshape(ops.reshape(rows, (-1,))[:size], shape)
+    return ops.reshape(ops.reshape(rows, (-1,))[skipped : skipped + size], shape)
 
 
 def _key(seed: Seed) -> tuple[Any, Any]:

@@ -14,7 +14,15 @@ TOP = import_module(PACKAGE)
 NAMES = [f"{PACKAGE}.{name}" for name in (*TOP.__all__, "LSTMClassifier", "LSTMRegressor")]
 NAMES += [
     f"{PACKAGE}.{module}.{name}"
-    for module in ("agreement", "data", "porting", "random", "streaming", "training")
+    for module in (
+        "agreement",
+        "data",
+        "porting",
+        "random",
+        "streaming",
+        "training",
+        "distribution",
+    )
     for name in import_module(f"{PACKAGE}.{module}").__all__
     if name not in TOP.__all__
 ]

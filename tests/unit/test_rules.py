@@ -67,6 +67,7 @@ FLOORS = [
     {"backends"},
     {"random"},
     {"layers"},
+    {"distribution"},
     {"runtimes"},
     {"agreement"},
     {"training"},

@@ -1,6 +1,8 @@
 """same_run: one seed for a whole training, and a training that goes on where it was killed."""
 
 import json
+import signal
+import sys
 
 import keras
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import multibackend_lstm as ml
 from multibackend_lstm.agreement import fit_order, initialize
+from multibackend_lstm.files import WriteError
 from multibackend_lstm.training import same_run
 from unit.tools import assert_equal, needs_gradients, normal
 
@@ -120,6 +123,25 @@ def test_a_kill_while_weights_are_written(tmp_path, monkeypatch):
         train(checkpoint=tmp_path)
     monkeypatch.undo()
     assert train(checkpoint=tmp_path)[1] == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process as Linux does")
+def test_a_full_disk_is_one_error_and_leaves_the_checkpoint(tmp_path):
+    import resource
+
+    train(epochs=1, checkpoint=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
+    try:
+        with pytest.raises(WriteError, match=r"cannot write .*epoch_2.weights.h5: File too large"):
+            train(epochs=2, checkpoint=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert train(checkpoint=tmp_path)[1] == train()[1]
 
 
 def test_more_epochs_go_on_and_a_whole_run_is_not_repeated(tmp_path):
