@@ -158,6 +158,12 @@ def digits_of(comparisons: Sequence[Any]) -> dict[str, dict[str, float]]:
     return layers
 
 
+def name_of(case: Any) -> str:
+    """A case of speed in words."""
+    (length, _, units, batch, dtype), mask, mode = case
+    return f"{mode} of {length} steps, {units} units, batch {batch}, {dtype}, mask {mask}"
+
+
 def speed(budget: Budget, device: str, backend: str) -> None:
     """Time one backend: ours and its rivals in turn, in one process."""
     os.environ["KERAS_BACKEND"] = backend
@@ -167,7 +173,7 @@ def speed(budget: Budget, device: str, backend: str) -> None:
 
     runtime = backend_runtime.active()
     budget.found |= {"device": runtime.use_device(device), "precision": runtime.precision()}
-    for case in budget.within(SPEED_CASES):
+    for case in budget.within(SPEED_CASES, name_of):
         layer, steps = lstm.contestants(*case)
         measured = lstm.measure(steps, seconds=min(2.0, budget.seconds / 40), turns=50)
         (length, features, units, batch, dtype), mask, mode = case
@@ -260,8 +266,10 @@ def run_part(
             "found": json.loads(path.read_text()) if path.exists() else None,
         }
         if report["status"] != "done":
-            lines = errors.read_text(errors="replace").strip().splitlines()
-            report["error"] = "\n".join(lines[-20:]) or report["status"]
+            text = errors.read_text(errors="replace").replace(str(TESTS.parent), ".")
+            lines = text.replace(sys.prefix, "python").strip().splitlines()
+            ending = [f"ended after {report['seconds']} s"] if ended else []
+            report["error"] = "\n".join([*lines[-20:], *ending]) or "no message"
         return report
 
 
@@ -311,7 +319,7 @@ def page(document: dict[str, Any]) -> str:
                 report["status"],
                 f"{report['seconds']:.0f}",
                 str(len(found.get("cases", []))),
-                ", ".join(found.get("left_out", [])) or "none",
+                "; ".join(found.get("left_out", [])) or "none",
             ]
         )
     lines += common.markdown(["part", "status", "seconds", "cases", "left out"], rows)

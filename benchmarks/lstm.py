@@ -103,7 +103,7 @@ def torch_contestants(
             loss = call().float().square().mean()
             loss.backward()
             optimizer.step()
-            return float(loss)
+            return float(loss.detach())
 
         def infer() -> Any:
             with torch.no_grad():
