@@ -213,17 +213,34 @@ def distributed(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("device", [nox.param(kind, id=kind) for kind in ("cpu", "gpu")])
 def agreement(session: nox.Session, device: str) -> None:
-    """Compare the backends on a device: `nox -s "agreement(gpu)"` fails where there is no GPU."""
+    """Compare the backends on a device: `nox -s "agreement(gpu)"` fails where there is no GPU.
+
+    On a GPU that is `benchmarks/gpu.py`: agreement, speed and scaling within 8 minutes, as JSON and
+    a page.
+    """
     if device == "cpu":
         install(session, *group("test"), *group("backends"))
         pytest(session, "jax", *ACROSS_BACKENDS_TESTS)
         return
+    # TensorFlow's CPU wheel computes the truth in float64; its GPU build wants CUDA libraries of
+    # other versions than torch's, so an environment of its own.
     backends = [requirement.replace("jax", "jax[cuda12]") for requirement in group("backends")]
-    install(session, *group("test"), *backends)
-    # Several processes share the GPU's memory, of which JAX and TensorFlow would each take most.
-    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    python(session, ROOT / "benchmarks" / "gpu_go_backwards.py", env=shared)
-    pytest(session, "jax", *ACROSS_BACKENDS_TESTS, **shared)
+    install(session, *group("test"), *group("benchmarks"), *backends)
+    chosen = () if "--backends" in session.posargs else ("--backends", "torch", "jax")
+    script = ROOT / "benchmarks" / "gpu.py"
+    python(session, script, "--device", "gpu", *chosen, *session.posargs)
+
+
+@nox.session(default=False)
+def gpu_dry_run(session: nox.Session) -> None:
+    """Lower and trace every layer for a GPU, on a machine that has none.
+
+    An environment of its own: torch's build for CUDA, which differentiates such tensors too, is
+    large.
+    """
+    install(session, *group("test"), *group("backends"))
+    for backend in BACKENDS:
+        pytest(session, backend, "tests/unit/gpu_dry_run", JAX_PLATFORMS="cpu")
 
 
 @nox.session

@@ -91,8 +91,9 @@ def torch_contestants(
     """A step for each layer and for `torch.nn.LSTM`."""
     import torch
 
-    inputs = torch.from_numpy(x)
-    mask_tensor = None if mask is None else torch.from_numpy(mask)
+    device = next(iter(layers.values())).trainable_variables[0].value.device
+    inputs = torch.from_numpy(x).to(device)
+    mask_tensor = None if mask is None else torch.from_numpy(mask).to(device)
 
     def step_of(call: Callable[[], Any], parameters: list[Any]) -> Callable[[], Any]:
         optimizer = torch.optim.SGD(parameters, LEARNING_RATE)
@@ -102,11 +103,14 @@ def torch_contestants(
             loss = call().float().square().mean()
             loss.backward()
             optimizer.step()
-            return float(loss)
+            return float(loss.detach())
 
         def infer() -> Any:
             with torch.no_grad():
-                return call()
+                result = call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return result
 
         return train_step if train else infer
 
@@ -116,7 +120,7 @@ def torch_contestants(
         steps[name] = step_of(call, [v.value for v in layer.trainable_variables])
     units = next(iter(layers.values())).units
     dtype = getattr(torch, str(next(iter(layers.values())).compute_dtype))
-    native = torch.nn.LSTM(x.shape[2], units, batch_first=True, dtype=dtype)
+    native = torch.nn.LSTM(x.shape[2], units, batch_first=True, dtype=dtype, device=device)
     typed_inputs = inputs.to(dtype)
     steps["torch.nn.LSTM"] = step_of(
         lambda: native(typed_inputs)[1][0][0], list(native.parameters())
@@ -181,6 +185,26 @@ def jax_contestants(
         zeros = jnp.zeros((x.shape[0], recurrent_kernel.shape[0]), dtype)
         return jax.lax.scan(step, (zeros, zeros), xs)[0][0]
 
+    def cudnn(parameters: Any, x: Any, mask: Any) -> Any:
+        from jax.experimental import rnn
+
+        kernel, recurrent_kernel, bias = parameters
+        (batch, time, features), units = x.shape, recurrent_kernel.shape[0]
+        parts = (kernel.T, recurrent_kernel.T, bias, jnp.zeros_like(bias))
+        zeros = jnp.zeros((1, batch, units), x.dtype)
+        return rnn.lstm(
+            x,
+            zeros,
+            zeros,
+            jnp.concatenate([part.ravel() for part in parts]),
+            jnp.full(batch, time, "int32"),
+            input_size=features,
+            hidden_size=units,
+            num_layers=1,
+            dropout=0.0,
+            bidirectional=False,
+        )[1][0]
+
     first = next(iter(layers.values()))
     dtype = first.compute_dtype
     steps = {
@@ -190,6 +214,10 @@ def jax_contestants(
     steps["lax.scan"] = step_of(
         hand_written, [v.value.astype(dtype) for v in first.trainable_variables]
     )
+    if jax.default_backend() == "gpu" and mask is None and dtype == "float32":
+        steps["cuDNN by jax.experimental.rnn"] = step_of(
+            cudnn, [v.value for v in first.trainable_variables]
+        )
     return steps
 
 
@@ -221,7 +249,8 @@ def tensorflow_contestants(
         return lambda: (train_step if train else infer)().numpy()
 
     steps = {name: step_of(layer, jit=False) for name, layer in layers.items()}
-    steps |= {f"{name}, XLA": step_of(layer, jit=True) for name, layer in layers.items()}
+    if not tf.config.list_logical_devices("GPU"):  # cuDNN cannot be in a program of XLA's
+        steps |= {f"{name}, XLA": step_of(layer, jit=True) for name, layer in layers.items()}
     return steps
 
 

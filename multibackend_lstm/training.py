@@ -129,7 +129,8 @@ def same_run(
         rest = fit_order(count, seed, training.epochs)[training.steps * batch_size :]
         if training.steps:  # metrics have no variables to restore before a first call
             model.test_on_batch(*_cases(data, rest[:1]))
-        *cases, size = for_fit(owner, model, *_cases(data, rest), batch_size)
+        cases = _cases(data, rest)
+        *cases, size = for_fit(owner, model, cases[0], cases[1], cases[2], batch_size)
         logs = model.fit(
             *cases[:2],
             sample_weight=cases[2],

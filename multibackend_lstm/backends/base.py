@@ -120,7 +120,7 @@ class Backend:
         return ops.convert_to_tensor(np.argsort(ops.convert_to_numpy(x), kind="stable"), "int32")
 
     def concrete(self, x: Any) -> np.ndarray | None:
-        """The values of a tensor, or None where they are not known yet (inside a trace)."""
+        """The values of a tensor; None where they are not known yet (inside a trace, on a GPU)."""
         return ops.convert_to_numpy(x)
 
     def replicas(self) -> int:

@@ -10,12 +10,13 @@ import keras
 import numpy as np
 from jax import lax
 from jax.experimental import rnn
+from jax.interpreters import mlir
 from keras import KerasTensor, ops
 
 from multibackend_lstm.backends import recurrence
 from multibackend_lstm.backends.base import Backend, KernelCall, Weights
 
-CUDNN = "cuDNN"
+CUDNN = "cuDNN"  # in programs for CUDA; in those for anything else `lax.scan`
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -60,8 +61,35 @@ _jitted_lstm = jax.jit(_lstm, static_argnums=0)
 _jitted_gru = jax.jit(_gru, static_argnums=0)
 
 
-def _on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
+@functools.cache
+def _sees_cuda() -> bool:
+    """Whether JAX sees a GPU, of whose cuDNN it asks sizes already where it traces a program."""
+    try:
+        found = bool(jax.devices("cuda"))
+    except RuntimeError:
+        return False
+    if found:
+        _allow_other_platforms()
+    return found
+
+
+def _allow_other_platforms() -> None:
+    """Let a program for several platforms hold cuDNN in what it does on CUDA.
+
+    JAX wants each operation of such a program for each platform, needed or not (JAX 0.10). What
+    is given here for the others has no implementation there, so that nothing can run it unnoticed.
+    """
+    for primitive, target in (
+        (rnn.rnn_fwd_p, "cudnn_rnn_ffi"),
+        (rnn.rnn_bwd_p, "cudnn_rnn_bwd_ffi"),
+    ):
+        mlir.register_lowering(primitive, functools.partial(_missing, target))
+
+
+def _missing(target: str, context: Any, *operands: Any, **_: Any) -> Any:
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in context.avals_out]
+    call = jax.ffi.ffi_call(target, shapes)
+    return mlir.lower_fun(call, multiple_results=True)(context, *operands)
 
 
 def _time_first(x: Any) -> Any:
@@ -73,13 +101,20 @@ def _mask_steps(valid: Any) -> Any:
     return None if valid is None else valid.T[..., None]
 
 
+def _scanned_lstm(
+    backend: Backend, inputs: Any, states: list[Any], valid: Any, weights: Weights
+) -> tuple[Any, Any, list[Any]]:
+    """As the backend's `lstm`, by `lax.scan` with its own backward pass."""
+    hs, h, c = _jitted_lstm(backend, _time_first(inputs), *states, *weights, _mask_steps(valid))
+    return _time_first(hs), h, [h, c]
+
+
 def _cudnn_lstm(
     inputs: Any, states: list[Any], valid: Any, weights: Weights
 ) -> tuple[Any, Any, list[Any]]:
     """As the backend's `lstm`, by cuDNN."""
     kernel, recurrent_kernel, bias = weights
     (batch, time, features), units = inputs.shape, recurrent_kernel.shape[0]
-    bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
     parts = (kernel.T, recurrent_kernel.T, bias, jnp.zeros_like(bias))
     lengths = jnp.full(batch, time) if valid is None else jnp.sum(valid, axis=1)
     # cuDNN refuses a sample without a step: that one takes a step, and its states are put back.
@@ -93,6 +128,7 @@ def _cudnn_lstm(
         num_layers=1,
         dropout=0.0,
         bidirectional=False,
+        precision=_cudnn_precision(),
     )
     has_step = lengths[:, None] > 0
     h, c = (
@@ -100,6 +136,26 @@ def _cudnn_lstm(
         for new, old in zip(results, states, strict=True)
     )
     return sequence, h, [h, c]
+
+
+def _cudnn_precision() -> lax.Precision:
+    """TF32 unless float32 products are asked to be exact; JAX refuses other settings for cuDNN."""
+    exact = jax.config.jax_default_matmul_precision in ("highest", "float32")
+    return lax.Precision.HIGHEST if exact else lax.Precision.HIGH
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _lstm_by_platform(backend: Backend, *arguments: Any) -> tuple[Any, Any, list[Any]]:
+    """`_cudnn_lstm` in a program for CUDA, `_scanned_lstm` in one for anything else.
+
+    A program is lowered for the devices that hold its data, or exported for one or several
+    platforms: none of that needs to be JAX's default.
+    """
+    scanned = functools.partial(_scanned_lstm, backend)
+    result: tuple[Any, Any, list[Any]] = lax.platform_dependent(
+        *arguments, cuda=_cudnn_lstm, default=scanned
+    )
+    return result
 
 
 _jitted = functools.cache(jax.jit)
@@ -199,9 +255,11 @@ class JAXBackend(Backend):
 
     def kernel_path(self, kernel: str, shape: Sequence[int | None], dtype: str, cudnn: bool) -> str:
         """See `Backend`; JAX has cuDNN's LSTM, in float32, and no GRU of it."""
-        if kernel == "lstm" and _on_gpu() and cudnn and dtype == "float32" and shape[0]:
-            return CUDNN
-        return "lax.scan"
+        if kernel != "lstm" or not cudnn or dtype != "float32" or not _sees_cuda():
+            return "lax.scan"
+        # An export may leave sizes open, and cuDNN is asked about known ones.
+        known = all(isinstance(size, int) for size in shape if size is not None)
+        return CUDNN if known and shape[0] else "lax.scan"
 
     def valid_steps_first(self, path: str) -> bool:
         """See `Backend`: cuDNN does."""
@@ -209,20 +267,14 @@ class JAXBackend(Backend):
 
     def lstm(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: cuDNN on a GPU, else `lax.scan` with its own backward pass."""
-        if call.path == CUDNN:
-            return _cudnn_lstm(call.inputs, call.states, call.valid, call.weights)
         kernel, recurrent_kernel, bias = call.weights
         bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
-        hs, h, c = _jitted_lstm(
-            self,
-            _time_first(call.inputs),
-            *call.states,
-            kernel,
-            recurrent_kernel,
-            bias,
-            _mask_steps(call.valid),
+        weights = Weights(kernel, recurrent_kernel, bias)
+        run: Callable[..., Any] = _lstm_by_platform if call.path == CUDNN else _scanned_lstm
+        result: tuple[Any, Any, list[Any]] = run(
+            self, call.inputs, call.states, call.valid, weights
         )
-        return _time_first(hs), h, [h, c]
+        return result
 
     def gru(self, call: KernelCall) -> tuple[Any, Any, list[Any]]:
         """See `Backend`: `lax.scan` with a backward pass of its own."""

@@ -1,13 +1,12 @@
 """LengthMasking: a mask from the number of valid steps of each sample."""
 
-import math
 from typing import Any
 
 import keras
 from keras import KerasTensor, ops
 
 from multibackend_lstm.layers.folding import expand
-from multibackend_lstm.layers.lengths import steps_within
+from multibackend_lstm.layers.lengths import not_a_number, steps_within
 from multibackend_lstm.layers.validation import Shape, check_mask, check_rank
 
 
@@ -33,12 +32,12 @@ class LengthMasking(keras.layers.Layer):
 
     Returns:
         `x`, with zeros in the padding, whatever stood there, and the mask `(batch, time)` or that
-        of `x`, of more axes, without the padding. In a traced function a sample whose length is
-        outside of `[0, time]` is NaN.
+        of `x`, of more axes, without the padding. In a traced function, and on a GPU with torch, a
+        sample whose length is outside of `[0, time]` is NaN.
 
     Raises:
-        ValueError: for inputs that are not two, lengths of wrong shape or dtype, and outside of a
-            traced function for lengths outside of `[0, time]`.
+        ValueError: for inputs that are not two, lengths of wrong shape or dtype, and where their
+            values are known for those outside of `[0, time]`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -69,7 +68,7 @@ class LengthMasking(keras.layers.Layer):
         rank = len(x.shape)
         x = ops.where(expand(valid, rank), x, ops.zeros_like(x))
         if unfit is not None and keras.backend.is_float_dtype(x.dtype):
-            x = ops.where(expand(unfit, rank), ops.full_like(x, math.nan), x)
+            x = ops.where(expand(unfit, rank), not_a_number(x), x)
         return x
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:

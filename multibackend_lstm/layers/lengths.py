@@ -1,5 +1,6 @@
 """Lengths of padded sequences, as the steps that are valid."""
 
+import math
 from typing import Any
 
 import keras
@@ -13,6 +14,11 @@ def positions(x: Any) -> Any:
     return ops.cumsum(ops.ones_like(x, dtype="int32"), axis=1) - 1
 
 
+def not_a_number(x: Any) -> Any:
+    """NaN in the shape and dtype of a floating tensor; on torch `ops.full_like` reads it back."""
+    return ops.zeros_like(x) + math.nan
+
+
 def steps_within(owner: str, sequences: KerasTensor, lengths: Any) -> tuple[Any, Any]:
     """The steps before each sample's end.
 
@@ -23,8 +29,8 @@ def steps_within(owner: str, sequences: KerasTensor, lengths: Any) -> tuple[Any,
 
     Returns:
         Booleans: the valid steps `(batch, time)`, and the samples `(batch, 1)` whose length is
-        outside of `[0, time]`, of which each step counts as valid; None where there are none. A
-        traced function cannot raise: it lets such a sample be NaN.
+        outside of `[0, time]`, of which each step counts as valid; None where there are none. Where
+        the values are not known (in a traced function, on a GPU with torch) such a sample is NaN.
 
     Raises:
         ValueError: for lengths of another shape or dtype, and where the values are known, for
@@ -67,7 +73,7 @@ def _check(owner: str, lengths: Any, sequences: KerasTensor) -> bool:
         )
     values = None if isinstance(lengths, KerasTensor) else backends.active().concrete(lengths)
     if values is None or time is None:
-        return False  # while a function is traced
+        return False  # while a function is traced, or where the values are on a GPU
     if values.size and (values.min() < 0 or values.max() > time):
         raise ValueError(
             f"{rule}, and each in [0, time], here [0, {time}]. Received lengths from "

@@ -48,8 +48,8 @@ class LSTM(Recurrent, keras.layers.LSTM):
         training: whether dropout is applied.
         lengths: integer `(batch,)` tensor in place of a mask: the number of valid steps at the
             beginning of each sample. The output carries no mask from it. A length outside of
-            `[0, time]` is an error; in a traced function, which cannot raise it, the outputs and
-            states of that sample are NaN.
+            `[0, time]` is an error; in a traced function, and on a GPU with torch, where that is
+            not known in time, the outputs and states of that sample are NaN.
 
     Returns:
         `(batch, units)`, or `(batch, time, units)` with `return_sequences=True`; followed by the

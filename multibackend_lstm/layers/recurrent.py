@@ -12,7 +12,7 @@ from keras import KerasTensor, ops
 from multibackend_lstm import backends
 from multibackend_lstm.layers.dtypes import to_compute_dtype
 from multibackend_lstm.layers.folding import expand
-from multibackend_lstm.layers.lengths import check_whole, positions, steps_within
+from multibackend_lstm.layers.lengths import check_whole, not_a_number, positions, steps_within
 from multibackend_lstm.layers.recurrent_base import (
     ImplementationReport,
     RecurrentBase,
@@ -136,8 +136,8 @@ class Recurrent(RecurrentBase):
         valid, unfit = self._valid_steps(sequences, mask, lengths)
         states = self._initial_states(inputs, initial_state)
         if unfit is not None:
-            # A traced function cannot raise, and NaN is better than a wrong number.
-            states = [ops.where(unfit, ops.full_like(s, math.nan), s) for s in states]
+            # Where values are not known nothing is raised, and NaN is better than a wrong number.
+            states = [ops.where(unfit, not_a_number(s), s) for s in states]
         if self.go_backwards:
             inputs = ops.flip(inputs, axis=1)
             valid = None if valid is None else ops.flip(valid, axis=1)

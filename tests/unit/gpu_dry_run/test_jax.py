@@ -1,0 +1,216 @@
+"""Programs of the layers for CUDA, lowered on a machine that has no GPU.
+
+JAX asks cuDNN for sizes while it traces, and for a descriptor while it lowers; only a GPU has the
+answers. Stand-ins answer here: a size of 1, and the arguments themselves as the descriptor. So what
+is checked is which programs call cuDNN, and with what, and not what cuDNN computes.
+"""
+
+import functools
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+
+if keras.backend.backend() != "jax":
+    pytest.skip("about JAX", allow_module_level=True)
+
+import jax
+import jaxlib
+from jax import export
+from jax.experimental import rnn
+from jax.interpreters import mlir
+from zoo import layers as zoo
+
+import multibackend_lstm as m
+from multibackend_lstm.backends import jax as backend
+
+if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 8):
+    pytest.skip("the lowering of cuDNN has another form there", allow_module_level=True)
+from jaxlib import gpu_rnn
+
+CALLS = ("cudnn_rnn_ffi", "cudnn_rnn_bwd_ffi")
+BATCH, TIME, FEATURES, UNITS = 4, 7, 3, 6
+QUICK = ("lstm-dropout", "lstm-backwards", "solution-reshape-lengths")
+# GRU, cells that are not cuDNN's, and layers without a recurrence.
+WITHOUT_CUDNN = re.compile(
+    "gru|.*(-gru|portable|activation|dropout)|conv-|steps-(dense|per_call|norm)"
+)
+X = np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+MASK = np.arange(TIME) < np.array([7, 3, 0, 5])[:, None]
+
+
+class Descriptor:
+    """In place of the part of cuDNN that a machine without a GPU cannot load."""
+
+    @staticmethod
+    def build_rnn_descriptor(*arguments):
+        return json.dumps(arguments)
+
+
+@pytest.fixture(autouse=True)
+def _cudnn_stands_by(monkeypatch):
+    monkeypatch.setattr(backend, "_sees_cuda", lambda: True)
+    sizes = "compute_rnn_workspace_reserve_space_sizes"
+    monkeypatch.setattr(gpu_rnn, sizes, lambda *_: (1, 1), raising=False)
+    for primitive, rule in (
+        (rnn.rnn_fwd_p, gpu_rnn._rnn_fwd_lowering),
+        (rnn.rnn_bwd_p, gpu_rnn._rnn_bwd_lowering),
+    ):
+        lowering = functools.partial(rule, Descriptor, "cu")
+        mlir.register_lowering(primitive, lowering, platform="cuda")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _other_platforms():
+    """As where a GPU is seen."""
+    backend._allow_other_platforms()
+
+
+def exported(function, *arguments, platforms=("cuda",)):
+    """The program of a function; JAX promises nothing of cuDNN's calls to later versions."""
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in CALLS]
+    jitted = jax.jit(function)
+    return export.export(jitted, platforms=platforms, disabled_checks=checks)(*arguments)
+
+
+def calls(program):
+    """Of each call of cuDNN: its name, its descriptor, and the types of its operands."""
+    # Those for other platforms, which nothing runs, have no descriptor.
+    pattern = r'custom_call @(cudnn_\w+)\(.*?opaque = "(\[.*?\])".*?: \((.*?)\) ->'
+    found = re.findall(pattern, program.mlir_module())
+    return [(name, json.loads(given), types.split(", ")) for name, given, types in found]
+
+
+def lstm(**options):
+    layer = m.LSTM(UNITS, return_sequences=True, **options)
+    layer.build(X.shape)
+    return layer
+
+
+def values_of(layer):
+    return [
+        [v.value for v in layer.trainable_variables],
+        [v.value for v in layer.non_trainable_variables],
+    ]
+
+
+def loss_of(layer):
+    """A function of the layer's variables, an input and a mask."""
+
+    def loss(trainable, others, x, mask=None):
+        outputs, _ = layer.stateless_call(trainable, others, x, mask=mask)
+        return (outputs**2).mean()
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in zoo.CASES],
+)
+def test_each_layer_and_solution(name):
+    model = zoo.CASES[name]()
+    x = zoo.draw(model)
+
+    def run(trainable, others, x, training):
+        outputs, new = model.stateless_call(trainable, others, x, training=training)
+        return sum((y.astype("float32") ** 2).mean() for y in keras.tree.flatten(outputs)), new
+
+    def inference(*arguments):
+        return run(*arguments, training=False)[0]
+
+    training = jax.value_and_grad(functools.partial(run, training=True), has_aux=True)
+    without = bool(WITHOUT_CUDNN.match(name))
+    trained = {call for call, *_ in calls(exported(training, *values_of(model), x))}
+    assert trained == (set() if without else set(CALLS))
+    inferred = {call for call, *_ in calls(exported(inference, *values_of(model), x))}
+    # Recurrent dropout, which cuDNN lacks, is there in training alone.
+    assert inferred == (set() if without and name != "lstm-dropout" else {CALLS[0]})
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["unmasked", "masked"])
+def test_what_cudnn_is_given(mask):
+    layer = lstm()
+    program = exported(jax.value_and_grad(loss_of(layer)), *values_of(layer), X, mask)
+    (name, descriptor, types), (backward, same, _) = calls(program)
+    assert (name, backward) == CALLS
+    # Sizes, one layer, batch before time, no dropout, one direction, TF32 as JAX has it by default.
+    assert descriptor == same == [FEATURES, UNITS, 1, BATCH, TIME, 0.0, False, True, 1, 1]
+    state = f"tensor<1x{BATCH}x{UNITS}xf32>"
+    count = 4 * UNITS * (FEATURES + UNITS + 2)
+    assert types == [
+        f"tensor<{BATCH}x{TIME}x{FEATURES}xf32>",
+        state,
+        state,
+        f"tensor<{count}xf32>",
+        f"tensor<{BATCH}xi32>",  # lengths, of all samples where there is no mask
+    ]
+
+
+def test_the_platform_that_is_lowered_for_decides():
+    layer = lstm()
+    gradient = jax.value_and_grad(loss_of(layer))
+    assert calls(exported(gradient, *values_of(layer), X, MASK, platforms=["cpu"])) == []
+    both = exported(gradient, *values_of(layer), X, MASK, platforms=["cpu", "cuda"])
+    assert {name for name, *_ in calls(both)} == set(CALLS)
+    scanned = lstm(use_cudnn=False)
+    scanned.set_weights(layer.get_weights())
+    found = both.call(*values_of(layer), X, MASK)  # on this machine's processor
+    expected = jax.value_and_grad(loss_of(scanned))(*values_of(scanned), X, MASK)
+    for value, truth in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(value, truth, atol=1e-6)
+
+
+def test_a_processor_beside_a_gpu():
+    """Eager and jitted calls go where their data is; that is the processor here."""
+    layer, scanned = lstm(), lstm(use_cudnn=False)
+    scanned.set_weights(layer.get_weights())
+    np.testing.assert_allclose(layer(X, mask=MASK), scanned(X, mask=MASK), atol=1e-6)
+    assert layer.implementation_report().path == "cuDNN"
+    assert scanned.implementation_report().path == "lax.scan"
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32"),
+    [("highest", False), ("float32", False), ("bfloat16", True), (None, True)],
+)
+def test_precision(precision, tf32):
+    """Strict float32 turns TF32 off; and there is none that JAX refuses for cuDNN."""
+    layer = lstm()
+    with jax.default_matmul_precision(precision):
+        ((_, descriptor, _),) = calls(exported(loss_of(layer), *values_of(layer), X))
+    assert descriptor[7] is tf32
+
+
+def test_sizes_left_open():
+    """Of cuDNN only known sizes can be asked, so a program for any batch has the loop."""
+    layer = lstm()
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape(f"batch, {TIME}, {FEATURES}"), "float32")
+    program = exported(loss_of(layer), *values_of(layer), shape)
+    assert calls(program) == []
+    assert "stablehlo.while" in program.mlir_module()
+
+
+def test_where_no_gpu_is_seen(monkeypatch):
+    """What would ask cuDNN is not even traced."""
+    monkeypatch.setattr(backend, "_sees_cuda", lambda: False)
+    layer = lstm()
+    assert calls(exported(loss_of(layer), *values_of(layer), X)) == []
+    assert layer.implementation_report().path == "lax.scan"
+
+
+def test_order_of_go_backwards(monkeypatch):
+    """Keras 3.15 turns cuDNN's output round once more than its own loop does: docs/gpu.md."""
+    keras_rnn = pytest.importorskip("keras.src.backend.jax.rnn", reason="private: it may move")
+    monkeypatch.setattr(keras_rnn, "_is_gpu_available", lambda: True)
+    options = {"return_sequences": True, "go_backwards": True}
+    turned = []
+    for layer in (m.LSTM(UNITS, **options), keras.layers.LSTM(UNITS, **options)):
+        layer.build(X.shape)
+        program = exported(lambda *given: layer.stateless_call(*given)[0], *values_of(layer), X)  # noqa: B023
+        assert [name for name, *_ in calls(program)] == [CALLS[0]]
+        turned.append(program.mlir_module().count("stablehlo.reverse"))
+    assert turned[0] == 1  # the input
+    assert turned[1] == 2, "Keras no longer turns the output: say so in docs/gpu.md"
