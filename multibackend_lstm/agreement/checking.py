@@ -24,6 +24,7 @@ from multibackend_lstm.agreement.report import (
 )
 from multibackend_lstm.agreement.shrinking import Leasts
 from multibackend_lstm.agreement.truth import PARTS, Truth
+from multibackend_lstm.agreement.whole import confirm_whole
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.noise_floor import compute_dtypes, rounding_of
 from multibackend_lstm.runtimes.targets import Target
@@ -324,6 +325,10 @@ def _check(
                 for path, places in case.described["weights"].items()
             }
         compare_alone(truth, reference, pairs, settings["twins"], progress, leasts)
+        again = {"rounding": rounding_of(settings["dtype"], case.described["layers"], True)}
+        again |= {"dtype": "float64", "twins": 2, "dtypes": None}
+        judged = [result for result, _ in pairs]
+        confirm_whole(judged, truth, reference, request | again, case.arrays)
         if save_truth is not None:
             truth.save(save_truth, case, settings)
     report.findings += findings_of(report)
