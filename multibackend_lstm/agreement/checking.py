@@ -324,11 +324,12 @@ def _check(
                 path: dict(pairs_of[place] for place in places)
                 for path, places in case.described["weights"].items()
             }
+            leasts.trainable = dict(pairs_of[place] for place in case.described["trainable"])
         compare_alone(truth, reference, pairs, settings["twins"], progress, leasts)
-        again = {"rounding": rounding_of(settings["dtype"], case.described["layers"], True)}
-        again |= {"dtype": "float64", "twins": 2, "dtypes": None}
+        rounding = rounding_of(settings["dtype"], case.described["layers"], True)
+        request |= {"dtype": "float64", "twins": 2, "rounding": rounding, "dtypes": None}
         judged = [result for result, _ in pairs]
-        confirm_whole(judged, truth, reference, request | again, case.arrays)
+        confirm_whole(judged, truth, reference, request, case.arrays)
         if save_truth is not None:
             truth.save(save_truth, case, settings)
     report.findings += findings_of(report)
