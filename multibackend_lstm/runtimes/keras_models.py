@@ -1,7 +1,7 @@
 """Keras models on the backend of this process: described, run, and run again as perturbed twins."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -333,17 +333,20 @@ def _tensors_of_twin(case: _RunParts, twin: int, size: float) -> Iterator[tuple[
             yield name, error
 
 
-def _values(found: Iterator[tuple[str, Any]]) -> dict[Key, np.ndarray]:
-    return {(t.kind, t.path): t.values for _, t in found if not isinstance(t, Exception)}
+def _values(found: Iterable[tuple[str, Any]]) -> Iterator[tuple[Key, np.ndarray]]:
+    """The tensors among what was found, one at a time: of a large model they are not all kept."""
+    for _, tensor in found:
+        if not isinstance(tensor, Exception):
+            yield (tensor.kind, tensor.path), tensor.values
 
 
 def _send_truth(answer: Answer, case: _RunParts, twins: int, rounding: float) -> None:
     """Every tensor of an unperturbed run, and its noise floor: how far it moves in the twins."""
     floor = NoiseFloor(rounding, in_float64=case.wide)
     truth = list(_tensors_of_twin(case, 0, 0.0))
-    exact = _values(iter(truth))
+    exact = dict(_values(truth))
     for twin in range(1, twins + 1):
-        for key, values in _values(_tensors_of_twin(case, twin, floor.size(twin))).items():
+        for key, values in _values(_tensors_of_twin(case, twin, floor.size(twin))):
             if key in exact:
                 floor.add(twin, key, values, exact[key])
     longer = _longer_by_sums(
@@ -365,12 +368,12 @@ def _send_flips(answer: Answer, case: _RunParts, pairs: int, rounding: float) ->
     what is near to a tie falls on its other side, and once by so little that nothing does. What the
     first one moves beyond what the second one, scaled up, does is due to the decisions.
     """
-    exact = _values(_tensors_of_twin(case, 0, 0.0))
+    exact = dict(_values(_tensors_of_twin(case, 0, 0.0)))
     far = _FAR * rounding
     most = dict.fromkeys(exact, 0.0)
     for twin in range(1, pairs + 1):
-        near = _values(_tensors_of_twin(case, twin, _NEAR))
-        for key, values in _values(_tensors_of_twin(case, twin, far)).items():
+        near = dict(_values(_tensors_of_twin(case, twin, _NEAR)))
+        for key, values in _values(_tensors_of_twin(case, twin, far)):
             if key not in near or key not in exact or values.dtype.kind != "f":
                 continue
             smooth = (near[key].astype("float64") - exact[key]) * (far / _NEAR)
