@@ -51,19 +51,32 @@ def write_bundles(
             (x for k, x in by_place.items() if k[0] == finding.target and k[1] in layers), None
         )
         if least is None:
-            lines.append(
-                f"{start}: no bundle: it shows in no output of the layer, and gradients and "
-                "updates are not bundled yet"
-            )
+            lines.append(f"{start}: no bundle: it did not show again in a call of its own")
             continue
         layer = report.layers.get(least.call["path"], {})
-        if not layer.get("config"):
-            lines.append(f"{start}: no bundle: it is an operation, or has no config")
+        if what(least.call["path"]) == "layer" and not layer.get("config"):
+            lines.append(f"{start}: no bundle: {least.call['path']!r} has no config")
             continue
         place = folder / f"finding-{number}"
         _write(place, report, leasts, least, layer, modules, finding.message)
         lines.append(f"{start}: {place}")
     return lines
+
+
+def what(path: str) -> str:
+    """What is called: "loss", "optimizer", or "layer", which an operation is called like too."""
+    return path if path in ("loss", "optimizer") else "layer"
+
+
+def _place_of(least: Least, weights: Sequence[str]) -> tuple[int, int]:
+    """Which tensor of its kind is off, and after which update."""
+    path, name = least.comparison.path, least.call["name"]
+    if what(least.call["path"]) == "optimizer":
+        path, _, step = path.rpartition(" after update ")
+        return [*weights].index(path), int(step)
+    if least.comparison.kind in ("update alone", "weight gradient alone"):
+        return [*weights].index(path.removesuffix(name.removeprefix(least.call["path"]))), 0
+    return int(path.removeprefix(name).strip("[]") or 0), 0
 
 
 def _write(
@@ -83,15 +96,19 @@ def _write(
     dtype = least.call["dtype"]
     versions = next(dict(r.versions) for r in report.results if r.target == least.target)
     weights = leasts.weights.get(path, {})
+    if what(path) == "optimizer":
+        weights = leasts.trainable
     of_keras = layer["module"].split(".")[0] == "keras"
-    output = compared.path.removeprefix(least.call["name"]).strip("[]")
+    number, step = _place_of(least, [*weights])
     header = {
         "version": _VERSION,
         "layer": {**layer, "registered_name": None if of_keras else layer["class_name"]},
         "modules": [*modules],
         "call": dict(least.call),
         "weights": [*weights],
-        "output": int(output or 0),
+        "what": what(path),
+        "place": number,
+        "step": step,
         "kind": compared.kind,
         "path": compared.path,
         "target": least.target,
@@ -104,6 +121,7 @@ def _write(
     }
     arrays = {f"tensor{i}": x for i, x in enumerate(least.tensors)}
     arrays |= {f"weight{i}": x for i, x in enumerate(weights.values())}
+    arrays |= {f"upstream{i}": x for i, x in enumerate(least.upstream)}
     arrays |= {"expected": least.expected, "received": least.received, "elements": least.elements}
     temporary = place.with_name(f".{place.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -128,10 +146,15 @@ def _issue(header: Mapping[str, Any], least: Least, message: str) -> str:
     kind = header["layer"]["class_name"]
     versions = "\n".join(f"- {name} {version}" for name, version in header["versions"].items())
     shapes = ", ".join(str(x.shape) for x in least.tensors)
+    tensor = {
+        "input gradient alone": "The gradient by an input",
+        "weight gradient alone": f"The gradient by the weight `{least.comparison.path}`",
+        "update alone": f"The variable `{least.comparison.path}`",
+    }.get(least.comparison.kind, "The output")
     config = json.dumps(header["layer"]["config"], indent=1)
     return f"""# {kind} gives wrong numbers on the {backend} backend
 
-The output of `{kind}` on {header["target"]} differs from {header["reference"]} by more than
+{tensor} of `{kind}` on {header["target"]} differs from {header["reference"]} by more than
 rounding explains. Inputs have the shape {shapes}.
 
 ```json
@@ -158,7 +181,7 @@ To see it, with `case.json`, `arrays.npz` and `repro.py` of this folder in one p
 KERAS_BACKEND={backend} python repro.py
 ```
 
-It ends with status 1 where the output is wrong, and 0 where it is right.
+It ends with status 1 where that is wrong, and 0 where it is right.
 
 Versions:
 
@@ -198,20 +221,42 @@ def replayed(folder: Path, modules: Sequence[str]) -> tuple[Any, Any]:
 
     for module in modules:
         importlib.import_module(module)
-    try:
-        layer = keras.saving.deserialize_keras_object(
-            header["layer"], _custom(header["layer"]), safe_mode=True
+    tensors = [arrays[f"tensor{i}"] for i in range(sum(n.startswith("tensor") for n in arrays))]
+    kind = header.get("what", "layer")
+    if kind == "optimizer":
+        raise CaseError(
+            f"{folder} is of an optimizer, whose gradients no model is given: run its repro.py."
         )
-        tensors = [arrays[f"tensor{i}"] for i in range(sum(n.startswith("tensor") for n in arrays))]
+    try:
         inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in tensors]
         args, kwargs = decoded(header["call"]["arguments"], inputs, masks=False)
         kwargs.pop("training", None)
+        if kind == "loss":
+            given = {id(x): array for x, array in zip(inputs, tensors, strict=True)}
+            predicted = args[0]
+            outputs = [keras.layers.Activation("linear")(x) for x in predicted]
+            model = keras.Model(predicted, outputs)
+            model.compile(loss=_loss(header["layer"]))
+            return model, [given[id(x)] for x in predicted]
+        layer = keras.saving.deserialize_keras_object(
+            header["layer"], _custom(header["layer"]), safe_mode=True
+        )
         with limited_weights(keras, sum(x.nbytes for x in arrays.values())):
             model = keras.Model(inputs, layer(*args, **kwargs), name=layer.name)
-        layer.set_weights([arrays[f"weight{i}"] for i in range(len(header["weights"]))])
+        if header["weights"]:
+            layer.set_weights([arrays[f"weight{i}"] for i in range(len(header["weights"]))])
     except Exception as error:  # whatever a foreign configuration brings up
         raise CaseError(f"{folder} cannot be replayed: {cause(error)}") from error
     return model, tensors
+
+
+def _loss(layer: Mapping[str, Any]) -> Any:
+    """A loss, of which the config may be its name alone."""
+    import keras
+
+    if not layer["config"]:
+        return keras.losses.get(layer["class_name"])
+    return keras.saving.deserialize_keras_object(dict(layer), _custom(layer), safe_mode=True)
 
 
 def _custom(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,7 +286,7 @@ def _check_modules(config: Any, modules: Sequence[str]) -> None:
             _check_modules(value, modules)
 
 
-_REPRO = '''"""Show that a Keras layer gives wrong numbers: KERAS_BACKEND=torch python repro.py"""
+_REPRO = '''"""Show that Keras gives wrong numbers: KERAS_BACKEND=torch python repro.py"""
 
 import importlib
 import json
@@ -250,47 +295,163 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from keras import ops
 
 folder = Path(__file__).parent
 case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
 arrays = dict(np.load(folder / "arrays.npz", allow_pickle=False))
 for module in case["modules"]:  # where classes that are not Keras's are
     importlib.import_module(module)
+dtype = case["call"]["dtype"]
 
 
-def decoded(value):
+def listed(name):
+    """Arrays with numbers."""
+    return [arrays[f"{name}{i}"] for i in range(sum(key.startswith(name) for key in arrays))]
+
+
+def tensor(x):
+    return ops.convert_to_tensor(x, dtype if x.dtype.kind == "f" else str(x.dtype))
+
+
+def decoded(value, tensors):
     """An argument of the call."""
     if "tensor" in value:
-        x = arrays[f"tensor{value['tensor']}"]
-        dtype = case["call"]["dtype"] if x.dtype.kind == "f" else str(x.dtype)
-        return keras.ops.convert_to_tensor(x, dtype)
+        return tensors[value["tensor"]]
+    if "ellipsis" in value:
+        return Ellipsis
+    if "slice" in value:
+        return slice(*(decoded(x, tensors) for x in value["slice"]))
     if "list" in value or "tuple" in value:
-        items = [decoded(x) for x in value.get("list", value.get("tuple"))]
+        items = [decoded(x, tensors) for x in value.get("list", value.get("tuple"))]
         return items if "list" in value else tuple(items)
     if "dict" in value:
-        return {key: decoded(x) for key, x in value["dict"].items()}
+        return {key: decoded(x, tensors) for key, x in value["dict"].items()}
     return value["value"]
 
 
-custom = {}
-if case["layer"]["module"].split(".")[0] != "keras":
-    name = case["layer"]["class_name"]
-    custom[name] = getattr(importlib.import_module(case["layer"]["module"]), name)
-layer = keras.saving.deserialize_keras_object(case["layer"], custom)
-args, kwargs = decoded(case["call"]["arguments"])
-layer(*args, **kwargs)  # which builds it
-layer.set_weights([arrays[f"weight{i}"] for i in range(len(case["weights"]))])
-outputs = [x for x in keras.tree.flatten(layer(*args, **kwargs)) if x is not None]
-found = outputs[case["output"]]
-if case["call"]["dtype"] != "float64":
-    found = keras.ops.cast(found, "float32")  # which NumPy has, and which holds what is narrower
-found = keras.ops.convert_to_numpy(found).astype("float64")
+def named(module, config):
+    """A loss or an optimizer, of which the config may be its name alone."""
+    if config["module"].split(".")[0] != "keras":
+        found = getattr(importlib.import_module(config["module"]), config["class_name"])
+        return found.from_config(config["config"])
+    return module.get(config if config["config"] else config["class_name"])
+
+
+class Mean(keras.losses.Loss):
+    """A loss as a layer calls it: of one output, averaged."""
+
+    def __init__(self, function):
+        super().__init__(dtype=dtype)
+        self.function = function.call if isinstance(function, keras.losses.Loss) else function
+
+    def call(self, y_true, y_pred):
+        return self.function(y_true, y_pred)
+
+
+def total(outputs, labels):
+    """The losses of all outputs, added."""
+    function = named(keras.losses, case["layer"])
+    return sum(Mean(function)(y, x) for y, x in zip(labels, outputs))
+
+
+class Gradients(keras.optimizers.Optimizer):
+    """Leaves the gradient by a variable in its place."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(variable, ops.cast(gradient, variable.dtype))
+
+
+class Trained(keras.Model):
+    """Calls the layer on inputs that are weights, so that there are gradients by them too."""
+
+    def __init__(self, call, inner):
+        super().__init__()
+        self.compute, self.inner = call, inner
+        self.given = [
+            self.add_weight(shape=x.shape, initializer="zeros", dtype=dtype, name=f"given{i}")
+            if x.dtype.kind == "f"
+            else tensor(x)
+            for i, x in enumerate(listed("tensor"))
+        ]
+
+    def call(self, unused, training=False):
+        given = [x.value if isinstance(x, keras.Variable) else x for x in self.given]
+        floating = [x for x in outputs_of(self.compute(given)) if is_float(x)]
+        terms = [
+            ops.sum(ops.cast(x, "float32") * ops.convert_to_tensor(g, "float32"))
+            for x, g in zip(floating, listed("upstream"))
+        ]
+        return ops.reshape(sum(terms), (1, 1))
+
+
+def is_float(x):
+    return "float" in keras.backend.standardize_dtype(x.dtype)
+
+
+def outputs_of(x):
+    return [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
+
+
+def updated():
+    """A variable after some updates with the same gradients."""
+    optimizer = named(keras.optimizers, case["layer"])
+    variables = [keras.Variable(x, dtype=dtype) for x in listed("weight")]
+    optimizer.build(variables)
+    for _ in range(case["step"]):
+        optimizer.apply([tensor(x) for x in listed("tensor")], variables)
+    return variables[case["place"]]
+
+
+def computed():
+    """The tensor that is wrong."""
+    if case["what"] == "optimizer":
+        return updated()
+    custom, inner = {}, None
+    if case["what"] == "layer":
+        if case["layer"]["module"].split(".")[0] != "keras":
+            name = case["layer"]["class_name"]
+            custom[name] = getattr(importlib.import_module(case["layer"]["module"]), name)
+        inner = keras.saving.deserialize_keras_object(case["layer"], custom)
+
+    def call(tensors):
+        args, kwargs = decoded(case["call"]["arguments"], tensors)
+        return (inner or total)(*args, **kwargs)
+
+    def restored():
+        if case["weights"]:
+            inner.set_weights(listed("weight"))
+
+    tensors = [tensor(x) for x in listed("tensor")]
+    call(tensors)  # which builds it
+    restored()
+    if case["kind"] in ("layer alone", "layer alone in training"):
+        return outputs_of(call(tensors))[case["place"]]
+    model = Trained(call, inner if isinstance(inner, keras.layers.Layer) else None)
+    jit = keras.backend.backend() == "jax"
+    model.compile(Gradients(1.0), loss=lambda y, x: ops.sum(x), jit_compile=jit)
+    model(np.zeros((1, 1)))
+    restored()
+    floating = [x for x in model.given if isinstance(x, keras.Variable)]
+    for variable, x in zip(floating, [x for x in listed("tensor") if x.dtype.kind == "f"]):
+        variable.assign(x)
+    model.train_on_batch(np.zeros((1, 1)), np.zeros((1, 1)))
+    if case["kind"] == "input gradient alone":
+        return floating[case["place"]]
+    return inner.weights[case["place"]]
+
+
+found = computed()
+found = ops.convert_to_tensor(found)
+if dtype != "float64" and is_float(found):
+    found = ops.cast(found, "float32")  # which NumPy has, and which holds what is narrower
+found = ops.convert_to_numpy(found).astype("float64")
 
 expected = arrays["expected"].astype("float64")
 assert found.shape == expected.shape, f"shape {found.shape}, expected {expected.shape}"
 same = (found == expected) | (np.isnan(found) & np.isnan(expected))
 error = np.where(same, 0.0, np.abs(found - expected))
-# Rounding moves the output by the floor; what is further off than these multiples is wrong.
+# Rounding moves the numbers by the floor; what is further off than these multiples is wrong.
 floor = np.maximum(arrays["elements"], 0.1 * case["floor"])
 ok = np.sqrt(np.mean(error**2)) <= case["limit"] * case["floor"]
 ok = ok and np.all(error <= case["worst_limit"] * floor)

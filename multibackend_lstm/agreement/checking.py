@@ -24,6 +24,7 @@ from multibackend_lstm.agreement.report import (
 )
 from multibackend_lstm.agreement.shrinking import Leasts
 from multibackend_lstm.agreement.truth import PARTS, Truth
+from multibackend_lstm.agreement.whole import confirm_whole
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.noise_floor import compute_dtypes, rounding_of
 from multibackend_lstm.runtimes.targets import Target
@@ -323,7 +324,12 @@ def _check(
                 path: dict(pairs_of[place] for place in places)
                 for path, places in case.described["weights"].items()
             }
+            leasts.trainable = dict(pairs_of[place] for place in case.described["trainable"])
         compare_alone(truth, reference, pairs, settings["twins"], progress, leasts)
+        rounding = rounding_of(settings["dtype"], case.described["layers"], True)
+        request |= {"dtype": "float64", "twins": 2, "rounding": rounding, "dtypes": None}
+        judged = [result for result, _ in pairs]
+        confirm_whole(judged, truth, reference, request, case.arrays)
         if save_truth is not None:
             truth.save(save_truth, case, settings)
     report.findings += findings_of(report)

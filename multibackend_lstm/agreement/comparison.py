@@ -62,6 +62,8 @@ class Comparison:
         peers: the other targets that differ from the truth too, but not from this one.
         nondeterministic: whether the target gave something else when it was asked again, so that
             its own spread is a part of the floor.
+        of_twins: of a layer alone, its score over the floor without what the length of sums adds.
+        flips: how far a decision near a tie, as of a ReLU, moves a tensor of the whole model.
         assigned: whether the layer assigned the weight that this is the gradient by.
         noticed: the smallest error of the whole tensor, relative to it, that would have disagreed.
         problem: what else is wrong: a shape, a dtype, a missing tensor, a NaN on one side.
@@ -102,6 +104,8 @@ class Comparison:
     noticed: float = 0.0
     nondeterministic: bool = False
     assigned: bool = False
+    of_twins: float = 0.0
+    flips: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """For JSON, which has no infinity."""

@@ -1,5 +1,6 @@
 """Every layer alone, on what the truth gives it: who is wrong where, and is it sure?"""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -263,7 +264,15 @@ def _one(
         exact=truth.float64,
     )
     assigned = bool(tensor.get("assigned") or expected.get("assigned"))
-    return replace(compared, nondeterministic=spread is not None, assigned=assigned)
+    # What is in the floor by the rounding of the truth alone, in that of the twins too.
+    rounding = math.sqrt(max(compared.floor**2 - floor**2, 0.0))
+    own = math.hypot(expected.get("of_twins", floor), rounding)
+    return replace(
+        compared,
+        nondeterministic=spread is not None,
+        assigned=assigned,
+        of_twins=compared.rms / own if own else 0.0,
+    )
 
 
 def _find_peers(

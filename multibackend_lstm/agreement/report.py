@@ -3,7 +3,8 @@
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +32,8 @@ _FOLLOWING = {
     "layers": ("prediction", "gradients", "training"),
     "gradients": ("training",),
 }
+# Where an error arose, as a worker ends its answer (`runtimes.serve.described`).
+_PLACES = re.compile(r" \([^()]*:\d+ in [^()]*\)$")
 FAILED, NOT_COMPARED, NONDETERMINISTIC = "failed", "not compared", "nondeterministic"
 
 
@@ -166,6 +169,11 @@ class Report:
         return sorted({f.target for f in self.findings if f.verdict == FAILED})
 
     @property
+    def nothing_compared(self) -> list[str]:
+        """The targets of which no tensor was compared."""
+        return [result.target for result in self.results if not result.comparisons]
+
+    @property
     def disagreeing(self) -> list[str]:
         """The targets that disagree with the truth."""
         return sorted({f.target for f in self.findings if f.verdict == DISAGREES})
@@ -209,9 +217,9 @@ class Report:
             if any(cells):
                 table.add_row(kind, *cells)
         yield table
-        for finding in self.findings:
-            colour = "red" if finding.verdict in (DISAGREES, FAILED) else "yellow"
-            yield f"[{colour}]{finding.verdict}[/{colour}] {escape(finding.message)}"
+        for verdict, message in told_once(self.findings):
+            colour = "red" if verdict in (DISAGREES, FAILED) else "yellow"
+            yield f"[{colour}]{verdict}[/{colour}] {escape(message)}"
         if "resolution" in self.settings:
             yield f"[yellow]note[/yellow] {escape(self.settings['resolution'])}"
         if not self.findings:
@@ -329,6 +337,22 @@ class Report:
                 name=error.name,
             ) from error
         return render(self)
+
+
+def told_once(findings: Iterable[Finding]) -> Iterator[tuple[str, str]]:
+    """Verdict and message; what several targets meet alike is one message, with all their names."""
+    targets: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        rest = finding.message
+        if finding.verdict in (FAILED, NOT_COMPARED) and rest.startswith(finding.target):
+            rest = rest.removeprefix(finding.target)
+            named = targets.setdefault((finding.verdict, rest), [])
+            if finding.target not in named:
+                named.append(finding.target)
+        else:
+            targets.setdefault((finding.verdict, rest), [])
+    for (verdict, rest), named in targets.items():
+        yield verdict, ", ".join(named) + rest
 
 
 def _rounded_up(x: float) -> float:
@@ -514,10 +538,10 @@ def _farthest_operation(
 
 def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
     target = result.target
-    by_error: dict[str, list[str]] = {}
-    for part, error in result.failed.items():
-        by_error.setdefault(error, []).append(part)
-    for error, parts in by_error.items():  # once, though each part meets it
+    by_error: dict[str, tuple[str, list[str]]] = {}
+    for part, error in result.failed.items():  # once, though each part meets it somewhere else
+        by_error.setdefault(_PLACES.sub("", error), (error, []))[1].append(part)
+    for error, parts in by_error.values():
         what = "could not run" if "target" in parts else f"failed in {' and '.join(parts)}"
         yield Finding(target, FAILED, parts[0], f"{target} {what}: {error}")
     for part, reason in result.not_compared.items():

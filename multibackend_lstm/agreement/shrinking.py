@@ -1,6 +1,6 @@
 """The least inputs with which a layer that is off alone is still off."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,8 @@ from multibackend_lstm.runtimes.workers import Worker, WorkerError
 
 #: Calls tried, at most, for one layer of one target.
 TRIALS = 40
-#: The kinds of tensors that a call can be shrunk for: what a layer returns.
-KINDS = ("layer alone", "layer alone in training")
+#: The kinds of tensors that a call is shrunk for first: what a layer returns.
+OUTPUTS = ("layer alone", "layer alone in training")
 # Perturbed runs behind the floor of a call that is tried, and of the one that is kept.
 _TWINS, _CONFIRMING_TWINS = 16, 64
 
@@ -25,6 +25,7 @@ class Least:
         target: that is wrong.
         call: header of the call.
         tensors: what goes in.
+        upstream: the gradient that comes back to each floating output, in training.
         comparison: of the tensor that is off.
         expected: that tensor in the truth.
         received: the same of the target.
@@ -34,6 +35,7 @@ class Least:
     target: str
     call: Mapping[str, Any]
     tensors: Sequence[np.ndarray]
+    upstream: Sequence[np.ndarray]
     comparison: Comparison
     expected: np.ndarray
     received: np.ndarray
@@ -47,11 +49,13 @@ class Leasts:
     Attributes:
         layers: module, class and config by the layer's path.
         weights: paths and values of each layer's, in the order of the layer.
+        trainable: paths and values of those that the optimizer updates, in its order.
         found: the least calls, one for each layer and target that is off.
     """
 
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weights: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    trainable: Mapping[str, np.ndarray] = field(default_factory=dict)
     found: list[Least] = field(default_factory=list)
 
     def is_fixed(self, path: str, axis: int, ndim: int) -> bool:
@@ -95,22 +99,32 @@ def shrink(
         leasts: tells which axes are those of weights.
 
     Returns:
-        The call; None if no output of the layer is off, or it is off in no run of its own.
+        The call; None if it is off in no run of its own.
     """
-    kinds = {(c.kind, c.path) for c in off if c.kind in KINDS}
-    if not kinds:
-        return None
-    given = [arrays[f"tensor{i}"] for i in range(sum(n.startswith("tensor") for n in arrays))]
+    given, upstream = (
+        [arrays[f"{kind}{i}"] for i in range(sum(n.startswith(kind) for n in arrays))]
+        for kind in ("tensor", "upstream")
+    )
+    kinds = {c.kind for c in off}
+    kinds = kinds & {*OUTPUTS} or kinds
 
-    def tried(header: Mapping[str, Any], tensors: Sequence[np.ndarray], twins: int) -> Least | None:
-        return _tried(target, worker, reference, header, tensors, twins, exact)
+    def tried(
+        header: Mapping[str, Any],
+        tensors: Sequence[np.ndarray],
+        twins: int,
+        back: Sequence[np.ndarray] | None = None,
+    ) -> Least | None:
+        among = {*OUTPUTS} if kinds <= {*OUTPUTS} else kinds
+        return _tried(target, worker, reference, header, tensors, twins, exact, among, back)
 
+    if call["arguments"] is None:  # the optimizer's, which takes all gradients of the model
+        return tried(call, given, _CONFIRMING_TWINS, upstream)
     first: Least | None = None
-    if any(name.startswith("upstream") for name in arrays):  # in inference, if it shows there
+    if upstream and kinds <= {*OUTPUTS}:  # in inference, if it shows there
         first = tried(_in_inference(call), given, _TWINS)
     whole = first or tried(call, given, _TWINS)
-    if whole is None:
-        return None
+    if whole is None:  # it needs just these gradients, which no smaller call has
+        return tried(call, given, _CONFIRMING_TWINS, upstream)
     least = whole
     left = TRIALS
     shrinking = True
@@ -167,22 +181,27 @@ def _tried(
     tensors: Sequence[np.ndarray],
     twins: int,
     exact: bool,
+    kinds: Collection[str],
+    upstream: Sequence[np.ndarray] | None,
 ) -> Least | None:
-    """A call that target and reference make, if they disagree on what the layer returns."""
+    """A call that target and reference make, if they disagree on a tensor of these kinds."""
     arrays = {f"tensor{i}": x for i, x in enumerate(tensors)}
     request = {"do": "alone", "call": call, "twins": 0, "inside": False}
+    back = [*(upstream or [])]
     try:
-        if call["training"]:  # a gradient for each output, which tells its shape in inference
+        if call["training"] and upstream is None:
+            # A gradient for each output, which tells its shape in inference.
             outputs = _made(reference, request | {"call": {**call, "training": False}}, arrays)
-            ones = [np.ones_like(x["values"]) for _, x in outputs if x["values"].dtype.kind == "f"]
-            arrays |= {f"upstream{i}": x.astype("float32") for i, x in enumerate(ones)}
+            floating = [x["values"] for _, x in outputs if x["values"].dtype.kind == "f"]
+            back = [_ramp(x.shape) for x in floating]
+        arrays |= {f"upstream{i}": x for i, x in enumerate(back)}
         truth = _made(reference, request | {"twins": twins}, arrays)
         found = {(t["kind"], t["path"]): (t, x) for t, x in _made(worker, request, arrays)}
     except WorkerError:
         return None  # sizes that the layer does not take
     for tensor, values in truth:
         key = (tensor["kind"], tensor["path"])
-        if key[0] not in KINDS or key not in found:
+        if key[0] not in kinds or key not in found:
             continue
         received, expected = found[key][1]["values"], values["values"]
         compared = compare(
@@ -197,8 +216,15 @@ def _tried(
             exact=exact,
         )
         if compared.verdict == DISAGREES:
-            return Least(target, call, tensors, compared, expected, received, values["elements"])
+            elements = values["elements"]
+            return Least(target, call, tensors, back, compared, expected, received, elements)
     return None
+
+
+def _ramp(shape: tuple[int, ...]) -> np.ndarray:
+    """Upstream gradients that are easy to read, and not all alike: a sum of them may hide much."""
+    numbers = np.arange(int(np.prod(shape, dtype=int))) % 3 + 1
+    return numbers.reshape(shape).astype("float32")
 
 
 def _made(

@@ -300,25 +300,50 @@ def _agree_on_suite(
         click.echo(json.dumps(lines, indent=1))
     else:
         _print_suite(lines)
+    raise SystemExit(suite_status(lines))
+
+
+def suite_status(lines: list[dict[str, Any]]) -> int:
+    """That of `exit_status`, of all cases together; one that is not built could not run."""
     verdicts = {finding["verdict"] for line in lines for finding in line["findings"]}
-    raise SystemExit(1 if "disagrees" in verdicts else 3 if "failed" in verdicts else 0)
+    if "disagrees" in verdicts:
+        return 1
+    not_run = any("not_built" in line or line.get("nothing_compared") for line in lines)
+    return 3 if "failed" in verdicts or not_run else 0
 
 
 def _print_suite(lines: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from multibackend_lstm.agreement.report import Finding, told_once
+
     console = Console()
+    notes: dict[tuple[str, str], list[str]] = {}  # what cases meet alike is told once
     for line in lines:
         if "not_built" in line:
             text = f"[yellow]not built[/yellow] {escape(line['case'])}: {escape(line['not_built'])}"
             console.print(text, soft_wrap=True)
-        for finding in line["findings"]:
-            colour = "red" if finding["verdict"] in ("disagrees", "failed") else "yellow"
-            text = f"[{colour}]{finding['verdict']}[/{colour}] {escape(line['case'])}: "
-            console.print(text + escape(finding["message"]), soft_wrap=True)
-    agreeing = sum(not line["findings"] and "not_built" not in line for line in lines)
-    console.print(f"{agreeing} of {len(lines)} cases agree on {', '.join(lines[0]['targets'])}.")
+        for verdict, message in told_once(Finding(**finding) for finding in line["findings"]):
+            if verdict == "not compared":
+                notes.setdefault((verdict, message), []).append(line["case"])
+                continue
+            colour = "red" if verdict in ("disagrees", "failed") else "yellow"
+            text = f"[{colour}]{verdict}[/{colour}] {escape(line['case'])}: "
+            console.print(text + escape(message), soft_wrap=True)
+    for (verdict, message), names in notes.items():
+        where = names[0] if len(names) == 1 else f"{len(names)} cases"
+        console.print(f"[yellow]{verdict}[/yellow] {escape(f'{where}: {message}')}", soft_wrap=True)
+    for target in lines[0]["targets"]:
+        agreeing = sum(_agrees(line, target) for line in lines)
+        console.print(f"{agreeing} of {len(lines)} cases agree on {target}.")
+
+
+def _agrees(line: dict[str, Any], target: str) -> bool:
+    """Whether what was compared of a case agrees on a target, and something was."""
+    verdicts = {f["verdict"] for f in line["findings"] if f["target"] == target}
+    nothing = "not_built" in line or target in line.get("nothing_compared", ())
+    return not nothing and not verdicts & {"disagrees", "suspicious", "failed"}
 
 
 def exit_status(report: Report) -> int:
@@ -328,8 +353,7 @@ def exit_status(report: Report) -> int:
     """
     if report.disagreeing:
         return 1
-    nothing_compared = any(not result.comparisons for result in report.results)
-    return 3 if report.could_not_run or nothing_compared else 0
+    return 3 if report.could_not_run or report.nothing_compared else 0
 
 
 def _check_html(path: Path) -> None:

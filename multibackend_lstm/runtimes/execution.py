@@ -117,8 +117,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
     layers = {path: layer_config(layer) for path, layer in walk(model)}
     for path, operation in operations(model):
         if path not in layers:
-            kind = type(operation)
-            layers[path] = {"module": kind.__module__, "class_name": kind.__name__, "config": {}}
+            layers[path] = layer_config(operation)
     specs = getattr(model, "inputs", None) or []
     return {
         "layers": layers,
@@ -128,6 +127,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
         else None,
         "compiled": compiled(model),
         "weights": _weights_of_layers(model),
+        "trainable": _places(model, model.trainable_weights),
     }
 
 
@@ -136,12 +136,16 @@ def _weights_of_layers(model: keras.Model) -> dict[str, list[int]]:
 
     By the variables themselves: paths of weights do not tell the layer where names are alike.
     """
+    return {
+        path: _places(model, getattr(layer, "weights", ()))
+        for path, layer in named_operations(model).items()
+    }
+
+
+def _places(model: keras.Model, weights: Sequence[Any]) -> list[int]:
+    """Where weights stand among the model's."""
     places = {id(weight): place for place, weight in enumerate(model.weights)}
-    found = {}
-    for path, layer in named_operations(model).items():
-        weights = [places.get(id(weight)) for weight in getattr(layer, "weights", ())]
-        found[path] = [place for place in weights if place is not None]
-    return found
+    return [places[id(weight)] for weight in weights if id(weight) in places]
 
 
 def compiled(model: keras.Model) -> dict[str, Any]:
@@ -157,8 +161,8 @@ def compiled(model: keras.Model) -> dict[str, Any]:
     }
 
 
-def layer_config(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Module, class and config of a layer, as a report holds them.
+def layer_config(layer: Any) -> dict[str, Any]:
+    """Module, class and config of a layer or an operation, as a report holds them.
 
     Of a layer whose config cannot be had, in a model that a function builds, only the dtype.
     """
@@ -168,7 +172,8 @@ def layer_config(layer: keras.layers.Layer) -> dict[str, Any]:
     except Exception:  # whatever somebody's get_config brings up; nothing is built from it
         kind = type(layer)
         config = {"module": kind.__module__, "class_name": kind.__name__}
-        config["config"] = {"dtype": layer.dtype_policy.name}
+        policy = getattr(layer, "dtype_policy", None)
+        config["config"] = {} if policy is None else {"dtype": policy.name}
     return {key: config.get(key) for key in ("module", "class_name", "config")}
 
 

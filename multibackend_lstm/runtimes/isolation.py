@@ -9,7 +9,6 @@ is wrong shows where it is wrong, in the forward pass, in training and in the gr
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,20 +18,13 @@ import numpy as np
 from keras import ops, tree
 
 from multibackend_lstm.backends import Refused
-from multibackend_lstm.runtimes import backend_runtime
+from multibackend_lstm.runtimes import backend_runtime, sums
 from multibackend_lstm.runtimes.backend_runtime import LayerFunction, LossFunction
 from multibackend_lstm.runtimes.calls import Call, NotAlone, decoded, encoded, with_mask
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.execution import Execution, Tensor, as_tensor, named_operations
 from multibackend_lstm.runtimes.loading import cause
-from multibackend_lstm.runtimes.noise_floor import (
-    ROUNDING,
-    NoiseFloor,
-    off_one_by_one,
-    one_by_one,
-    perturbed,
-    rounding_of,
-)
+from multibackend_lstm.runtimes.noise_floor import Key, NoiseFloor, perturbed, rounding_of
 
 #: Paths of what is called alone beside the layers.
 LOSS, OPTIMIZER = "loss", "optimizer"
@@ -42,18 +34,24 @@ KINK_TWINS = 16
 _OFF_ZERO = 1e-30
 #: Updates that the optimizer makes, with the same gradients.
 UPDATES = 2
-#: The number of terms of a sum that the twins' own noise stands for, by dtype.
-TERMS = {"float32": 256.0, "float16": 32.0, "bfloat16": 16.0}
-#: How many times fewer in a plain sum of the narrow dtypes.
-_PLAIN_SUM = 16
 
 
 class Truth(NamedTuple):
-    """A tensor of a call, its noise floor, and that of each element."""
+    """A tensor of a call, its noise floor, and that of each element.
+
+    Attributes:
+        tensor: as it is to be.
+        floor: of the whole.
+        elements: of each element.
+        of_sums: the part of that which a long plain sum adds; 0 where there is none.
+        of_twins: the floor of the whole without what the length of sums adds.
+    """
 
     tensor: Tensor
     floor: float
     elements: np.ndarray
+    of_sums: np.ndarray
+    of_twins: float
 
 
 class _Recorded(NamedTuple):
@@ -256,6 +254,14 @@ class Isolation:
 
             return wrapped
 
+        with self._wrapped(wrap):
+            yield
+
+    @contextmanager
+    def _wrapped(
+        self, wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+    ) -> Iterator[None]:
+        """Have every operation called by way of `wrap(path, its call)`."""
         for path, operation in self.operations.items():
             vars(operation)["call"] = wrap(path, operation.call)
         try:
@@ -285,9 +291,10 @@ class Isolation:
         return self._runner(call)(0, 0.0)
 
     def _runner(self, call: Call) -> Callable[..., list[Tensor]]:
-        """A function that makes a call, `run(twin, size, off_zero)`.
+        """A function that makes a call, `run(twin, size, off_zero, given)`.
 
-        It takes the number of a twin, how far it is moved, and how far zeros that go in are.
+        It takes the number of a twin, how far it is moved, how far zeros that go in are, and a
+        function of each array that goes in or comes back.
 
         On a backend that has no gradients a call in training gives its outputs alone.
         """
@@ -317,7 +324,12 @@ class Isolation:
         else:
             infer = runtime.alone(layer)
 
-        def run(twin: int, size: float, off_zero: float = 0.0) -> list[Tensor]:
+        def run(
+            twin: int,
+            size: float,
+            off_zero: float = 0.0,
+            given: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+        ) -> list[Tensor]:
             rng = np.random.default_rng(twin)
 
             def moved(x: np.ndarray) -> np.ndarray:
@@ -328,22 +340,19 @@ class Isolation:
                     return moved(x)
                 return np.where(x == 0, off_zero * rng.choice([-1.0, 1.0], x.shape), moved(x))
 
-            for variable in variables:
-                if id(variable) in self._paths:
-                    variable.assign(moved(self._as_used(variable, call.dtype)))
-                elif id(variable) in self._start:
-                    variable.assign(self._start[id(variable)])
+            self._start_from(variables, call, moved)
             execution.round(size, twin)
             started = [np.array(ops.convert_to_numpy(v.value)) for v in trainable]
             wide = "float64" if execution.noisy else call.dtype
             tensors = [
-                ops.convert_to_tensor(moved_input(x), _dtype_of(x, wide)) for x in call.tensors
+                ops.convert_to_tensor(given(moved_input(x)), _dtype_of(x, wide))
+                for x in call.tensors
             ]
             with execution.capture.recording(execution.noisy):
                 if not differentiated:
                     kind = "layer alone in training" if call.training else "layer alone"
                     return list(_tensors(kind, call.name, infer(tensors)))
-                upstream = [ops.convert_to_tensor(moved(x), wide) for x in call.upstream]
+                upstream = [ops.convert_to_tensor(given(moved(x)), wide) for x in call.upstream]
                 outputs, input_gradients, gradients, changed = pull_back(tensors, upstream)
             number = call.name.removeprefix(call.path)
             updates = [
@@ -365,6 +374,19 @@ class Isolation:
             ]
 
         return run
+
+    def _start_from(
+        self,
+        variables: Sequence[keras.Variable],
+        call: Call,
+        moved: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        """Give variables the values of the start, weights as a twin moves them."""
+        for variable in variables:
+            if id(variable) in self._paths:
+                variable.assign(moved(self._as_used(variable, call.dtype)))
+            elif id(variable) in self._start:
+                variable.assign(self._start[id(variable)])
 
     def _updated(self, call: Call, twin: int, size: float, off_zero: float = 0.0) -> list[Tensor]:
         """The weights after updates by the optimizer."""
@@ -408,6 +430,7 @@ class Isolation:
             twins: perturbed runs.
             kinks: whether gradients may be those of either side of 0. At 0 itself that of a ReLU,
                 a maximum or an absolute value is a convention, which the backends do not share.
+                Long sums inside of the layer are looked at then too.
         """
         noisy = self._execution.noisy
         rounding = rounding_of(call.dtype, {}, noisy)
@@ -425,48 +448,171 @@ class Isolation:
                 key = (tensor.kind, tensor.path)
                 if key in exact and "gradient" in tensor.kind:
                     floor.add(twin, key, tensor.values, exact[key].values)
+        more = self._moved_by_sums(run, call, exact) if kinks else {}
         for key, tensor in exact.items():
-            yield self._of_sums(tensor, call, floor.of(key)[0], floor.of_elements(key))
+            elements = floor.of_elements(key)
+            of_sums = more.get(key, np.zeros_like(elements))
+            yield self._with_sums(tensor, call, floor.of(key)[0], elements, of_sums)
 
-    def _of_sums(self, tensor: Tensor, call: Call, floor: float, elements: np.ndarray) -> Truth:
-        """The truth with floors that know how long the sum behind each element is.
+    def _with_sums(
+        self, tensor: Tensor, call: Call, floor: float, elements: np.ndarray, more: np.ndarray
+    ) -> Truth:
+        """The truth with floors that know how long the sums behind each element are.
 
-        The twins move what is added up, not what is added up already. A plain sum, such as the
-        gradient of a bias or a mean, is added up one term after the other by a healthy backend
-        too; a product of matrices, such as the gradient of a kernel, in blocks.
+        Args:
+            tensor: of the call.
+            call: that was made.
+            floor: of the tensor, as the twins tell it.
+            elements: the same of its elements.
+            more: what sums inside of the call do to the elements.
         """
-        given = [x for x in [*call.tensors, *call.upstream] if x.dtype.kind == "f" and x.ndim]
-        size = max(tensor.values.size, 1)
-        if tensor.kind == "weight gradient alone":
-            terms = max((x.size / x.shape[-1] for x in given if x.size), default=1.0)
-        else:
-            terms = max((x.size for x in given), default=1) / size
         plain = self._is_plain(tensor, call)
-        if plain and call.dtype == "float32" and tensor.values.dtype.kind == "f" and terms > 1:
-            rounding = ROUNDING[call.dtype]
-            of_each = np.where(np.isfinite(tensor.values), tensor.values, 0.0)
-            total = _rms(of_each)
-            off = _off_alike(tensor, call)
-            return Truth(
-                tensor,
-                float(np.hypot(one_by_one(floor, total, terms, rounding), _rms(off))),
-                np.hypot(one_by_one(elements, of_each, terms, rounding), off),
-            )
-        terms *= _PLAIN_SUM if plain else 1
-        longer = math.sqrt(1 + terms / TERMS.get(call.dtype, TERMS["float32"]))
-        return Truth(tensor, floor * longer, elements * longer)
+        lengthened, longer = sums.lengthened(tensor, call, floor, elements, plain)
+        of_sums = np.zeros_like(elements)
+        if plain and np.max(sums.terms(tensor, call)) > sums.LONG:
+            of_sums = np.sqrt(np.maximum(np.square(longer) - np.square(elements), 0.0))
+        return Truth(
+            tensor,
+            float(np.hypot(lengthened, sums.rms(more))),
+            np.hypot(longer, more),
+            np.hypot(of_sums, more),
+            floor,
+        )
 
     def _is_plain(self, tensor: Tensor, call: Call) -> bool:
         """Whether elements are sums of what goes in or comes back, rather than of products."""
         is_vector = sum(length > 1 for length in tensor.values.shape) < 2
         if call.path == OPTIMIZER:
             return False
+        if tensor.kind == "weight gradient alone" and sums.is_looked_up(tensor, call):
+            return True
         if "gradient" in tensor.kind:
             return is_vector
         floating = [x for x in call.tensors if x.dtype.kind == "f"]
         has_weights = any(v.trainable for v in getattr(self.operations[call.path], "variables", ()))
         alone = len(floating) < 2 and not has_weights
         return tensor.values.ndim == 0 or tensor.kind == "update alone" or alone
+
+    def _moved_by_sums(
+        self, run: Callable[..., list[Tensor]], call: Call, exact: Mapping[Key, Tensor]
+    ) -> dict[Key, np.ndarray]:
+        """How far the long sums inside of a call move each element, as float32 adds them up."""
+        operation = self.operations.get(call.path)
+        if call.dtype != "float32" or not self._execution.noisy or operation is None:
+            return {}
+        if isinstance(operation, keras.layers.Layer):
+            return self._carried(call, exact)
+        axes = sums.axes_of(operation, call.tensors)
+        return sums.beside_their_terms(run, call, axes, exact) if axes else {}
+
+    def _carried(self, call: Call, exact: Mapping[Key, Tensor]) -> dict[Key, np.ndarray]:
+        """What the sums of a layer's operations, each judged alone, do to all of the layer.
+
+        Their outputs are moved within what their length explains, and so are the gradients that
+        they give back: by a term of the loss that is linear in what goes into them.
+        """
+        layer = self.operations[call.path]
+        self._start_from(layer.variables, call, lambda x: x)
+        try:
+            inside = self.opened(call)
+            made = [x for x in inside.record_opened(call) if isinstance(x, Call)]
+        except Refused:
+            return {}
+        noises: list[np.ndarray] = []
+        places: dict[tuple[str, str], int] = {}  # of the noise of each tensor of an operation
+        for inner in made:
+            if not sums.may_be_long(inside.operations[inner.path], inner):
+                continue
+            for truth in inside.truth(inner, sums.DRAWS, kinks=True):
+                if np.any(truth.of_sums > 0):
+                    places[truth.tensor.kind, truth.tensor.path] = len(noises)
+                    noises.append(truth.of_sums)
+        if not noises:
+            return {}
+        run = self._noisy_runner(call, inside, places)
+        squares: dict[Key, Any] = dict.fromkeys(exact, 0.0)
+        for draw in range(1, sums.DRAWS + 1):
+            rng = np.random.default_rng(draw)
+            for tensor in run([x * rng.normal(size=x.shape) for x in noises]):
+                key = (tensor.kind, tensor.path)
+                if key in exact:
+                    squares[key] = squares[key] + np.square(tensor.values - exact[key].values)
+        return {key: np.sqrt(total / sums.DRAWS) for key, total in squares.items()}
+
+    def _noisy_runner(
+        self, call: Call, inside: "Isolation", places: Mapping[tuple[str, str], int]
+    ) -> Callable[[Sequence[np.ndarray]], list[Tensor]]:
+        """A function of noises that calls an opened layer with these added."""
+        layer, function, count = self.operations[call.path], inside._function, len(call.tensors)
+        assert function is not None
+        trainable = [v for v in layer.variables if v.trainable and id(v) in self._paths]
+        linear: list[Any] = []
+        noise: Sequence[Any] = ()
+
+        def noisy(kind: str, name: str, values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+            """Values, each with its noise or None."""
+            for place, x in enumerate(values):
+                path = sums.path_of(name, place, len(values))
+                found = places.get((kind, path))
+                yield x, None if found is None else noise[found]
+
+        counts: dict[str, int] = {}
+
+        def wrap(path: str, call_inside: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                counts[path] = number = counts.get(path, 0) + 1
+                name = path if number == 1 else f"{path} (call {number})"
+                given: list[Any] = []
+                encoded([list(args), kwargs], given)
+                floating = [x for x in given if _is_float(x)]
+                for x, moved in noisy("input gradient alone", name, floating):
+                    if moved is not None:
+                        linear.append(ops.sum(ops.cast(x, moved.dtype) * moved))
+                outputs = call_inside(*args, **kwargs)
+                kind = "layer alone in training" if call.training else "layer alone"
+                leaves = [x for x in tree.flatten(outputs) if ops.is_tensor(x)]
+                added = [x if n is None else x + n for x, n in noisy(kind, name, leaves)]
+                return tree.pack_sequence_as(outputs, added)
+
+            return wrapped
+
+        def called(tensors: Sequence[Any]) -> list[Any]:
+            nonlocal noise
+            noise = tensors[count:]
+            linear.clear()
+            counts.clear()
+            with inside._wrapped(wrap):
+                outputs = [x for x in function(tensors[:count]) if ops.is_tensor(x)]
+            return [*outputs, sum(linear, ops.zeros((), "float64"))]
+
+        made = LayerFunction(called, trainable, [])
+        runtime = backend_runtime.active()
+        if not call.training:
+            infer = runtime.alone(made)
+        else:
+            pull_back = runtime.pull_back(made)
+        upstream = [ops.convert_to_tensor(x, "float64") for x in call.upstream]
+
+        def run(noises: Sequence[np.ndarray]) -> list[Tensor]:
+            tensors = [ops.convert_to_tensor(x, _dtype_of(x, "float64")) for x in call.tensors]
+            tensors += [ops.convert_to_tensor(x, "float64") for x in noises]
+            if not call.training:
+                return list(_tensors("layer alone", call.name, infer(tensors)[:-1]))
+            outputs, by_inputs, by_weights, _ = pull_back(
+                tensors, [*upstream, ops.ones((), "float64")]
+            )
+            floating = sum(x.dtype.kind == "f" for x in call.tensors)
+            number = call.name.removeprefix(call.path)
+            return [
+                *_tensors("layer alone in training", call.name, outputs[:-1]),
+                *_tensors("input gradient alone", call.name, by_inputs[:floating]),
+                *(
+                    as_tensor("weight gradient alone", self._paths[id(v)] + number, gradient)
+                    for v, gradient in zip(trainable, by_weights, strict=True)
+                ),
+            ]
+
+        return run
 
 
 def _knows_training(operation: Any) -> bool:
@@ -477,23 +623,8 @@ def _knows_training(operation: Any) -> bool:
     return "training" in inspect.signature(operation.call).parameters or any(inner)
 
 
-def _off_alike(tensor: Tensor, call: Call) -> np.ndarray:
-    """How far float32 is off a sum of just what comes back, which the gradient of a bias is."""
-    shape = tensor.values.shape
-    for terms in call.upstream if "gradient" in tensor.kind else ():
-        if shape and terms.ndim and shape[-1] == tensor.values.size == terms.shape[-1]:
-            exact, off = off_one_by_one(terms)
-            if np.allclose(exact, tensor.values.ravel(), rtol=1e-6, atol=0):
-                return off.reshape(shape)
-    return np.zeros(shape)
-
-
 def _differs(value: Any, start: np.ndarray) -> bool:
     return not np.array_equal(ops.convert_to_numpy(value), start, equal_nan=True)
-
-
-def _rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
 
 
 class _Context(keras.layers.Layer):

@@ -1,7 +1,7 @@
 """Keras models on the backend of this process: described, run, and run again as perturbed twins."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,10 @@ from multibackend_lstm.runtimes.noise_floor import ROUNDING, Key, NoiseFloor, on
 from multibackend_lstm.runtimes.runtime import Answer, Runtime
 from multibackend_lstm.runtimes.serve import described
 
+# How many times the rounding moves what is to fall on the other side of a tie; and how far,
+# relative to a number, what is not: far enough for float64 to know the direction.
+_FAR, _NEAR = 8, 2.0**-35
+
 
 class KerasModels(Runtime):
     """The backend of Keras that `KERAS_BACKEND` names; each request brings its model.
@@ -20,6 +24,7 @@ class KerasModels(Runtime):
     {"do": "describe", "source", "dtype"} -> {"described": inputs, layers, weights, ...} + arrays
     {"do": "run", "source", "dtype", "structure", "training", "twins", "seed", "rounding",
      "weight_paths", "dtypes"} -> tensors; with "dtypes", {"call"} or {"cannot", "reason"} for each
+    ... with "flips" -> {"flips": {"kind", "path", "size"}}
     {"do": "alone", "call", "twins", "inside", "kinks"} -> tensors of a layer of the model run last
     {"do": "open", "call", "record"} -> {"call"}, ... of the operations inside of a layer; {"done"}
     {"do": "call", "function": "package.module:name", "arguments"} -> {"called": its result}
@@ -75,9 +80,13 @@ class KerasModels(Runtime):
         rounding: float,
         weight_paths: list[str],
         dtypes: dict[str, str] | None = None,
+        flips: int = 0,
         **_: Any,
     ) -> None:
-        """Every tensor of a case; with `twins`, in float64 with each tensor's noise floor."""
+        """Every tensor of a case; with `twins`, in float64 with each tensor's noise floor.
+
+        With `flips` nothing but how far each tensor moves where a decision falls otherwise.
+        """
         from multibackend_lstm.runtimes.execution import Execution, load
         from multibackend_lstm.runtimes.isolation import Isolation
 
@@ -93,7 +102,9 @@ class KerasModels(Runtime):
             execution = Execution(model, structure, training, forms, noisy=self._wide)
             case = _RunParts(execution, arrays, training, seed, self._wide)
             self._isolation = Isolation(execution, weights, weight_paths)
-            if twins:
+            if flips:
+                _send_flips(answer, case, flips, rounding)
+            elif twins:
                 _send_truth(answer, case, twins, rounding)
             else:
                 for part in case.parts(predict=True):
@@ -138,7 +149,7 @@ class KerasModels(Runtime):
         with self._floatx():
             if twins:
                 for truth in isolation.truth(made, twins, kinks=kinks):
-                    header = _header(truth.tensor, floor=truth.floor)
+                    header = _header(truth.tensor, floor=truth.floor, of_twins=truth.of_twins)
                     answer(header, {"values": truth.tensor.values, "elements": truth.elements})
             else:
                 for tensor in isolation.run(made):
@@ -306,32 +317,38 @@ def _header(tensor: Any, **more: Any) -> dict[str, Any]:
     return {"tensor": {"kind": tensor.kind, "path": tensor.path, "dtype": tensor.dtype, **more}}
 
 
+def _tensors_of_twin(case: _RunParts, twin: int, size: float) -> Iterator[tuple[str, Any]]:
+    """Part and tensor of a run that is moved by a size, 0 for none; a failed part's error last."""
+    weights, inputs = case.weights, case.inputs
+    if twin:
+        rng = np.random.default_rng([case.seed, twin])
+        weights = [perturbed(w, rng, size) for w in weights]
+        inputs = [perturbed(x, rng, size, case.execution.mask_values) for x in inputs]
+    case.execution.round(size, case.seed + twin)
+    for name, part in case.parts(not case.wide, weights, inputs):
+        try:
+            for tensor in part:
+                yield name, tensor
+        except Exception as error:
+            yield name, error
+
+
+def _values(found: Iterable[tuple[str, Any]]) -> Iterator[tuple[Key, np.ndarray]]:
+    """The tensors among what was found, one at a time: of a large model they are not all kept."""
+    for _, tensor in found:
+        if not isinstance(tensor, Exception):
+            yield (tensor.kind, tensor.path), tensor.values
+
+
 def _send_truth(answer: Answer, case: _RunParts, twins: int, rounding: float) -> None:
     """Every tensor of an unperturbed run, and its noise floor: how far it moves in the twins."""
     floor = NoiseFloor(rounding, in_float64=case.wide)
-
-    def tensors(twin: int, size: float) -> Iterator[tuple[str, Any]]:
-        """Part and tensor; a part that fails gives its error last."""
-        weights, inputs = case.weights, case.inputs
-        if twin:
-            rng = np.random.default_rng([case.seed, twin])
-            weights = [perturbed(w, rng, size) for w in weights]
-            inputs = [perturbed(x, rng, size, case.execution.mask_values) for x in inputs]
-        case.execution.round(size, case.seed + twin)
-        for name, part in case.parts(not case.wide, weights, inputs):
-            try:
-                for tensor in part:
-                    yield name, tensor
-            except Exception as error:
-                yield name, error
-
-    truth = list(tensors(0, 0.0))
-    exact = {(t.kind, t.path): t.values for _, t in truth if not isinstance(t, Exception)}
+    truth = list(_tensors_of_twin(case, 0, 0.0))
+    exact = dict(_values(truth))
     for twin in range(1, twins + 1):
-        for _, tensor in tensors(twin, floor.size(twin)):
-            key = None if isinstance(tensor, Exception) else (tensor.kind, tensor.path)
+        for key, values in _values(_tensors_of_twin(case, twin, floor.size(twin))):
             if key in exact:
-                floor.add(twin, key, tensor.values, exact[key])
+                floor.add(twin, key, values, exact[key])
     longer = _longer_by_sums(
         [tensor for _, tensor in truth if not isinstance(tensor, Exception)], floor, rounding
     )
@@ -342,6 +359,30 @@ def _send_truth(answer: Answer, case: _RunParts, twins: int, rounding: float) ->
         size, most = floor.of((tensor.kind, tensor.path))
         size += longer.get((tensor.kind, tensor.path), 0.0)
         answer(_header(tensor, floor=size, largest=most), {"values": tensor.values})
+
+
+def _send_flips(answer: Answer, case: _RunParts, pairs: int, rounding: float) -> None:
+    """How far each tensor moves where a decision falls otherwise: of a ReLU, or a maximum.
+
+    Each pair of twins is moved in the same directions, once by several times the rounding, so that
+    what is near to a tie falls on its other side, and once by so little that nothing does. What the
+    first one moves beyond what the second one, scaled up, does is due to the decisions.
+    """
+    exact = dict(_values(_tensors_of_twin(case, 0, 0.0)))
+    far = _FAR * rounding
+    most = dict.fromkeys(exact, 0.0)
+    for twin in range(1, pairs + 1):
+        near = dict(_values(_tensors_of_twin(case, twin, _NEAR)))
+        for key, values in _values(_tensors_of_twin(case, twin, far)):
+            if key not in near or key not in exact or values.dtype.kind != "f":
+                continue
+            smooth = (near[key].astype("float64") - exact[key]) * (far / _NEAR)
+            beyond = values.astype("float64") - exact[key] - smooth
+            finite = beyond[np.isfinite(beyond)]
+            size = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
+            most[key] = max(most[key], size)
+    for (kind, path), size in most.items():
+        answer({"flips": {"kind": kind, "path": path, "size": size}})
 
 
 def _longer_by_sums(tensors: list[Any], floor: NoiseFloor, rounding: float) -> dict[Key, float]:

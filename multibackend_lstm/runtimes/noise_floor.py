@@ -108,7 +108,7 @@ def perturbed(
 
 
 def one_by_one(
-    moved: np.ndarray | float, total: np.ndarray | float, terms: float, rounding: float
+    moved: np.ndarray | float, total: np.ndarray | float, terms: np.ndarray | float, rounding: float
 ) -> np.ndarray:
     """The floor of a sum that a healthy backend may add up one term after the other.
 

@@ -246,3 +246,38 @@ def without_config():
     inputs = keras.Input((3,))
     layers = [WithoutConfig(2.0, name="secret"), keras.layers.Dense(2)]
     return keras.Model(inputs, keras.Sequential(layers, name="inner")(inputs))
+
+
+def _off():
+    return 1 + 1e-3 * (keras.backend.floatx() == "float32")
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class OffLoss(keras.losses.Loss):
+    """A thousandth off, but in the float64 run."""
+
+    def call(self, y_true, y_pred):
+        return ops.mean(ops.square(y_true - y_pred), axis=-1) * _off()
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class OffSGD(keras.optimizers.SGD):
+    """Goes a thousandth too far, but in the float64 run."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient * _off(), variable, learning_rate)
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class OffAdd(keras.Operation):
+    """An operation that is a thousandth off, but in the float64 run."""
+
+    def __init__(self, number, *, name=None):
+        super().__init__(name=name)
+        self.number = number
+
+    def call(self, x):
+        return (x + self.number) * (_off() if "float32" in str(x.dtype) else 1.0)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)

@@ -19,6 +19,7 @@ from multibackend_lstm.cli.agree import agree
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.loading import ModelFileError
 
+from . import cases
 from .conftest import BACKEND, TARGET
 
 MODULE = "zoo.graded"
@@ -95,11 +96,54 @@ def test_it_replays(out, workers):
     assert (off[0].layer, off[0].group) == ("Graded", "layers alone")
 
 
-def test_a_finding_without_a_wrong_output_is_listed(workers, tmp_path):
-    report = agreement.check(model("gradient"), workers=workers, steps=0, bundle=tmp_path)
-    assert report.bundles
-    assert all("no bundle: " in line for line in report.bundles)
-    assert not [*tmp_path.iterdir()]
+def test_a_gradient_has_a_bundle_too(workers, tmp_path):
+    """Its script takes gradients on any backend by what Keras has in public alone."""
+    out = tmp_path / "out"
+    report = agreement.check(
+        model("gradient"), workers=workers, steps=0, bundle=out, modules=[MODULE]
+    )
+    assert [f.layer for f in report.findings] == ["Graded"]
+    folder = out / "finding-1"
+    header = json.loads((folder / "case.json").read_text())
+    assert "gradient" in header["kind"]
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        assert arrays["tensor0"].shape == (1, 1, 6)
+    ran = repro(folder)
+    assert ran.returncode == 1, ran.stderr
+    assert "wrong by up to" in ran.stderr
+    header["layer"]["config"]["backend"] = None
+    ran = repro(copied(folder, tmp_path / "healthy", layer=header["layer"]))
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.slow
+def test_updates_loss_optimizer_and_operations_have_bundles_too(workers, tmp_path):
+    inputs = keras.Input((12, 6))
+    x = layers.Dense(6)(inputs)
+    x = Graded("update", 0.01, BACKEND, name="moving")(cases.OffAdd(1.0, name="off_add")(x))
+    out, modules = tmp_path / "out", [MODULE, "agreement.cases"]
+    report = agreement.check(
+        keras.Model(inputs, layers.Dense(3)(x)), workers=workers, steps=1, bundle=out,
+        modules=modules, loss=cases.OffLoss(), optimizer=cases.OffSGD(0.01),
+    )  # fmt: skip
+    found = {}
+    for number, finding in enumerate(report.findings, 1):
+        folder = out / f"finding-{number}"
+        assert folder.is_dir(), report.bundles
+        header = json.loads((folder / "case.json").read_text())
+        found[finding.layer] = header["kind"]
+        ran = repro(folder)
+        assert ran.returncode == 1, (finding, ran.stdout, ran.stderr)
+        assert "wrong by up to" in ran.stderr
+        if header["what"] == "optimizer":
+            with pytest.raises(CaseError, match=r"run its repro\.py"):
+                replayed(folder, modules)
+            continue
+        again, given = replayed(folder, modules)
+        report = agreement.check(again, given, workers=workers, steps=1, modules=modules)
+        assert report.disagreeing == [TARGET], report.table()
+    assert {*found} == {"Graded", "OffAdd", "OffLoss", "OffSGD"}
+    assert found["Graded"] == found["OffSGD"] == "update alone"
 
 
 def test_a_folder_that_holds_something_is_refused_first(workers, tmp_path):

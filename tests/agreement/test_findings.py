@@ -1,7 +1,7 @@
 """Who is said to be wrong, by which targets differ from the truth and from each other."""
 
 from multibackend_lstm.agreement.comparison import AGREES, DISAGREES, SUSPICIOUS, Comparison
-from multibackend_lstm.agreement.report import Report, TargetResult, findings_of
+from multibackend_lstm.agreement.report import Report, TargetResult, findings_of, told_once
 
 
 def report_of(**peers):
@@ -89,3 +89,17 @@ def test_an_error_is_told_once_with_the_parts_that_it_ends():
         "jax@cpu failed in training: other",
     ]
     assert report.could_not_run == ["jax@cpu"]
+
+
+def test_what_targets_meet_alike_is_told_once():
+    report = report_of(jax=None, torch=None)
+    for result, line in zip(report.results, (1538, 20), strict=True):
+        result.failed["prediction"] = f"ValueError: no such luck (trainer.py:{line} in step)"
+        result.failed["layers"] = f"ValueError: no such luck (layer.py:{line} in call)"
+        result.not_compared["training"] = "it draws random numbers"
+    report.findings = findings_of(report)
+    assert len(report.findings) == 4
+    told = [message for _, message in told_once(report.findings)]
+    assert sum("it draws random numbers" in message for message in told) == 1
+    assert "jax@cpu, torch@cpu: training not compared: it draws random numbers" in told
+    assert sum("failed in prediction and layers" in message for message in told) == 2

@@ -8,6 +8,9 @@ from zoo.graded import Graded
 
 from multibackend_lstm import agreement, environment
 from multibackend_lstm.agreement.comparison import GROUPS
+from multibackend_lstm.runtimes import sums
+from multibackend_lstm.runtimes.calls import Call
+from multibackend_lstm.runtimes.execution import Tensor
 
 from . import cases
 from .conftest import BACKEND, TARGET
@@ -210,3 +213,64 @@ def test_a_tolerance_is_suggested_that_holds_and_is_not_loose(workers):
     assert report.to_json()["tolerance"] == tolerance
     nothing = agreement.Report(case="", reference="", float64=True, settings={})
     assert nothing.tolerance() is None
+
+
+#: Layers that add up 65,536 terms inside of them, of a mean that is not 0.
+LONG = {
+    "batch": (layers.BatchNormalization, (16384, 4)),
+    "group": (lambda: layers.GroupNormalization(2), (16384, 8)),
+    "instance": (lambda: layers.GroupNormalization(-1), (65536, 2)),
+    "layer": (layers.LayerNormalization, (65536,)),
+    "softmax": (lambda: layers.Softmax(axis=1), (16384, 2)),
+    "mean": (layers.GlobalAveragePooling1D, (65536, 4)),
+    "embedding": (lambda: layers.Embedding(3, 4), (16384,)),
+}
+#: Those whose sums this backend adds up one after the other.
+_SLOWLY = {"tensorflow": "batch", "jax": "group", "torch": "embedding"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if _SLOWLY.get(BACKEND) == n else pytest.mark.slow) for n in LONG],
+)
+def test_a_long_sum_inside_of_a_layer_is_not_accused(workers, name):
+    make, shape = LONG[name]
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(2, *shape)) + 5).astype("float32")
+    if name == "batch":
+        x = np.concatenate([x, x[::-1] + 1])
+    if name == "embedding":
+        x = rng.integers(0, 3, (4, *shape)).astype("int32")
+    inputs = keras.Input(shape, dtype=str(x.dtype))
+    report = check(keras.Model(inputs, make()(inputs)), workers, inputs=x, optimizer="sgd")
+    accused = [f for f in report.findings if not f.known or not f.known.get("precision_only")]
+    assert not accused, report.table()
+
+
+def test_a_fault_of_a_layer_with_a_long_sum_is_found(workers):
+    """Its floor knows the sum's length, and no more."""
+    model = stack(Graded("all", 1e-3, BACKEND, name="graded"), layers.BatchNormalization(),
+                  shape=(16384, 2))  # fmt: skip
+    report = check(model, workers, steps=0)
+    assert {f.layer for f in report.findings if f.verdict == "disagrees"} == {"Graded"}
+
+
+def test_an_element_beside_a_long_softmax_is_moved_by_the_sum_alone():
+    """As far as float32 is off that adds up one by one, and no more than a few times that."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 4096)).astype("float32")
+
+    def run(twin, size, given=lambda x: x):
+        e = np.exp(given(x).astype("float64"))
+        return [Tensor("layer alone", "softmax", e / e.sum(-1, keepdims=True), "float64")]
+
+    call = Call("softmax", "softmax", False, None, [x], "float32", [])
+    exact = {("layer alone", "softmax"): run(0, 0.0)[0]}
+    (moved,) = sums.beside_their_terms(run, call, (1,), exact).values()
+    e = np.exp(x)
+    off = e / np.add.accumulate(e, -1)[:, -1:] - run(0, 0.0)[0].values
+    relative = np.sqrt(np.mean((moved / run(0, 0.0)[0].values) ** 2))
+    assert np.sqrt(np.mean(off**2)) < 5 * np.sqrt(np.mean(moved**2))
+    assert 2**-24 < relative < 2**-24 * 64
+    assert not sums.axes_of(type("Softmax", (), {"axis": -1})(), [x[:, :256]])
+    assert sums.axes_of(type("Moments", (), {"axes": [0, -1]})(), [x]) == (0, 1)

@@ -12,6 +12,7 @@ from multibackend_lstm.agreement.suite.keras_functions import LEFT_OUT_OF_TRAINI
 from multibackend_lstm.agreement.suite.keras_layers import LEFT_OUT, cases
 from multibackend_lstm.agreement.suite.running import built, run_suite
 from multibackend_lstm.cli import main
+from multibackend_lstm.cli.agree import _print_suite, suite_status
 
 
 def test_every_layer_of_keras_is_a_case_or_is_left_out_with_a_reason():
@@ -98,3 +99,36 @@ def test_on_the_command_line():
         done = CliRunner().invoke(main, wrong)
         assert done.exit_code == 2
         assert "--suite" in done.stderr
+
+
+def line(*findings, **more):
+    found = [
+        {"target": target, "verdict": verdict, "group": "training", "message": f"{target}: why"}
+        for target, verdict in findings
+    ]
+    return {"case": "Dense", "targets": ["torch@cpu", "numpy@cpu"], "findings": found, **more}
+
+
+NO_GRADIENTS = ("numpy@cpu", "not compared")
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "agreeing"),
+    [
+        ([line(NO_GRADIENTS), line(NO_GRADIENTS)], 0, (2, 2)),
+        ([line(NO_GRADIENTS), line(("torch@cpu", "disagrees"))], 1, (1, 2)),
+        ([line(("torch@cpu", "failed")), line(("torch@cpu", "disagrees"))], 1, (0, 2)),
+        ([line(), line(("torch@cpu", "failed"))], 3, (1, 2)),
+        ([line(), line(not_built="Keras has none")], 3, (1, 1)),
+        ([line(), line(nothing_compared=["numpy@cpu"])], 3, (2, 1)),
+        ([line(("torch@cpu", "suspicious"))], 0, (0, 1)),
+    ],
+)
+def test_statuses_mean_what_they_do_for_one_model(lines, status, agreeing, capsys):
+    """What a backend has no way to do is told once, and takes nothing from another target."""
+    assert suite_status(lines) == status
+    _print_suite(lines)
+    told = capsys.readouterr().out
+    for target, number in zip(("torch@cpu", "numpy@cpu"), agreeing, strict=True):
+        assert f"{number} of {len(lines)} cases agree on {target}." in told
+    assert told.count("numpy@cpu: why") <= 1

@@ -39,8 +39,9 @@ def run_suite(
         progress: is told what is being done.
 
     Returns:
-        A line a case: `case`, `targets`, `findings` (as `Report.to_json` has them) and, where Keras
-        itself could not build it, `not_built`.
+        A line a case: `case`, `targets`, `findings` (as `Report.to_json` has them),
+        `nothing_compared`, the targets that gave nothing, and, where Keras itself could not build
+        it, `not_built`.
 
     Raises:
         ValueError: if no case has such a name, or the file is of other targets.
@@ -105,10 +106,15 @@ def _compared(case: SuiteCase, workers: Workers) -> dict[str, Any]:
             optimizer=_trainer(case) if case.kind == "optimizer" else "sgd",
             loss=_trainer(case) if case.kind == "loss" else None,
             dtype=case.dtype or None,
-        ).to_json()
+        )
     except CaseError as error:
         return {"findings": [], "not_built": str(error)}
-    return {"findings": report["findings"], "tolerance": report["tolerance"]}
+    written = report.to_json()
+    return {
+        "findings": written["findings"],
+        "tolerance": written["tolerance"],
+        "nothing_compared": report.nothing_compared,
+    }
 
 
 def built(case: SuiteCase) -> tuple[Any, Any]:
