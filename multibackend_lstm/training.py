@@ -299,7 +299,7 @@ class _Training:
         _write_weights(self.model, self.folder / weights)
         arrays = {f"metrics/{i}": value for i, value in enumerate(self.metrics)}
         with replacing(self.folder / numbers) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays, **self.callbacks.memory())
+            np.savez(file, **arrays, **self.callbacks.memory())  # type: ignore[arg-type]
         note = {
             "run": self.run,
             "weights": weights,

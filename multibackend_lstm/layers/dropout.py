@@ -225,7 +225,9 @@ def _dropped(x: KerasTensor, rate: float, mask_shape: Any, layer: Any) -> Any:
             drawing = (1,) * len(drawing)
         mask_shape = (*drawing, *others)
     start = first_entry(layer.name, ops.shape(apart), mask_shape)
-    dropped = random.dropout(apart, rate, mask_shape, seed=layer.seed_generator, start=start)
+    dropped = random.dropout(
+        apart, rate, noise_shape=mask_shape, seed=layer.seed_generator, start=start
+    )
     return dropped if apart is x else ops.reshape(dropped, ops.shape(x))
 
 
