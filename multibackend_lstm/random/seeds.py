@@ -47,7 +47,7 @@ class SeedGenerator(keras.random.SeedGenerator, SavedState):
     """
 
     def __init__(self, seed: int | None = None, name: str | None = None, **kwargs: Any) -> None:
-        SavedState.__init__(self, name=name)
+        keras.Operation.__init__(self, name=name)
         keras.random.SeedGenerator.__init__(self, seed, name=self.name, **kwargs)
 
 
