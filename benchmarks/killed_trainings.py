@@ -53,7 +53,8 @@ def main() -> int:
         return 0
     pairs = [tuple(arguments.pair)] if arguments.pair else [*permutations(installed_backends(), 2)]
     with tempfile.TemporaryDirectory() as folder:
-        backends = {name: Backend(name, arguments.kills, Path(folder)) for name in sum(pairs, ())}
+        names = {name for pair in pairs for name in pair}
+        backends = {name: Backend(name, arguments.kills, Path(folder)) for name in names}
         try:
             rows = [break_and_compare(pair, backends, arguments.kills) for pair in pairs]
         finally:

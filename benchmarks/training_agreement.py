@@ -9,7 +9,7 @@ the same run in float64, on TensorFlow, where alone Keras computes in float64. T
 program, such as the 0.999 of Adam, are float32 numbers there too: they are what is to be computed.
 
 Training multiplies the smallest difference, so that a fixed tolerance says nothing. The rival is
-therefore the reference itself, disturbed as an ideal float32 machine would disturb it: 8 twins
+therefore the reference itself, disturbed as an ideal float32 machine would disturb it: 4 twins
 whose inputs and initial weights are multiplied by 1 + u * 2^-24, u uniform in [-1, 1], and which
 round the result of every operation to float32. (Without that, the twins would know no rounding
 but that of the start.) A backend agrees where it is no further from the reference than the twins
@@ -48,7 +48,7 @@ DROPOUT = 0.3
 BATCH_SIZE = 12
 #: Of these two, one model with the same numbers, the reference and the twins are trained once.
 SAME_MODEL = {"pre_reshape": "reshape"}
-TWINS = 8
+TWINS = 4
 ROUNDING = 2.0**-24
 COMMON_ADAM = "torch_with_common_adam"
 #: By how much less the twin that checks float64 is disturbed.

@@ -127,6 +127,7 @@ def same_run(
     training.restore()
     while training.epochs < epochs and not training.stopped:
         rest = fit_order(count, seed, training.epochs)[training.steps * batch_size :]
+        given.goes_on = training.steps > 0
         if training.steps:  # metrics have no variables to restore before a first call
             model.test_on_batch(*_cases(data, rest[:1]))
         cases = _cases(data, rest)
@@ -156,6 +157,7 @@ class _Given(keras.callbacks.Callback):
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model) -> None:
         super().__init__()
         self.callbacks = [*callbacks]
+        self.goes_on = False
         self.set_model(model)
 
     def set_model(self, model: keras.Model) -> None:
@@ -179,6 +181,11 @@ class _Given(keras.callbacks.Callback):
         """The run ends."""
         for callback in self.callbacks:
             callback.on_train_end()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Hand it on, but for an epoch that goes on: it began before."""
+        for callback in [] if self.goes_on else self.callbacks:
+            callback.on_epoch_begin(epoch, logs)
 
     def memory(self) -> dict[str, np.ndarray]:
         """What the callbacks remember, as arrays by name."""
@@ -223,7 +230,7 @@ def _hand_on(hook: str) -> Callable[..., None]:
 
 
 for _hook in (
-    *("on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_end"),
+    *("on_epoch_end", "on_test_begin", "on_test_end"),
     *(f"on_{kind}_batch_{end}" for kind in ("train", "test") for end in ("begin", "end")),
 ):
     setattr(_Given, _hook, _hand_on(_hook))

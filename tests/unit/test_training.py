@@ -96,9 +96,13 @@ def test_it_goes_on_within_an_epoch(tmp_path, save_freq):
     note = json.loads((tmp_path / "run.json").read_text())
     assert (note["epochs"], note["steps"]) == (1, 2)  # the sixth step is that where it is killed
 
-    steps = []
-    count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(1))
+    steps, begun = [], []
+    count = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: steps.append(1),
+        on_epoch_begin=lambda epoch, logs: begun.append(epoch),
+    )
     model, history = train(checkpoint=tmp_path, save_freq=save_freq, callbacks=[count])
+    assert begun == [2]
     assert len(steps) == 4  # one of the second epoch's three, and the third
     assert history == expected
     assert_same_weights(model, unbroken)

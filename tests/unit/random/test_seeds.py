@@ -83,7 +83,8 @@ def test_one_seed_for_all_that_get_none():
         ]
 
     first = draws()
-    assert_equal(draws(), first)
+    for found, expected in zip(draws(), first, strict=True):
+        assert_equal(found, expected)
     state = np.random.get_state()[1].copy()
     random.set_random_seed(3)
     assert (np.random.get_state()[1] == state).all()
