@@ -73,7 +73,7 @@ def document():
 def test_page(script, document):
     page = script["page"](document)
     assert "| lstm | lstm_1 | outputs | 6.5 | 3.2 |  | 3.2 |" in page
-    assert "| agreement_strict | done | 1 | 1 | gru |" in page
+    assert "| agreement_strict | done | 1 | 1 | 1 |" in page
     assert "not" not in page.split("##")[0]
     document["device"] = "cpu"
     assert "nothing here is of a GPU" in script["page"](document)
