@@ -53,7 +53,7 @@ def write_bundles(
         if least is None:
             lines.append(f"{start}: no bundle: it did not show again in a call of its own")
             continue
-        layer = report.layers.get(least.call["path"], {})
+        layer = least.layer or report.layers.get(least.call["path"], {})
         if what(least.call["path"]) == "layer" and not layer.get("config"):
             lines.append(f"{start}: no bundle: {least.call['path']!r} has no config")
             continue
@@ -95,7 +95,7 @@ def _write(
         layer = with_dtype(dict(layer), report.settings["dtype"])
     dtype = least.call["dtype"]
     versions = next(dict(r.versions) for r in report.results if r.target == least.target)
-    weights = leasts.weights.get(path, {})
+    weights = least.weights or leasts.weights.get(path, {})
     if what(path) == "optimizer":
         weights = leasts.trainable
     of_keras = layer["module"].split(".")[0] == "keras"
@@ -239,7 +239,7 @@ def replayed(folder: Path, modules: Sequence[str]) -> tuple[Any, Any]:
             model.compile(loss=_loss(header["layer"]))
             return model, [given[id(x)] for x in predicted]
         layer = keras.saving.deserialize_keras_object(
-            header["layer"], _custom(header["layer"]), safe_mode=True
+            header["layer"], custom_objects(header["layer"]), safe_mode=True
         )
         with limited_weights(keras, sum(x.nbytes for x in arrays.values())):
             model = keras.Model(inputs, layer(*args, **kwargs), name=layer.name)
@@ -256,10 +256,10 @@ def _loss(layer: Mapping[str, Any]) -> Any:
 
     if not layer["config"]:
         return keras.losses.get(layer["class_name"])
-    return keras.saving.deserialize_keras_object(dict(layer), _custom(layer), safe_mode=True)
+    return keras.saving.deserialize_keras_object(dict(layer), custom_objects(layer), safe_mode=True)
 
 
-def _custom(layer: Mapping[str, Any]) -> dict[str, Any]:
+def custom_objects(layer: Mapping[str, Any]) -> dict[str, Any]:
     """The class of a layer that is not Keras's, by name."""
     if layer["module"].split(".")[0] == "keras":
         return {}
@@ -429,7 +429,10 @@ def computed():
         return outputs_of(call(tensors))[case["place"]]
     model = Trained(call, inner if isinstance(inner, keras.layers.Layer) else None)
     jit = keras.backend.backend() == "jax"
-    model.compile(Gradients(1.0), loss=lambda y, x: ops.sum(x), jit_compile=jit)
+    # Not compiled on TensorFlow: on a busy machine the variable was now and then read as before.
+    model.compile(
+        Gradients(1.0), loss=lambda y, x: ops.sum(x), jit_compile=jit, run_eagerly=not jit
+    )
     model(np.zeros((1, 1)))
     restored()
     floating = [x for x in model.given if isinstance(x, keras.Variable)]

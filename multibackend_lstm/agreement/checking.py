@@ -13,6 +13,7 @@ import numpy as np
 from multibackend_lstm.agreement.bundle import check_empty, write_bundles
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
 from multibackend_lstm.agreement.comparison import ALONE, compare, missing
+from multibackend_lstm.agreement.fewer_units import with_fewer_units
 from multibackend_lstm.agreement.isolation import compare_alone
 from multibackend_lstm.agreement.more_inputs import check_names, inputs_named
 from multibackend_lstm.agreement.report import (
@@ -163,6 +164,11 @@ def check(
             workers, case, settings, progress, truth=loaded, save_truth=saved_as, leasts=leasts
         )
         if bundle is not None and leasts is not None:
+            if dtype is None:
+                leasts.found = [
+                    with_fewer_units(least, leasts, workers, modules, exact=report.float64)
+                    for least in leasts.found
+                ]
             report.bundles = write_bundles(Path(bundle), report, leasts, modules)
         for name in more_inputs:
             _check_on(name, report, workers, case, settings, progress)

@@ -14,7 +14,7 @@ TRIALS = 40
 #: The kinds of tensors that a call is shrunk for first: what a layer returns.
 OUTPUTS = ("layer alone", "layer alone in training")
 # Perturbed runs behind the floor of a call that is tried, and of the one that is kept.
-_TWINS, _CONFIRMING_TWINS = 16, 64
+_TWINS, CONFIRMING_TWINS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Least:
         expected: that tensor in the truth.
         received: the same of the target.
         elements: the floor of each element of it; empty where its shape is wrong.
+        layer: module, class and config of a smaller layer that shows it too; None for its own.
+        weights: of the smaller layer.
     """
 
     target: str
@@ -40,6 +42,8 @@ class Least:
     expected: np.ndarray
     received: np.ndarray
     elements: np.ndarray
+    layer: Mapping[str, Any] | None = None
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -108,23 +112,23 @@ def shrink(
     kinds = {c.kind for c in off}
     kinds = kinds & {*OUTPUTS} or kinds
 
-    def tried(
+    def trial(
         header: Mapping[str, Any],
         tensors: Sequence[np.ndarray],
         twins: int,
         back: Sequence[np.ndarray] | None = None,
     ) -> Least | None:
         among = {*OUTPUTS} if kinds <= {*OUTPUTS} else kinds
-        return _tried(target, worker, reference, header, tensors, twins, exact, among, back)
+        return tried(target, worker, reference, header, tensors, twins, exact, among, back)
 
     if call["arguments"] is None:  # the optimizer's, which takes all gradients of the model
-        return tried(call, given, _CONFIRMING_TWINS, upstream)
+        return trial(call, given, CONFIRMING_TWINS, upstream)
     first: Least | None = None
     if upstream and kinds <= {*OUTPUTS}:  # in inference, if it shows there
-        first = tried(_in_inference(call), given, _TWINS)
-    whole = first or tried(call, given, _TWINS)
+        first = trial(_in_inference(call), given, _TWINS)
+    whole = first or trial(call, given, _TWINS)
     if whole is None:  # it needs just these gradients, which no smaller call has
-        return tried(call, given, _CONFIRMING_TWINS, upstream)
+        return trial(call, given, CONFIRMING_TWINS, upstream)
     least = whole
     left = TRIALS
     shrinking = True
@@ -132,7 +136,7 @@ def shrink(
         shrinking = False
         for tensors in _smaller(least.tensors, call["path"], leasts):
             left -= 1
-            found = tried(least.call, tensors, _TWINS)
+            found = trial(least.call, tensors, _TWINS)
             if found is not None:
                 least, shrinking = found, True
                 break
@@ -140,12 +144,12 @@ def shrink(
                 break
     for digits in (0, 1, 2):
         rounded = [x.round(digits) if x.dtype.kind == "f" else x for x in least.tensors]
-        found = tried(least.call, rounded, _TWINS)
+        found = trial(least.call, rounded, _TWINS)
         if found is not None:
             least = found
             break
-    return tried(least.call, least.tensors, _CONFIRMING_TWINS) or tried(
-        whole.call, whole.tensors, _CONFIRMING_TWINS
+    return trial(least.call, least.tensors, CONFIRMING_TWINS) or trial(
+        whole.call, whole.tensors, CONFIRMING_TWINS
     )
 
 
@@ -173,7 +177,7 @@ def _smaller(
                 ]
 
 
-def _tried(
+def tried(
     target: str,
     worker: Worker,
     reference: Worker,

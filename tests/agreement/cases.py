@@ -281,3 +281,11 @@ class OffAdd(keras.Operation):
 
     def compute_output_spec(self, x):
         return keras.KerasTensor(x.shape, x.dtype)
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class OffDense(keras.layers.Dense):
+    """A Dense whose outputs are a thousandth off, but in the float64 run."""
+
+    def call(self, x):
+        return super().call(x) * (1.001 if self.compute_dtype == "float32" else 1)

@@ -15,6 +15,7 @@ from zoo.graded import Graded
 
 from multibackend_lstm import agreement
 from multibackend_lstm.agreement.bundle import replayed
+from multibackend_lstm.agreement.fewer_units import _cut
 from multibackend_lstm.cli.agree import agree
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.loading import ModelFileError
@@ -114,6 +115,39 @@ def test_a_gradient_has_a_bundle_too(workers, tmp_path):
     header["layer"]["config"]["backend"] = None
     ran = repro(copied(folder, tmp_path / "healthy", layer=header["layer"]))
     assert ran.returncode == 0, ran.stderr
+
+
+def test_units_and_weights_are_cut_too(workers, tmp_path):
+    inputs = keras.Input((7, 6))
+    model = keras.Model(inputs, cases.OffDense(16, name="off")(inputs))
+    model.set_weights([x + 0.125 for x in model.get_weights()])
+    out = tmp_path / "out"
+    agreement.check(model, workers=workers, steps=None, bundle=out, modules=["agreement.cases"])
+    folder = out / "finding-1"
+    header = json.loads((folder / "case.json").read_text())
+    assert header["layer"]["config"]["units"] == 1
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        assert [arrays[f"weight{i}"].shape for i in (0, 1)] == [(6, 1), (1,)]
+        np.testing.assert_array_equal(arrays["weight0"], model.get_weights()[0][:, :1])
+        assert arrays["expected"].shape == (1, 1, 1)
+    ran = repro(folder)
+    assert ran.returncode == 1, ran.stderr
+    assert "wrong by up to" in ran.stderr
+
+
+def test_gates_are_cut_each_by_itself():
+    lstm = layers.LSTM(4)
+    lstm.build((None, 5, 3))
+    kernel, recurrent, bias = lstm.get_weights()
+    cut = _cut(
+        dict(zip("krb", (kernel, recurrent, bias), strict=True)), [(3, 8), (2, 8), (8,)], 4, 2
+    )
+    columns = [0, 1, 4, 5, 8, 9, 12, 13]
+    np.testing.assert_array_equal(cut["k"], kernel[:, columns])
+    np.testing.assert_array_equal(cut["r"], recurrent[:2][:, columns])
+    np.testing.assert_array_equal(cut["b"], bias[columns])
+    with pytest.raises(ValueError, match="is not made of 4 units"):
+        _cut({"k": kernel}, [(2, 16)], 4, 2)
 
 
 @pytest.mark.slow
