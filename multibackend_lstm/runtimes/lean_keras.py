@@ -21,13 +21,15 @@ class _IfImported:
 def spare_tensorflow() -> None:
     """Have Keras not import TensorFlow only to see whether a value is one of its types.
 
-    Keras does so for every value that it serializes: 410 MB and some seconds on torch or JAX. No
-    value is of a type that nobody has imported. For processes of this package's own: it changes
-    Keras for as long as they run.
+    Keras does so for every value that it serializes or reads from HDF5: 410 MB and some seconds on
+    torch or JAX. No value is of a type that nobody has imported. For processes of this package's
+    own: it changes Keras for as long as they run.
     """
+    from keras.src.legacy.saving import json_utils  # of HDF5 files
     from keras.src.saving import serialization_lib
 
-    found = getattr(serialization_lib, "tf", None)
-    # Another Keras may ask otherwise, or not at all. (`found.available` would import it.)
-    if hasattr(type(found), "available") and "name" in vars(found):
-        serialization_lib.tf = _IfImported(found)  # type: ignore[attr-defined]
+    for module in (serialization_lib, json_utils):
+        found = getattr(module, "tf", None)
+        # Another Keras may ask otherwise, or not at all. (`found.available` would import it.)
+        if hasattr(type(found), "available") and "name" in vars(found):
+            setattr(module, "tf", _IfImported(found))  # noqa: B010  (mypy knows no such attribute)
