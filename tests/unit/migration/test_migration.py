@@ -24,25 +24,25 @@ STORED = "stored in the "
 BYTECODE = "as its stored bytecode says"
 # File, place of each stored function, what takes its place, and the kind of reason.
 MIGRATED = [
-    ("tf_shape.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("sequential.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("sequential_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
-    ("backend_reshape.h5", {"merge": ("FlattenFeatures", "its output_shape")}),
+    ("tf_shape.h5", {"merge": ("Reshape", SHAPES)}),
+    ("sequential.h5", {"merge": ("Reshape", SHAPES)}),
+    ("sequential_v2.keras", {"merge": ("Reshape", STORED)}),
+    ("backend_reshape.h5", {"merge": ("Reshape", "its output_shape")}),
     ("squeeze_v2.keras", {"squeeze": ("model", BYTECODE)}),
-    ("tf_op_reshape.h5", {"tf.reshape": ("FlattenFeatures", "arguments stored")}),
-    ("bidirectional_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
-    ("bidirectional_23.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("hard_sigmoid.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("nested.h5", {"model > merge": ("FlattenFeatures", SHAPES)}),
-    ("nested_v2.keras", {"model > merge": ("FlattenFeatures", STORED)}),
+    ("tf_op_reshape.h5", {"tf.reshape": ("Reshape", "arguments stored")}),
+    ("bidirectional_v2.keras", {"merge": ("Reshape", STORED)}),
+    ("bidirectional_23.h5", {"merge": ("Reshape", SHAPES)}),
+    ("hard_sigmoid.h5", {"merge": ("Reshape", SHAPES)}),
+    ("nested.h5", {"model > merge": ("Reshape", SHAPES)}),
+    ("nested_v2.keras", {"model > merge": ("Reshape", STORED)}),
     (
         "shared.h5",
-        {"merge_left": ("FlattenFeatures", SHAPES), "merge_right": ("FlattenFeatures", SHAPES)},
+        {"merge_left": ("Reshape", SHAPES), "merge_right": ("Reshape", SHAPES)},
     ),
-    ("mixed_precision.h5", {"merge": ("FlattenFeatures", SHAPES)}),
+    ("mixed_precision.h5", {"merge": ("Reshape", SHAPES)}),
     ("masked.h5", {"merge": ("Reshape", "loses the mask")}),
-    ("states.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("keras215_bidirectional.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("states.h5", {"merge": ("Reshape", SHAPES)}),
+    ("keras215_bidirectional.keras", {"merge": ("Reshape", STORED)}),
     ("keras215_trained.keras", {}),
     ("cudnn_lstm.h5", {}),
     ("cudnn_gru.h5", {}),
@@ -69,7 +69,7 @@ MIGRATED = [
         "keras215_lambdas_sequential.keras",
         {"scale": ("model", "loses the mask"), "last": ("model", BYTECODE)},
     ),
-    ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("keras3.keras", {"merge": ("Reshape", STORED)}),
     ("keras3_legacy.h5", {}),
     ("keras22.h5", {}),
     ("keras22_lambdas.h5", {"scale": ("model", BYTECODE), "last": ("model", BYTECODE)}),
@@ -290,7 +290,7 @@ def test_hard_sigmoid_outside_of_recurrent_layers(masked, tmp_path):
 
     edit_config(path, change)
     migration = migrate(path, tmp_path / "new.keras")
-    assert migration.needed == (["keras_2_hard_sigmoid"] if masked else ["FlattenFeatures"])
+    assert migration.needed == (["keras_2_hard_sigmoid"] if masked else [])
     model = keras.saving.load_model(migration.out)
     steps = keras.Model(model.input, model.get_layer("lstm").output)
     dense = model.layers[-1]
