@@ -115,6 +115,7 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
     out = tmp_path / "new.keras"
     migration = migrate(FOLDER / name, out)
     assert migration.complete
+    assert migration.needed == []
     assert migration.out == out
     found = {step.place: step.detail for step in migration.of("replaced")}
     assert set(found) == set(functions)
@@ -129,6 +130,21 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
     assert not any(isinstance(layer, keras.layers.Lambda) for layer in sublayers(loaded))
     assert hashlib.sha256((FOLDER / name).read_bytes()).digest() == before
     assert [file.name for file in tmp_path.iterdir()] == ["new.keras"]
+
+
+def test_a_merge_of_any_length_needs_nothing_of_ours(tmp_path):
+    inputs = keras.Input((None, 3, 5))
+    merge = keras.layers.Lambda(
+        lambda x: keras.ops.reshape(x, (keras.ops.shape(x)[0], -1, 15)), name="merge"
+    )
+    old = keras.Model(inputs, keras.layers.LSTM(2)(merge(inputs)))
+    old.save(tmp_path / "old.keras")
+    migration = migrate(tmp_path / "old.keras", tmp_path / "new.keras")
+    assert migration.needed == []
+    new = keras.saving.load_model(tmp_path / "new.keras", safe_mode=True)
+    for length in (1, 4, 7):
+        x = np.random.default_rng(0).normal(size=(2, length, 3, 5)).astype("float32")
+        np.testing.assert_allclose(predictions(new, x), predictions(old, x), atol=1e-6)
 
 
 @pytest.mark.parametrize(
