@@ -39,3 +39,18 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise WriteError(f"cannot write to the folder {folder}: {error.strerror}") from error
+
+
+def why_full(folder: Path, size: int) -> str | None:
+    """Why no file of so many bytes can be written to a folder; None if one can.
+
+    For writers of other libraries, whose errors do not tell a full disk from a fault of their own.
+    """
+    probe = folder / f".{uuid.uuid4().hex}"
+    try:
+        probe.write_bytes(bytes(size))
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        probe.unlink(missing_ok=True)
+    return None

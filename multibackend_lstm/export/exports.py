@@ -25,7 +25,7 @@ from multibackend_lstm.environment import (
     missing_backend_message,
 )
 from multibackend_lstm.export.formats import FORMATS, Format, missing, missing_message
-from multibackend_lstm.files import check_writable
+from multibackend_lstm.files import WriteError, check_writable, why_full
 from multibackend_lstm.runtimes.loading import ModelFileError, check_file
 from multibackend_lstm.runtimes.targets import Target
 from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
@@ -82,6 +82,16 @@ class Attempt:
         return self.error is None and all(check.report.agrees for check in self.checks)
 
     @property
+    def line(self) -> str:
+        """What became of it, in one line."""
+        if self.error:
+            return " ".join(self.error.split())
+        if not self.checks:
+            return "exported, not checked"
+        reports = [check.report for check in self.checks]
+        return max(reports, key=lambda report: (not report.agrees, report.score)).summary()
+
+    @property
     def difference(self) -> float:
         """The largest absolute difference of an output from the truth; NaN without a check."""
         return max((check.report.difference for check in self.checks), default=math.nan)
@@ -135,16 +145,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         """One line an attempt."""
-        return "\n".join(self._line(attempt) for attempt in self.attempts)
-
-    def _line(self, attempt: Attempt) -> str:
-        start = f"{self.format} from {attempt.backend}: "
-        if attempt.error:
-            return start + attempt.error
-        if not attempt.checks:
-            return start + "exported, not checked"
-        reports = [check.report for check in attempt.checks]
-        return start + max(reports, key=lambda report: (not report.agrees, report.score)).summary()
+        return "\n".join(f"{self.format} from {a.backend}: {a.line}" for a in self.attempts)
 
 
 class MissingPackageError(ValueError, NotInstalledError):
@@ -246,6 +247,11 @@ def export(
                 if isinstance(model, (str, os.PathLike)):
                     request["model_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
                 attempt, batches = _attempt(request, name, timeout)
+                if attempt.error is not None:
+                    # While what is written of it takes its room.
+                    full = why_full(artefact.parent, file.stat().st_size + (1 << 16))
+                    if full is not None:
+                        raise WriteError(f"cannot write {target}: {full}")
                 if backend is None and attempt.error is None:
                     notes = (*_written_elsewhere(format, kind, name), *attempt.notes)
                     attempt = replace(attempt, notes=notes)

@@ -88,8 +88,7 @@ def migrate(
     Nothing stored in the file is run. A `Lambda` whose stored bytecode spells out the last step,
     scaling by constants, or a sum, mean, maximum, `expand_dims`, `squeeze` or transposition, is
     replaced by a model of these `keras.ops`, see `migration/bytecode.py`. Another is replaced by
-    `FlattenFeatures` (it merges the
-    axes after time) or `keras.layers.Reshape` where the shapes stored around it prove a merge or
+    `keras.layers.Reshape` where the shapes stored around it prove a merge or
     split of axes, see `migration/lambdas.py`; a `tf.reshape`, `tf.expand_dims` or
     `tf.squeeze` outside of a layer where its stored arguments say so. Shapes cannot exclude that a
     function also moves or scales values: compare predictions, as
@@ -104,7 +103,7 @@ def migrate(
     Example:
         >>> migration = migrate("old.h5", "new.keras")
         >>> [(step.place, step.detail) for step in migration.of("replaced")]
-        [('merge', 'FlattenFeatures: (10, 3, 5) -> (10, 15), as LSTM takes (batch, time, 15)')]
+        [('merge', 'Reshape: (10, 3, 5) -> (10, 15), as LSTM takes (batch, time, 15)')]
 
     Args:
         path: a whole model in `.h5`, `.hdf5` or `.keras`, of Keras 2, tf.keras or Keras 3. It is
@@ -149,7 +148,7 @@ def migrate(
             ours=upgrade,
         )
         cudnn.convert_weights(file)
-        resolver = Resolver(file, config, named, custom_objects or {})
+        resolver = Resolver(file, config, named, custom_objects or {}, ours=upgrade)
         with ThreadPoolExecutor(1) as thread:
             thread.submit(_resolve, resolver, config).result()
     except ModelFileError as error:

@@ -59,8 +59,11 @@ class Resolver:
         config: dict[str, Any],
         replacements: Mapping[str, keras.layers.Layer | list[Operation]],
         custom_objects: Mapping[str, Any],
+        *,
+        ours: bool,
     ) -> None:
         self.file = file
+        self.ours = ours
         self.replacements = replacements
         self.custom_objects = custom_objects
         self.steps: list[Step] = []
@@ -343,7 +346,10 @@ class Resolver:
                 evidence.add(*demanded)
 
     def _reshaping(self, layer: dict[str, Any], shape: Shape, target: Shape) -> dict[str, Any]:
-        """FlattenFeatures where all axes after time are merged, else Reshape."""
+        """Reshape, which loads wherever Keras is.
+
+        For `upgrade`, FlattenFeatures where all axes after time are merged.
+        """
         config = {"name": name_of(layer), "dtype": layer["config"].get("dtype", "float32")}
         if isinstance(config["dtype"], dict):
             policy = config["dtype"].get("config", {}).get("name", "float32")
@@ -351,7 +357,8 @@ class Resolver:
         time, *axes = shape[1:]
         sizes = [size for size in axes if size is not None]
         if (
-            len(axes) > 1
+            self.ours
+            and len(axes) > 1
             and len(sizes) == len(axes)
             and target == (time, math.prod(sizes))
             and not self.masked

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from unit.tools import no_file_beyond
 
 import multibackend_lstm
 from export.conftest import BUILDERS
@@ -15,6 +17,7 @@ from multibackend_lstm import porting
 from multibackend_lstm.cli import main
 from multibackend_lstm.export import export_runtime, exports
 from multibackend_lstm.export.formats import FORMATS, missing
+from multibackend_lstm.files import WriteError
 from multibackend_lstm.porting import ModelFileError
 
 
@@ -31,6 +34,24 @@ from multibackend_lstm.porting import ModelFileError
 def test_a_wrong_suffix(format, path, remedy, saved, tmp_path):
     with pytest.raises(ValueError, match=rf"`path` must .* for {format}.*Write .*{remedy}"):
         porting.export(saved("known"), tmp_path / path, format)
+
+
+def _failing(request, backend, timeout):
+    Path(request["artefact"]).write_bytes(b"half")
+    return exports.Attempt(backend, f"{backend}: the process was ended.\nIts last line"), []
+
+
+def test_a_full_disk_is_no_fault_of_the_exporter(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "_attempt", _failing)
+    path = tmp_path / "model.onnx"
+    path.write_text("old")
+    model = saved("known")
+    with no_file_beyond(1000), pytest.raises(WriteError, match=r"model\.onnx: File too large$"):
+        porting.export(model, path, "onnx", overwrite=True)
+    with pytest.raises(porting.ExportError) as error:
+        porting.export(model, path, "onnx", overwrite=True)
+    assert len(str(error.value.report).splitlines()) == len(error.value.report.attempts)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
 def test_bad_names(saved, tmp_path):

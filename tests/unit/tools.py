@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -151,3 +153,14 @@ def run_python(code, **environment):
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+@contextmanager
+def no_file_beyond(size):
+    """Within it the disk is full once a file has so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -5,11 +5,9 @@ import json
 import os
 import pathlib
 import re
-import resource
 import shutil
 import sys
 import tempfile
-from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -22,7 +20,7 @@ from multibackend_lstm.environment import BACKENDS
 from multibackend_lstm.runtimes import probe
 from multibackend_lstm.torch_weights.state_dict import write_state_dict
 from unit.bad_files import cases, make, ordinary_user
-from unit.tools import BACKEND, normal
+from unit.tools import BACKEND, no_file_beyond, normal
 
 if BACKEND not in BACKENDS:
     pytest.skip("the command line runs on the training backends", allow_module_level=True)
@@ -338,17 +336,6 @@ def test_models_in_a_folder_that_may_only_be_read(place):
         status, output = run_as_ordinary_user(*command)
         assert status == (1 if "--dry-run" in command else 0), output  # one holds a Lambda
     assert [path.name for path in (place / "out").iterdir()] == ["weights.npz"]
-
-
-@contextmanager
-def no_file_beyond(size):
-    """Within it the disk is full once a file has so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(

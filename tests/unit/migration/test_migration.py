@@ -24,25 +24,25 @@ STORED = "stored in the "
 BYTECODE = "as its stored bytecode says"
 # File, place of each stored function, what takes its place, and the kind of reason.
 MIGRATED = [
-    ("tf_shape.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("sequential.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("sequential_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
-    ("backend_reshape.h5", {"merge": ("FlattenFeatures", "its output_shape")}),
+    ("tf_shape.h5", {"merge": ("Reshape", SHAPES)}),
+    ("sequential.h5", {"merge": ("Reshape", SHAPES)}),
+    ("sequential_v2.keras", {"merge": ("Reshape", STORED)}),
+    ("backend_reshape.h5", {"merge": ("Reshape", "its output_shape")}),
     ("squeeze_v2.keras", {"squeeze": ("model", BYTECODE)}),
-    ("tf_op_reshape.h5", {"tf.reshape": ("FlattenFeatures", "arguments stored")}),
-    ("bidirectional_v2.keras", {"merge": ("FlattenFeatures", STORED)}),
-    ("bidirectional_23.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("hard_sigmoid.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("nested.h5", {"model > merge": ("FlattenFeatures", SHAPES)}),
-    ("nested_v2.keras", {"model > merge": ("FlattenFeatures", STORED)}),
+    ("tf_op_reshape.h5", {"tf.reshape": ("Reshape", "arguments stored")}),
+    ("bidirectional_v2.keras", {"merge": ("Reshape", STORED)}),
+    ("bidirectional_23.h5", {"merge": ("Reshape", SHAPES)}),
+    ("hard_sigmoid.h5", {"merge": ("Reshape", SHAPES)}),
+    ("nested.h5", {"model > merge": ("Reshape", SHAPES)}),
+    ("nested_v2.keras", {"model > merge": ("Reshape", STORED)}),
     (
         "shared.h5",
-        {"merge_left": ("FlattenFeatures", SHAPES), "merge_right": ("FlattenFeatures", SHAPES)},
+        {"merge_left": ("Reshape", SHAPES), "merge_right": ("Reshape", SHAPES)},
     ),
-    ("mixed_precision.h5", {"merge": ("FlattenFeatures", SHAPES)}),
+    ("mixed_precision.h5", {"merge": ("Reshape", SHAPES)}),
     ("masked.h5", {"merge": ("Reshape", "loses the mask")}),
-    ("states.h5", {"merge": ("FlattenFeatures", SHAPES)}),
-    ("keras215_bidirectional.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("states.h5", {"merge": ("Reshape", SHAPES)}),
+    ("keras215_bidirectional.keras", {"merge": ("Reshape", STORED)}),
     ("keras215_trained.keras", {}),
     ("cudnn_lstm.h5", {}),
     ("cudnn_gru.h5", {}),
@@ -69,7 +69,7 @@ MIGRATED = [
         "keras215_lambdas_sequential.keras",
         {"scale": ("model", "loses the mask"), "last": ("model", BYTECODE)},
     ),
-    ("keras3.keras", {"merge": ("FlattenFeatures", STORED)}),
+    ("keras3.keras", {"merge": ("Reshape", STORED)}),
     ("keras3_legacy.h5", {}),
     ("keras22.h5", {}),
     ("keras22_lambdas.h5", {"scale": ("model", BYTECODE), "last": ("model", BYTECODE)}),
@@ -115,6 +115,7 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
     out = tmp_path / "new.keras"
     migration = migrate(FOLDER / name, out)
     assert migration.complete
+    assert migration.needed == []
     assert migration.out == out
     found = {step.place: step.detail for step in migration.of("replaced")}
     assert set(found) == set(functions)
@@ -129,6 +130,21 @@ def test_migrated_model_predicts_as_the_old_one(tmp_path, name, functions):
     assert not any(isinstance(layer, keras.layers.Lambda) for layer in sublayers(loaded))
     assert hashlib.sha256((FOLDER / name).read_bytes()).digest() == before
     assert [file.name for file in tmp_path.iterdir()] == ["new.keras"]
+
+
+def test_a_merge_of_any_length_needs_nothing_of_ours(tmp_path):
+    inputs = keras.Input((None, 3, 5))
+    merge = keras.layers.Lambda(
+        lambda x: keras.ops.reshape(x, (keras.ops.shape(x)[0], -1, 15)), name="merge"
+    )
+    old = keras.Model(inputs, keras.layers.LSTM(2)(merge(inputs)))
+    old.save(tmp_path / "old.keras")
+    migration = migrate(tmp_path / "old.keras", tmp_path / "new.keras")
+    assert migration.needed == []
+    new = keras.saving.load_model(tmp_path / "new.keras", safe_mode=True)
+    for length in (1, 4, 7):
+        x = np.random.default_rng(0).normal(size=(2, length, 3, 5)).astype("float32")
+        np.testing.assert_allclose(predictions(new, x), predictions(old, x), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +306,7 @@ def test_hard_sigmoid_outside_of_recurrent_layers(masked, tmp_path):
 
     edit_config(path, change)
     migration = migrate(path, tmp_path / "new.keras")
-    assert migration.needed == (["keras_2_hard_sigmoid"] if masked else ["FlattenFeatures"])
+    assert migration.needed == (["keras_2_hard_sigmoid"] if masked else [])
     model = keras.saving.load_model(migration.out)
     steps = keras.Model(model.input, model.get_layer("lstm").output)
     dense = model.layers[-1]
