@@ -31,8 +31,10 @@ class _SavedSeedGenerator(keras.Operation):
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
         """Write seed and counter."""
-        # A copy, since TensorFlow's variable on several devices turns into no array itself.
-        store["0"] = ops.convert_to_numpy(self.generator.state.value * 1)
+        state = self.generator.state.value
+        if keras.backend.backend() == "tensorflow":
+            state = state * 1  # a variable on several devices turns into no array itself
+        store["0"] = ops.convert_to_numpy(state)
 
     def load_own_variables(self, store: dict[str, Any]) -> None:
         """Read seed and counter; a file of Keras's layer has none."""
