@@ -386,13 +386,19 @@ def _write_weights(model: keras.Model, path: Path) -> None:
     Not by `replacing`, whose names Keras does not take: until the note names it it is nothing.
     """
     variables = [*model.variables, *model.optimizer.variables]
+    distribution = keras.distribution.distribution()
     size = sum(4096 + math.prod(v.shape) * 8 for v in variables) + 2**16
     try:
         # First the room, since on a full disk HDF5 ends the process without a word (h5py 3.16).
         with path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
+        # Keras makes an optimizer to compare with, on all devices if it can, for which other processes
+        # would have to do the same.
+        keras.distribution.set_distribution(None)
         model.save_weights(path)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        keras.distribution.set_distribution(distribution)

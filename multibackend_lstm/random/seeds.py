@@ -22,7 +22,10 @@ class SavedState(keras.Operation):
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
         """Write seed and counter."""
-        store["0"] = ops.convert_to_numpy(self.state.value)
+        state = self.state.value
+        if keras.backend.backend() == "tensorflow":
+            state = state * 1  # a variable on several devices turns into no array itself
+        store["0"] = ops.convert_to_numpy(state)
 
     def load_own_variables(self, store: dict[str, Any]) -> None:
         """Read seed and counter; a file of another layer has none."""

@@ -94,9 +94,9 @@ def given_as_it_is(owner: str, model: Any, x: Any, y: Any, weights: Any, size: i
 
 
 def weights_of(model: keras.Model) -> dict[str, np.ndarray]:
-    """Weights by a number, without the seeds' states."""
+    """Weights by a number; Keras numbers the layers of each further model anew."""
     return {
-        f"{number} {weight.path}": np.array(keras.ops.convert_to_numpy(weight.value))
+        f"{number} {weight.name}": np.array(keras.ops.convert_to_numpy(weight.value))
         for number, weight in enumerate(model.weights)
     }
 
@@ -108,7 +108,7 @@ def run(solution: str, out: dict[str, np.ndarray]) -> None:
     initialize(model, 0)
     model.optimizer.build(model.trainable_variables)
     variables = [*model.variables, *model.optimizer.variables]
-    start = [np.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
+    start = [np.array(keras.ops.convert_to_numpy(v.value * 1)) for v in variables]
 
     def result(inputs: Any) -> dict[str, np.ndarray]:
         losses = train(model, inputs, y)
