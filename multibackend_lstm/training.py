@@ -393,8 +393,8 @@ def _write_weights(model: keras.Model, path: Path) -> None:
         with path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
-        # Keras makes an optimizer to compare with, on all devices if it can, for which other processes
-        # would have to do the same.
+        # Keras makes an optimizer to compare with, on all devices if it can, for which other
+        # processes would have to do the same.
         keras.distribution.set_distribution(None)
         model.save_weights(path)
     except OSError as error:
