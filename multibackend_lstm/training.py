@@ -189,7 +189,7 @@ def _write_weights(model: keras.Model, path: Path) -> None:
         with path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
-        # Keras makes an optimizer to compare with, on all devices if it can, for which other processes
+        # Keras makes an optimizer to compare with, on all devices if it can, for which the others
         # would have to do the same.
         keras.distribution.set_distribution(None)
         model.save_weights(path)
