@@ -82,7 +82,10 @@ def main() -> None:
             for batch in BATCHES[1:]
         }
         for name, link in {
-            "this machine's processes": (1 / model["seconds_per_byte"], model["latency_s"]),
+            "this machine's processes": (
+                1 / max(model["seconds_per_byte"], 1e-15),  # the fit may find none
+                model["latency_s"],
+            ),
             **LINKS,
         }.items()
     }
@@ -257,7 +260,9 @@ def tables(results: dict[str, Any]) -> tuple[str, str]:
         f"operation, {model['latency_s'] * 1e6:.0f} us of latency, "
         f"{model['seconds_per_byte'] * 1e9:.2f} ns a byte."
     )
-    measured = "\n".join([*common.markdown(header, rows), "", line, ""])
+    image = "![Measured and predicted times of a step, and the efficiency of many devices]"
+    image += "(images/distributed.svg)"
+    measured = "\n".join([*common.markdown(header, rows), "", line, "", image, ""])
     rows = [
         [name, size, *(f"{value:.2f}" for value in values)]
         for name, sizes in results["predicted_efficiency"].items()

@@ -6,9 +6,9 @@ python jax_processes.py --processes 2 --process 0 --address 10.0.0.1:1234   # on
 
 import argparse
 import os
-import socket
-import subprocess
 import sys
+
+import processes
 
 os.environ["KERAS_BACKEND"] = "jax"
 
@@ -37,17 +37,11 @@ def main() -> None:
 
 
 def start_all(count: int) -> int:
-    """Start all processes here; the largest exit status. One that fails ends the others."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    """Start all processes here."""
+    address = f"127.0.0.1:{processes.free_ports(1)[0]}"
     command = [sys.executable, *sys.orig_argv[1:], "--address", address]
-    processes = [subprocess.Popen([*command, "--process", str(n)]) for n in range(count)]
-    statuses = [process.wait() for process in processes]
-    for number, status in enumerate(statuses):
-        if status:
-            print(f"process {number} ended with status {status}", file=sys.stderr)
-    return max(abs(status) for status in statuses)
+    commands = [[*command, "--process", str(number)] for number in range(count)]
+    return processes.run_all([(one, os.environ) for one in commands])
 
 
 if __name__ == "__main__":

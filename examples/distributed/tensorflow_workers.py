@@ -9,9 +9,9 @@ out, since `fit` of Keras 3 fails with this strategy (keras#20585).
 import argparse
 import json
 import os
-import socket
-import subprocess
 import sys
+
+import processes
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
@@ -71,22 +71,15 @@ def main() -> None:
 
 
 def start_all(count: int) -> int:
-    """Start all processes here; the largest exit status."""
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    workers = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
-    for server in servers:
-        server.close()
-    processes = []
+    """Start all processes here."""
+    workers = [f"127.0.0.1:{port}" for port in processes.free_ports(count)]
+    command = [sys.executable, *sys.orig_argv[1:]]
+    commands = []
     for number in range(count):
         task = {"type": "worker", "index": number}
         config = json.dumps({"cluster": {"worker": workers}, "task": task})
-        command = [sys.executable, *sys.orig_argv[1:]]
-        processes.append(subprocess.Popen(command, env={**os.environ, "TF_CONFIG": config}))
-    statuses = [process.wait() for process in processes]
-    for number, status in enumerate(statuses):
-        if status:
-            print(f"worker {number} ended with status {status}", file=sys.stderr)
-    return max(abs(status) for status in statuses)
+        commands.append((command, {**os.environ, "TF_CONFIG": config}))
+    return processes.run_all(commands)
 
 
 if __name__ == "__main__":
