@@ -14,6 +14,7 @@ import pytest
 from keras import ops
 
 from multibackend_lstm import GRU, LSTM, Bidirectional
+from multibackend_lstm.agreement import DisagreementError
 from multibackend_lstm.porting import PortingError, check_port, from_torch, to_torch
 from unit.tools import needs_gradients, normal
 from unit.torch_weights.test_conversion import assert_same, randomise
@@ -814,7 +815,13 @@ def test_the_twin_gives_the_same_and_goes_back(name):
 @pytest.mark.slow
 @needs_gradients
 @pytest.mark.parametrize("name", MODELS)
-def test_its_layers_and_gradients_are_the_same(name):
+def test_its_layers_and_gradients_are_the_same(name, request):
+    if name == "gated convolutions" and keras.backend.backend() == "jax":
+        reason = (
+            "XLA's fusions on a CPU compute the elements of `max` anew, rounded otherwise: none then "
+            "equals the maximum, and JAX divides its gradient by their number"
+        )
+        request.applymarker(pytest.mark.xfail(raises=DisagreementError, reason=reason))
     module, model, inputs, mapping, call = made(name)
     from_torch(module, model, mapping)
     given = inputs[0] if len(inputs) == 1 else inputs
