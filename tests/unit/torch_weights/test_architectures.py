@@ -818,8 +818,8 @@ def test_the_twin_gives_the_same_and_goes_back(name):
 def test_its_layers_and_gradients_are_the_same(name, request):
     if name == "gated convolutions" and keras.backend.backend() == "jax":
         reason = (
-            "XLA's fusions on a CPU compute the elements of `max` anew, rounded otherwise: none then "
-            "equals the maximum, and JAX divides its gradient by their number"
+            "XLA's fusions on a CPU compute the elements of `max` anew, rounded otherwise: none "
+            "then equals the maximum, and JAX divides its gradient by their number"
         )
         request.applymarker(pytest.mark.xfail(raises=DisagreementError, reason=reason))
     module, model, inputs, mapping, call = made(name)
