@@ -29,10 +29,8 @@ def environment(**more: str) -> dict[str, str]:
     return {**inherited, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths), **more}
 
 
-def commands(
-    engine: str, devices: int, arguments: dict[str, Any]
-) -> list[tuple[list[str], dict[str, str]]]:
-    """A command and what is added to its environment, for each process that we have to start."""
+def commands(engine: str, devices: int, arguments: dict[str, Any]) -> list[list[str]]:
+    """A command for each process that we have to start."""
     given = {"engine": engine, "devices": devices, **arguments}
     python = [sys.executable, "-W", "ignore"]
 
@@ -41,19 +39,12 @@ def commands(
 
     if engine == "torch_ddp":
         launcher = ["-m", "torch.distributed.run", "--standalone"]
-        return [([*python, *launcher, f"--nproc-per-node={devices}", *call()], {})]
+        return [[*python, *launcher, f"--nproc-per-node={devices}", *call()]]
     if engine == "jax_processes":
         address = f"127.0.0.1:{free_port()}"
         each = [call(address=address, process=number) for number in range(devices)]
-        return [([*python, *one], {}) for one in each]
-    if engine == "tensorflow_workers":
-        workers = [f"127.0.0.1:{free_port()}" for _ in range(devices)]
-        configs = [
-            {"cluster": {"worker": workers}, "task": {"type": "worker", "index": number}}
-            for number in range(devices)
-        ]
-        return [([*python, *call()], {"TF_CONFIG": json.dumps(config)}) for config in configs]
-    return [([*python, *call()], {})]
+        return [[*python, *one] for one in each]
+    return [[*python, *call()]]
 
 
 def start(engine: str, devices: int, **arguments: Any) -> list[subprocess.Popen[str]]:
@@ -61,13 +52,13 @@ def start(engine: str, devices: int, **arguments: Any) -> list[subprocess.Popen[
     return [
         subprocess.Popen(
             command,
-            env=environment(**added),
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-        for command, added in commands(engine, devices, arguments)
+        for command in commands(engine, devices, arguments)
     ]
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from distributed import engines
 
 #: Within how many seconds after a kill all processes have ended, on a busy machine too.
-BOUND = {"torch_ddp": 60.0, "tensorflow_workers": 120.0, "jax_processes": 240.0}
+BOUND = {"torch_ddp": 60.0, "jax_processes": 240.0}
 EPOCHS = 6
 
 

@@ -167,13 +167,10 @@ def engine() -> Any:
     else:
         import tensorflow as tf
 
-        if ENGINE == "tensorflow_workers":
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        else:
-            device = tf.config.list_physical_devices("CPU")[0]
-            logical = [tf.config.LogicalDeviceConfiguration()] * DEVICES
-            tf.config.set_logical_device_configuration(device, logical)
-            strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(DEVICES)])
+        device = tf.config.list_physical_devices("CPU")[0]
+        logical = [tf.config.LogicalDeviceConfiguration()] * DEVICES
+        tf.config.set_logical_device_configuration(device, logical)
+        strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(DEVICES)])
         with strategy.scope():
             yield
 
