@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +121,7 @@ def same_run(
     }
     initialize(model, seed)
     model.optimizer.build(model.trainable_variables)
-    given = _Given(callbacks, model)
+    given = _Given([*callbacks], model=model)
     given.begin()
     training = _Training(model, run, None if checkpoint is None else Path(checkpoint), given)
     training.restore()
@@ -151,41 +151,29 @@ def same_run(
     return training.history
 
 
-class _Given(keras.callbacks.Callback):
+class _Given(keras.callbacks.CallbackList):
     """The callbacks of a run, for which it begins and ends once, though `fit` is called often."""
 
-    def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model) -> None:
-        super().__init__()
-        self.callbacks = [*callbacks]
-        self.goes_on = False
-        self.set_model(model)
-
-    def set_model(self, model: keras.Model) -> None:
-        """Hand it on."""
-        super().set_model(model)
-        for callback in self.callbacks:
-            callback.set_model(model)
-
-    def set_params(self, params: Any) -> None:
-        """Hand them on."""
-        super().set_params(params)
-        for callback in self.callbacks:
-            callback.set_params(params)
+    goes_on = False  # whether the epoch that `fit` begins had begun before
 
     def begin(self) -> None:
         """The run begins, or goes on."""
-        for callback in self.callbacks:
-            callback.on_train_begin()
+        super().on_train_begin()
 
     def end(self) -> None:
         """The run ends."""
-        for callback in self.callbacks:
-            callback.on_train_end()
+        super().on_train_end()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Of one `fit`: nothing."""
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Of one `fit`: nothing."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Hand it on, but for an epoch that goes on: it began before."""
-        for callback in [] if self.goes_on else self.callbacks:
-            callback.on_epoch_begin(epoch, logs)
+        """Hand it on, but for an epoch that goes on."""
+        if not self.goes_on:
+            super().on_epoch_begin(epoch, logs)
 
     def memory(self) -> dict[str, np.ndarray]:
         """What the callbacks remember, as arrays by name."""
@@ -219,21 +207,6 @@ class _Given(keras.callbacks.Callback):
             kind = type(callback).__name__
             yield f"{kind}/{kinds[kind]}", callback
             kinds[kind] += 1
-
-
-def _hand_on(hook: str) -> Callable[..., None]:
-    def call(self: _Given, *args: Any, **kwargs: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, hook)(*args, **kwargs)
-
-    return call
-
-
-for _hook in (
-    *("on_epoch_end", "on_test_begin", "on_test_end"),
-    *(f"on_{kind}_batch_{end}" for kind in ("train", "test") for end in ("begin", "end")),
-):
-    setattr(_Given, _hook, _hand_on(_hook))
 
 
 class _Metrics(keras.callbacks.Callback):
