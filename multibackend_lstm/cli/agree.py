@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from multibackend_lstm.cli.shared import CouldNotRun, start_keras
+from multibackend_lstm.cli.shared import CouldNotRun
 from multibackend_lstm.environment import (
     NotInstalledError,
     check_variable,
     choose_backend,
     install_command,
+    set_backend,
 )
 from multibackend_lstm.files import check_writable, replacing
 
@@ -249,7 +250,7 @@ def agree(
     checked: Any = model
     given: Any = _inputs(inputs) if inputs else inputs_from and _inputs_from(inputs_from)
     if replay is not None:
-        start_keras(choose_backend())  # the layer is built here
+        set_backend(choose_backend())  # the layer is built here
         from multibackend_lstm.agreement.bundle import replayed
 
         checked, given = replayed(replay, options["modules"])
@@ -286,7 +287,7 @@ def _agree_on_suite(
     """Compare every layer of Keras; the status is that of `agree` for all cases."""
     from rich.console import Console
 
-    start_keras(choose_backend())  # the models are built here
+    set_backend(choose_backend())  # the models are built here
     from multibackend_lstm.agreement import Workers
     from multibackend_lstm.agreement.suite import run_suite
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.cli.shared import DEFAULT_BACKEND, CouldNotRun, start_keras
+from multibackend_lstm.cli.shared import DEFAULT_BACKEND, CouldNotRun
 from multibackend_lstm.environment import BACKENDS
 from multibackend_lstm.files import check_writable, replacing
 from multibackend_lstm.solutions import SOLUTIONS, Solution
@@ -81,7 +81,7 @@ def demo(
             options.append(f"--epochs={epochs}")
         raise SystemExit(_demo_on_each(console, options, out, as_json))
     chosen = environment.choose_backend(backend)
-    start_keras(chosen)
+    environment.set_backend(chosen)
     check_writable(out)
     others = [name for name in environment.installed_backends() if name != chosen]
     for name in BACKENDS:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.cli.shared import CouldNotRun, backend_option, start_keras
+from multibackend_lstm.cli.shared import CouldNotRun, backend_option
 
 if TYPE_CHECKING:
     import keras
@@ -42,7 +42,7 @@ def explain(
     if the backend is not installed or the model does not run on it.
     """
     chosen = environment.choose_backend(backend)
-    start_keras(chosen)
+    environment.set_backend(chosen)
     from multibackend_lstm.runtimes.loading import cause, load_keras_model
 
     loaded = load_keras_model(model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.cli.shared import backend_option, start_keras
+from multibackend_lstm.cli.shared import backend_option
 from multibackend_lstm.files import check_writable
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def migrate(
         raise click.UsageError(
             f"{old} is {'a folder: add --dry-run' if old.is_dir() else 'a file, not a folder'}."
         )
-    start_keras(environment.choose_backend(backend))
+    environment.set_backend(environment.choose_backend(backend))
     if dry_run:
         raise SystemExit(_survey(old, upgrade, as_json))
     if out is not None:

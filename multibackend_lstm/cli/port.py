@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.cli.shared import AnswerIsNo, backend_option, start_keras
+from multibackend_lstm.cli.shared import AnswerIsNo, backend_option
 from multibackend_lstm.files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def port(
     chosen = environment.choose_backend(backend)
     if find_spec("torch") is not None:
         import torch  # noqa: F401  (before TensorFlow, which some builds of both need)
-    start_keras(chosen)
+    environment.set_backend(chosen)
     check_writable(out.parent)
 
     from multibackend_lstm.torch_weights.errors import (

@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 
-from multibackend_lstm.environment import BACKENDS, BackendError, CouldNotRunError, set_backend
+from multibackend_lstm.environment import BACKENDS, BackendError, CouldNotRunError
 from multibackend_lstm.files import WriteError
 
 DEFAULT_BACKEND = (
@@ -27,24 +26,6 @@ backend_option = click.option(
     type=click.Choice(list(BACKENDS)),
     help=f"Backend to run on. {DEFAULT_BACKEND}",
 )
-
-
-def start_keras(backend: str) -> None:
-    """Import Keras on a backend, and as little as can be of others, whose memory adds up.
-
-    Raises:
-        BackendError: if Keras is imported already, on another backend.
-    """
-    set_backend(backend)
-    # Keras and TensorFlow import JAX where they find it: 107 MB.
-    hidden = backend != "jax" and sys.modules.setdefault("jax", None) is None  # type: ignore[arg-type]
-    try:
-        from multibackend_lstm.runtimes.lean_keras import spare_tensorflow
-
-        spare_tensorflow()
-    finally:
-        if hidden:
-            del sys.modules["jax"]
 
 
 class AnswerIsNo(click.ClickException):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multibackend_lstm import environment
-from multibackend_lstm.cli.shared import AnswerIsNo, backend_option, start_keras
+from multibackend_lstm.cli.shared import AnswerIsNo, backend_option
 from multibackend_lstm.files import check_writable
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def stream(
     from multibackend_lstm.streaming.stream import KERAS_FILES, Stream
 
     if model.suffix in KERAS_FILES:
-        start_keras(environment.choose_backend(backend))
+        environment.set_backend(environment.choose_backend(backend))
     if state is not None:
         check_writable(state.parent)
     live = Stream(model, runtime=runtime, window=window)

@@ -24,7 +24,6 @@ from importlib import import_module
 from typing import Any, BinaryIO
 
 from multibackend_lstm.runtimes.errors import InputError
-from multibackend_lstm.runtimes.lean_keras import spare_tensorflow
 from multibackend_lstm.runtimes.messages import receive, send
 from multibackend_lstm.runtimes.runtime import Answer, Runtime
 
@@ -36,8 +35,6 @@ def main(name: str, options: str) -> None:
         module, _, cls = name.partition(":")
         runtime: Runtime = getattr(import_module(module), cls)(**json.loads(options))
         ready = runtime.start()
-        if "keras" in sys.modules:
-            spare_tensorflow()
         answer(
             {"ready": name, "parts": runtime.parts, "set_switches": {}, "float64": False, **ready}
         )
