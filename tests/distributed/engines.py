@@ -21,12 +21,12 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """That of this process, with this checkout to import from."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     # A test session of JAX has flags of its own.
     inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    return {**inherited, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths), **more}
+    return {**inherited, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def commands(engine: str, devices: int, arguments: dict[str, Any]) -> list[list[str]]:
