@@ -170,6 +170,9 @@ def work(seconds: float) -> None:
                     **common.summary(taken),
                 }
                 print(json.dumps(point), flush=True)
+    # Else gloo may wait for ever: it puts the last all-reduce away with Python's lock, which the
+    # end of DistributedDataParallel holds (seen with PyTorch 2.13).
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -145,7 +145,8 @@ def data_parallel(model: keras.Model) -> None:
 
     BatchNormalization is not synchronised: each process normalises its rows by their own
     statistics (Keras has `synchronized=True` on TensorFlow alone; on JAX all rows count anyway).
-    Only what the first process saves should be used.
+    Only what the first process saves should be used. Call `torch.distributed.barrier()` before
+    `destroy_process_group()`: with gloo a process may otherwise wait for ever at its end.
 
     Args:
         model: built and compiled. `evaluate` and `predict` are not shared.

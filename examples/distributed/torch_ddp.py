@@ -25,6 +25,9 @@ def main() -> None:
     if torch.distributed.get_rank() == 0:
         processes = torch.distributed.get_world_size()
         common.report(options, "torch DistributedDataParallel", processes, history["loss"])
+    # Else gloo may wait for ever: it puts the last all-reduce away with Python's lock, which the
+    # end of DistributedDataParallel holds (seen with PyTorch 2.13).
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

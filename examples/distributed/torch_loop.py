@@ -49,6 +49,9 @@ def main() -> None:
         losses.append(float(total) / len(x))
     if rank == 0:
         common.report(options, "torch loop", processes, losses)
+    # Else gloo may wait for ever: it puts the last all-reduce away with Python's lock, which the
+    # end of DistributedDataParallel holds (seen with PyTorch 2.13).
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
