@@ -163,8 +163,8 @@ def engine() -> Any:
 
         torch.distributed.init_process_group("gloo")
         yield
-        # Else gloo may wait for ever: it puts the last all-reduce away with Python's lock, which the
-        # end of DistributedDataParallel holds (seen with PyTorch 2.13).
+        # Else gloo may wait for ever: it puts the last all-reduce away with Python's lock, which
+        # the end of DistributedDataParallel holds (seen with PyTorch 2.13).
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     else:
