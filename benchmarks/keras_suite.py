@@ -2,14 +2,17 @@
 
     python benchmarks/keras_suite.py                       # runs, or goes on, and makes the page
     python benchmarks/keras_suite.py --from keras.jsonl    # of `agree --suite keras --results`
+    python benchmarks/keras_suite.py --again               # what differs in the committed results
 
 Every case of the suite is compared on every installed backend. Written down is what differs, as
-JSON and as docs/keras_suite.md, which this script makes.
+JSON and as docs/keras_suite.md, which this script makes, and a bundle of each layer that disagrees
+alone, in docs/bundles.
 """
 
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from multibackend_lstm.agreement.suite import run_suite
 
 NAME = "keras_suite"
 PAGE = Path(__file__).parents[1] / "docs" / f"{NAME}.md"
+BUNDLES = PAGE.with_name("bundles")
 _KEYS = (
     "cannot be told from this: the truth is TensorFlow's, whose weights are 2e-3 off Keys's, which "
     "JAX follows to 2e-6"
@@ -40,12 +44,15 @@ def rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Case, target, verdict and what was found, once for each that differs."""
     found = []
     for line in lines:
-        seen = set()
-        for finding in line["findings"]:
+        seen: dict[tuple[str, str], dict[str, Any]] = {}
+        for number, finding in enumerate(line["findings"], 1):
             key = finding["target"], finding["verdict"]
-            if finding["verdict"] == "not compared" or key in seen:
+            bundle = line.get("bundles", {}).get(str(number))
+            if finding["verdict"] == "not compared":
                 continue
-            seen.add(key)
+            if key in seen:
+                seen[key]["bundle"] = seen[key]["bundle"] or bundle
+                continue
             known = finding["known"] or {}
             found.append(
                 {
@@ -54,8 +61,10 @@ def rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "verdict": finding["verdict"],
                     "found": _short(finding["message"]),
                     "upstream": known.get("upstream"),
+                    "bundle": bundle,
                 }
             )
+            seen[key] = found[-1]
     return found
 
 
@@ -73,8 +82,8 @@ def page(document: dict[str, Any]) -> str:
     names = ("keras", "tensorflow", "torch", "jax")
     of = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
     table = [
-        "| case | target | verdict | found | upstream |",
-        "|---|---|---|---|---|",
+        "| case | target | verdict | found | bundle | upstream |",
+        "|---|---|---|---|---|---|",
     ]
     for row in results["differ"]:
         link = row["upstream"]
@@ -83,7 +92,19 @@ def page(document: dict[str, Any]) -> str:
         fault = JUDGE.get((row["case"], row["target"]))
         if fault is not None:
             upstream, found = "none", f"{fault} ({found})"
-        cells = (f"`{row['case']}`", row["target"], row["verdict"], found, upstream)
+        files = [
+            f"[{file}]({BUNDLES.name}/{row['bundle']}/{file})"
+            for file in ("issue.md", "repro.py", "case.json", "arrays.npz")
+            if row["bundle"]
+        ]
+        cells = (
+            f"`{row['case']}`",
+            row["target"],
+            row["verdict"],
+            found,
+            " ".join(files),
+            upstream,
+        )
         table.append(f"| {' | '.join(cells)} |")
     return "\n".join(
         [
@@ -93,7 +114,9 @@ def page(document: dict[str, Any]) -> str:
             f"{results['cases']} cases agree on {', '.join(results['targets'])}; the others are "
             "below. What a verdict means: [agreement](agreement.md). A case is in float32, with "
             "one training step; `multibackend-lstm agree --suite keras --only NAME` shows it in "
-            "full." + (f" {note}" if (note := results.get("note")) else ""),
+            "full. With the files of a bundle in one folder `repro.py` shows it by Keras and NumPy "
+            "alone; what fails, and what is off in the whole model alone, has none."
+            + (f" {note}" if (note := results.get("note")) else ""),
             "",
             *table,
             "",
@@ -107,20 +130,35 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--from", dest="results", type=Path, default=Path(f"{NAME}.jsonl"))
+    parser.add_argument(
+        "--again", action="store_true", help="what differs in the committed results alone"
+    )
     parser.add_argument("--page", action="store_true", help="make the page from committed results")
     options = parser.parse_args()
     path = common.RESULTS / f"{NAME}.json"
     if not options.page:
+        before = json.loads(path.read_text())["results"] if options.again else None
         console = Console(stderr=True)
         with agreement.Workers() as workers, console.status("starting") as status:
-            lines = run_suite(workers, results=options.results, progress=status.update)
+            if options.again or not options.results.exists():
+                shutil.rmtree(BUNDLES, ignore_errors=True)
+            lines = run_suite(
+                workers,
+                only="" if before is None else {row["case"] for row in before["differ"]},
+                results=None if before else options.results,
+                bundle=BUNDLES,
+                progress=status.update,
+            )
         differ = rows(lines)
+        known = {line["case"] for line in lines}
+        agree = len(known - {row["case"] for row in differ})
         results = {
+            **({"cases": len(lines), "agree": agree} if before is None else before),
             "targets": lines[0]["targets"],
-            "cases": len(lines),
-            "agree": len({line["case"] for line in lines} - {row["case"] for row in differ}),
             "differ": differ,
         }
+        if before is not None:
+            results["agree"] += agree
         common.write_results(NAME, str(__doc__).splitlines()[0], results)
     PAGE.write_text(page(json.loads(path.read_text())), encoding="utf-8")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from multibackend_lstm.cli.shared import CouldNotRun
 from multibackend_lstm.environment import (
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16", "float64")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_OF_SUITE = (
+    *("suite", "only", "results", "bundle", "targets"),
+    *("interpreters", "precision", "timeout", "as_json"),
+)
 
 
 def _shapes(context: Any, option: Any, values: tuple[str, ...]) -> list[tuple[int, ...]]:
@@ -74,7 +79,8 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
     "--bundle",
     type=click.Path(path_type=Path),
     help="Write a folder for each layer that is off alone to this new folder: its config, the "
-    "least inputs that show it, a script and an issue for upstream.",
+    "least inputs that show it, a script and an issue for upstream. With --suite, in a folder of "
+    "each case.",
 )
 @click.option(
     "--inputs",
@@ -234,6 +240,7 @@ def agree(
     if sum(x is not None for x in (model, suite, replay)) != 1:
         raise click.UsageError("one of MODEL, --suite and --replay is needed, and one alone.")
     if suite is not None:
+        _refuse_options_of_a_model()
         _agree_on_suite(targets, only, results, as_json, options)
     if only or results is not None:
         raise click.UsageError("--only and --results are of --suite.")
@@ -281,6 +288,21 @@ def agree(
     raise SystemExit(exit_status(report))
 
 
+def _refuse_options_of_a_model() -> None:
+    """Refuse what was given with --suite, and would have no effect: its cases have their own."""
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in _OF_SUITE
+        and context.get_parameter_source(str(parameter.name)) != ParameterSource.DEFAULT
+    ]
+    if given:
+        raise click.UsageError(
+            f"--suite has models, inputs and settings of its own: leave out {', '.join(given)}."
+        )
+
+
 def _agree_on_suite(
     targets: str | None, only: str, results: Path | None, as_json: bool, options: dict[str, Any]
 ) -> NoReturn:
@@ -295,7 +317,13 @@ def _agree_on_suite(
     of_workers = {name: options[name] for name in ("interpreters", "precision", "timeout")}
     named = targets.split(",") if targets is not None else None
     with Workers(named, **of_workers) as workers, console.status("starting") as status:
-        lines = run_suite(workers, only=only, results=results, progress=status.update)
+        lines = run_suite(
+            workers,
+            only=only,
+            results=results,
+            bundle=options["bundle"],
+            progress=status.update,
+        )
     if as_json:
         click.echo(json.dumps(lines, indent=1))
     else:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from agreement.conftest import TARGET
+from agreement.conftest import BACKEND, TARGET
 from multibackend_lstm.agreement.suite.keras_functions import LEFT_OUT_OF_TRAINING
 from multibackend_lstm.agreement.suite.keras_layers import LEFT_OUT, cases
-from multibackend_lstm.agreement.suite.running import built, run_suite
+from multibackend_lstm.agreement.suite.running import built, folder_of, run_suite
 from multibackend_lstm.cli import main
 from multibackend_lstm.cli.agree import _print_suite, suite_status
 
@@ -84,6 +84,48 @@ def test_a_run_goes_on_where_it_was_killed(workers, tmp_path):
         assert file.read_text() == mine
     with pytest.raises(ValueError, match="no case of the suite has 'Conv9D'"):
         run_suite(workers, only="Conv9D")
+
+
+DIFFERS = {
+    "torch": "AveragePooling2D(pool_size=3,strides=2,padding=same) on 7x8x6",
+    "jax": "Resizing(height=4,width=5,interpolation=bicubic) on 7x8x3",
+}
+
+
+@pytest.mark.skipif(BACKEND not in DIFFERS, reason="the truth is this backend's")
+def test_what_disagrees_alone_has_a_bundle_in_a_folder_of_its_case(workers, tmp_path):
+    bundles, case = tmp_path / "bundles", DIFFERS[BACKEND]
+    run = {"results": tmp_path / "results.jsonl", "bundle": bundles}
+    left = bundles / folder_of(case) / "of a run that was killed"
+    for line in run_suite(workers, only=[case, "Dense(units=5) on 6"], **run):
+        places = line["bundles"].values()
+        assert bool(places) == (line["case"] == case)
+        assert all((bundles / place / "repro.py").is_file() for place in places)
+    assert [folder.name for folder in bundles.iterdir()] == [folder_of(case)]
+    again = run_suite(workers, only=[case], **run)  # read, not computed
+    assert again[0]["bundles"]
+    (tmp_path / "results.jsonl").unlink()
+    with pytest.raises(ValueError, match="must be a new or an empty folder"):
+        run_suite(workers, only=[case], **run)
+    run_suite(workers, only=["Dense(units=5) on 6"], results=run["results"])
+    left.mkdir()
+    run_suite(workers, only=[case], **run)
+    assert not left.exists()
+
+
+def test_every_case_has_a_folder_of_its_own_on_every_file_system():
+    folders = [folder_of(case.name).lower() for case in cases()]
+    assert len(set(folders)) == len(folders)
+    assert max(map(len, folders)) < 200
+
+
+@pytest.mark.parametrize(
+    "given", [["--dtype", "float16"], ["--html", "a.html"], ["--steps", "5"], ["--twins", "8"]]
+)
+def test_options_that_a_suite_would_not_heed_are_refused(given):
+    done = CliRunner().invoke(main, ["agree", "--suite", "keras", "--only", "Dense", *given])
+    assert done.exit_code == 2
+    assert f"leave out {given[0]}." in done.stderr
 
 
 def test_on_the_command_line():

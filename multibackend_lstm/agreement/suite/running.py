@@ -1,12 +1,15 @@
 """The cases built with Keras, compared one after another, and resumed where a run stopped."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from multibackend_lstm.agreement.bundle import check_empty
 from multibackend_lstm.agreement.checking import check
 from multibackend_lstm.agreement.suite.keras_layers import cases
 from multibackend_lstm.agreement.suite.suite_case import SuiteCase
@@ -25,40 +28,50 @@ _OLD = "what another run computed is not gone on with"
 def run_suite(
     workers: Workers,
     *,
-    only: str = "",
+    only: str | Collection[str] = "",
     results: str | Path | None = None,
+    bundle: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Compare every layer of Keras on the targets.
 
     Args:
         workers: of the targets; they stay open.
-        only: of the cases, those whose name contains this.
+        only: of the cases, those whose name contains this; or several whole names.
         results: a file of JSON lines, one a case, written as they come. Cases that it has are
             not run again.
+        bundle: a folder for the bundles that `check` writes, in a folder of each case that has
+            any. It has to be new or empty, unless `results` goes on.
         progress: is told what is being done.
 
     Returns:
         A line a case: `case`, `targets`, `findings` (as `Report.to_json` has them),
-        `nothing_compared`, the targets that gave nothing, and, where Keras itself could not build
-        it, `not_built`.
+        `nothing_compared`, the targets that gave nothing, `bundles`, the folders in `bundle` by the
+        finding's number, counted from 1, and, where Keras itself could not build it, `not_built`.
 
     Raises:
-        ValueError: if no case has such a name, or the file is of other targets.
+        ValueError: if no case has such a name, the file is of other targets, or the folder for
+            bundles holds something.
     """
     import keras
 
-    chosen = {case.name: case for case in cases() if only in case.name}
+    chosen = {
+        case.name: case
+        for case in cases()
+        if (only in case.name if isinstance(only, str) else case.name in only)
+    }
     if not chosen:
         raise ValueError(f"no case of the suite has {only!r} in its name, such as Conv2D.")
     targets = [str(target) for target in workers.targets]
     known = {} if results is None else _read(Path(results), targets)
+    if bundle is not None and not known:
+        check_empty(Path(bundle))
     lines = []
     for number, (name, case) in enumerate(chosen.items(), 1):
         if name not in known:
             progress(f"{number} of {len(chosen)}: {name}")
             keras.utils.clear_session(free_memory=False)
-            known[name] = {"case": name, "targets": targets, **_compared(case, workers)}
+            known[name] = {"case": name, "targets": targets, **_compared(case, workers, bundle)}
             if results is not None:
                 with Path(results).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(known[name]) + "\n")
@@ -92,7 +105,15 @@ def _read(path: Path, targets: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _compared(case: SuiteCase, workers: Workers) -> dict[str, Any]:
+def folder_of(case: str) -> str:
+    """The name of a folder for a case's bundles, for every file system."""
+    return re.sub(r"[^\w.=-]+", "_", case).strip("_")
+
+
+def _compared(case: SuiteCase, workers: Workers, bundle: str | Path | None) -> dict[str, Any]:
+    folder = None if bundle is None else Path(bundle) / folder_of(case.name)
+    if folder is not None and folder.exists():
+        shutil.rmtree(folder)  # of a run that was killed before it wrote this case down
     try:
         model, inputs = built(case)
     except Exception as error:  # what this version of Keras has not, or builds no more
@@ -106,15 +127,24 @@ def _compared(case: SuiteCase, workers: Workers) -> dict[str, Any]:
             optimizer=_trainer(case) if case.kind == "optimizer" else "sgd",
             loss=_trainer(case) if case.kind == "loss" else None,
             dtype=case.dtype or None,
+            bundle=folder,
         )
     except CaseError as error:
         return {"findings": [], "not_built": str(error)}
     written = report.to_json()
-    return {
+    line = {
         "findings": written["findings"],
         "tolerance": written["tolerance"],
         "nothing_compared": report.nothing_compared,
     }
+    if folder is None:
+        return line
+    numbers = [str(number) for number in range(1, len(report.findings) + 1)]
+    places = {number: f"{folder.name}/finding-{number}" for number in numbers}
+    found = {number: place for number, place in places.items() if (folder.parent / place).is_dir()}
+    if not found:
+        folder.rmdir()
+    return {**line, "bundles": found}
 
 
 def built(case: SuiteCase) -> tuple[Any, Any]:
