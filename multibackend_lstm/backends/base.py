@@ -114,6 +114,19 @@ class Backend:
         """A function of tensors, defined at module level, as one program where that is faster."""
         return function
 
+    def rotated(self, words: Any, places: int) -> Any:
+        """The bits of int32 words moved to the left, the first ones to the end.
+
+        Args:
+            words: that may be overwritten.
+            places: 1 to 31.
+        """
+        carried = ops.right_shift(words, 32 - places)
+        carried &= (1 << places) - 1  # the shift is one of signed words
+        words *= 1 << places
+        words |= carried
+        return words
+
     def stable_argsort(self, x: Any) -> Any:
         """Indices that sort a tensor `(n,)`; of equal entries the earlier comes first."""
         # Keras calls NumPy's default sort, which promises no order of equal entries.

@@ -171,6 +171,12 @@ class TorchBackend(Backend):
             return "Apple's GPUs have no float64"
         return "Keras normalises in float32 there" if statistics else None
 
+    def rotated(self, words: torch.Tensor, places: int) -> torch.Tensor:
+        """See `Backend`; eager, where each operation costs more than what it computes."""
+        carried = torch.bitwise_right_shift(words, 32 - places)
+        carried &= (1 << places) - 1
+        return carried.add_(words, alpha=1 << places)
+
     def stable_argsort(self, x: Any) -> Any:
         """See `Backend`."""
         return ops.argsort(x)

@@ -121,10 +121,12 @@ def test_integers_are_refused(draw):
         draw((2,), dtype="int32", seed=0)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("p", [0.0, 2.0**-24, 0.3, 0.5, 0.7, 1 - 2.0**-24, 1.0, 0, 1])
 def test_bernoulli(p):
     found = random.bernoulli((1000,), p, seed=2)
     assert_equal(found, reference_bits((1000,), 2) / 2**32 < p)
+    of_a_tensor = random.bernoulli((1000,), ops.convert_to_tensor(p, "float32"), seed=2)
+    assert_equal(found, to_numpy(of_a_tensor))
 
 
 def test_bernoulli_with_a_probability_an_entry():
