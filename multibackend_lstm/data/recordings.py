@@ -4,7 +4,7 @@ import math
 import mmap
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from numbers import Real
 from os import PathLike, fspath
@@ -79,6 +79,8 @@ def as_recording(owner: str, given: Any, name: str) -> Recording:
     """
     if isinstance(given, Recording):
         recording = given
+        if type(given.values) not in (np.ndarray, np.memmap):
+            recording = replace(given, values=with_nan(given.values))
     elif isinstance(given, (str, PathLike)):
         if not fspath(given).endswith(".npy"):
             raise ValueError(
@@ -105,10 +107,15 @@ def as_recording(owner: str, given: Any, name: str) -> Recording:
 
 
 def with_nan(given: Any) -> np.ndarray:
-    """An array, NaN where a masked one of NumPy is masked."""
+    """An array, NaN (of dates NaT, of objects None) where a masked one of NumPy is masked."""
     if isinstance(given, np.ma.MaskedArray):
-        masked: Any = given.astype(np.result_type(given, "float32"))
-        given = masked.filled(np.nan)
+        masked: Any = given
+        if masked.dtype.kind in "biuf":
+            given = masked.astype(np.result_type(masked, "float32")).filled(np.nan)
+        elif masked.dtype.kind in "mM":
+            given = masked.filled(np.array("NaT", masked.dtype))
+        else:
+            given = masked.astype(object).filled(None)
     return to_numpy(given)
 
 
@@ -176,9 +183,12 @@ def gap_starts(owner: str, times: np.ndarray, max_gap: Any, name: str) -> np.nda
         ValueError: for a `max_gap` that is not a positive number, or duration beside dates.
     """
     if times.dtype.kind in "mM":
-        is_duration = isinstance(max_gap, (timedelta, np.timedelta64))
-        duration = np.timedelta64(max_gap) if is_duration else np.timedelta64("NaT", "s")
-        if not duration > np.timedelta64(0, "s"):
+        duration = np.timedelta64("NaT", "s")
+        if isinstance(max_gap, (timedelta, np.timedelta64)):
+            duration = getattr(max_gap, "to_timedelta64", lambda: np.timedelta64(max_gap))()
+        # Months and years have no fixed length, and a number without a unit has none at all.
+        is_fixed = np.datetime_data(duration.dtype)[0] not in ("generic", "M", "Y")
+        if not is_fixed or not duration > np.timedelta64(0, "s"):
             raise ValueError(
                 f"{owner}: `max_gap` must be a positive duration, such as numpy.timedelta64(50, "
                 f"'ms') or datetime.timedelta, as the timestamps of recording {name} are dates. "
