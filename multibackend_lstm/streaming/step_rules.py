@@ -160,7 +160,12 @@ def _run(call: Call) -> list[Value]:
             "it is not known whether it treats each step alone. If it does, put it into "
             "`multibackend_lstm.TimeDistributed`"
         )
-    return rule(call)
+    found = rule(call)
+    for value in found:
+        # A constant with an entry for each step, which it is joined with, makes several of one.
+        if isinstance(value, Series) and value.x.shape[1] not in (1, None):
+            raise CannotStreamError(f"of one step it makes {value.x.shape[1]}")
+    return found
 
 
 def _rule(*kinds: type | str) -> Callable[[_Rule], _Rule]:
@@ -239,6 +244,7 @@ def _called(call: Call, changes: dict[str, Any] | None = None, **kwargs: Any) ->
 def _each_step(call: Call) -> list[Value]:
     """A layer that treats each step alone is called on the step."""
     series = call.series
+    _check_activation(call)
     kwargs = {}
     if series.mask is not None and accepts(call.layer, "mask"):
         kwargs["mask"] = series.mask
@@ -246,6 +252,28 @@ def _each_step(call: Call) -> list[Value]:
     if series.mask is not None and call.layer.supports_masking:
         mask = call.layer.compute_mask(series.x, series.mask)
     return [call.like(series, _called(call, **kwargs), mask)]
+
+
+def _check_activation(call: Call) -> None:
+    """Refuse a function of the user's, as an activation, that reads other steps."""
+    function = getattr(call.layer, "activation", None)
+    module = str(getattr(function, "__module__", None))
+    if function is None or module.startswith(("keras.", "multibackend_lstm.")):
+        return
+    name = getattr(function, "__name__", type(function).__name__)
+    sizes = call.shapes[0][2:]
+    x = KerasTensor((None, None, *sizes), call.layer.compute_dtype)
+    try:
+        graph = keras.Function(x, function(x))
+    except Exception as error:
+        raise CannotStreamError(
+            f"its activation `{name}` may do anything. Write it in keras.ops"
+        ) from error
+    network = StepNetwork()
+    step = KerasTensor((None, 1, *sizes), x.dtype)
+    (found,) = run_graph(network, graph, [Series(step, x.shape)])
+    if not isinstance(found, Series) or network.inputs:
+        raise CannotStreamError(f"its activation `{name}` reads other steps")
 
 
 def _axes(axis: Any, rank: int) -> list[int]:
@@ -510,6 +538,7 @@ def _window(call: Call) -> list[Value]:
         )
     if before == 0:
         return _each_step(call)
+    _check_activation(call)
     if layer.padding == "same":
         raise CannotStreamError(
             f'with padding="same" it is centred: each step reads {before - before // 2} later '
@@ -583,6 +612,8 @@ def _reduce(call: Call) -> list[Value]:
         raise CannotStreamError(
             "with keepdims=True, and of booleans, it is not supported along time"
         )
+    if getattr(operation, "initial", None) is not None:
+        raise CannotStreamError("with `initial` it is not supported along time")
     others = tuple(axis for axis in axes if axis != 1)
     return [_running(call, type(operation).__name__.lower(), others)]
 

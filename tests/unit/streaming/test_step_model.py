@@ -182,6 +182,11 @@ def test_a_graph():
     check(graph(), samples(False), about=normal(3, 2))
 
 
+def test_an_activation_of_the_users_own():
+    swish = L.Dense(2, activation=lambda y: y * ops.sigmoid(1.7 * y))
+    check(sequential(FlattenFeatures(), swish, L.Activation(ops.abs), L.LSTM(2)), samples(False))
+
+
 def test_what_follows_the_whole_series_runs_whole_at_each_step():
     inputs = keras.Input((None, 4, 5))
     repeated = L.Masking(0.0)(L.RepeatVector(3)(LSTM(4)(inputs)))
@@ -278,7 +283,13 @@ REFUSED = {
     "differs from step to step": lambda x: x + np.arange(30.0).reshape(1, 6, 5),
     "not known whether it treats": lambda x: ops.flip(x, axis=1),
     "output of its StackedRNNCells": lambda x: L.RNN([L.LSTMCell(2), L.LSTMCell(2)])(x),
-    "may do anything": lambda x: L.Lambda(lambda y: y, output_shape=(6, 5))(x),
+    "its activation `<lambda>` reads other steps": lambda x: L.Dense(
+        2, activation=lambda y: y - ops.mean(y, axis=1, keepdims=True)
+    )(x),
+    "its activation `tolist` may do anything": lambda x: L.Activation(np.ndarray.tolist)(x),
+    "with `initial`": lambda x: ops.max(x, axis=1, initial=2.0),
+    "of one step it makes 6": lambda x: ops.add(x, np.ones((6, 5)).tolist()),
+    "function may do anything": lambda x: L.Lambda(lambda y: y, output_shape=(6, 5))(x),
 }
 
 
