@@ -71,7 +71,8 @@ class Layout:
         title = name or "of the table"
         if isinstance(table, (str, PathLike)) and fspath(table).endswith(".npy"):
             return self._of_array(open_npy(table), name, path=fspath(table))
-        is_tabular = isinstance(table, Mapping) or hasattr(table, "columns")
+        # Of the class: a lazy table would have to be computed.
+        is_tabular = isinstance(table, Mapping) or hasattr(type(table), "columns")
         if hasattr(table, "shape") and not is_tabular and _fields(table) is None:
             return self._of_array(with_nan(table), name, path=None)
         columns = self._columns(table)
@@ -143,7 +144,7 @@ class Layout:
         if isinstance(table, np.ndarray):
             return {column: with_nan(table[column]) for column in table.dtype.names or ()}
         if isinstance(table, Mapping):
-            return {column: with_nan(values) for column, values in table.items()}
+            return {column: _array_of(column, values) for column, values in table.items()}
         try:
             import narwhals as nw
         except ModuleNotFoundError as error:
@@ -159,7 +160,7 @@ class Layout:
                 frame = nw.from_native(table, eager_only=True)
                 _check_names(frame.columns)
             except nw.exceptions.DuplicateError:
-                _check_names(table.columns)
+                _check_names(getattr(table, "column_names", table.columns))  # pyarrow's, others'
                 raise
             except TypeError as error:
                 raise ValueError(
@@ -225,7 +226,8 @@ def layout(spec: Any) -> Layout:
     if isinstance(spec, PathLike) or (isinstance(spec, str) and spec.endswith((".yaml", ".yml"))):
         spec = _yaml(Path(spec).read_text(encoding="utf-8"))
     elif isinstance(spec, str):
-        spec = _yaml(spec) if "\n" in spec.strip() else _of_string(spec)
+        is_yaml = "\n" in spec.strip() or {*"[{"} & {*spec}
+        spec = _yaml(spec) if is_yaml else _of_string(spec)
     elif not isinstance(spec, Mapping):
         if not isinstance(spec, Iterable):
             raise ValueError(
@@ -263,7 +265,12 @@ def _of_string(text: str) -> dict[str, Any]:
 def _of_columns(columns: list[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for column in columns:
-        if isinstance(column, tuple) and len(column) == 2:
+        if isinstance(column, tuple) and len(column) != 2:
+            raise ValueError(
+                f"layout: names of columns have two levels at most, (channel, feature). Received "
+                f"{column!r}."
+            )
+        if isinstance(column, tuple):
             channel, feature = map(str, column)
             time = column if not feature else None
         else:
@@ -284,6 +291,15 @@ def _of_columns(columns: list[Any]) -> dict[str, Any]:
         else:
             found[channel][feature] = column
     return found
+
+
+def _array_of(column: Any, values: Any) -> np.ndarray:
+    try:
+        return with_nan(values)
+    except ValueError as error:
+        raise ValueError(
+            f"layout: the column {column!r} must have one number a row: {error}"
+        ) from error
 
 
 def _fields(array: Any) -> Any:
@@ -397,7 +413,12 @@ def _numbers(column: Any, name: Any, title: str) -> np.ndarray:
 
         if column.dtype.is_numeric() or column.dtype == nw.Boolean:
             nulls = column.null_count() or column.dtype.is_decimal()
-            return np.asarray((column.cast(nw.Float64) if nulls else column).to_numpy())
+            try:
+                return np.asarray((column.cast(nw.Float64) if nulls else column).to_numpy())
+            except ValueError as error:  # pyarrow's, of integers that float64 does not hold
+                raise ValueError(
+                    f"layout: recording {title}, column {name!r} does not fit into float64: {error}"
+                ) from error
         if len(column) and column.null_count() == len(column):
             return np.full(len(column), np.nan)
         column = np.asarray(column.to_numpy())

@@ -5,7 +5,7 @@ import mmap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, timedelta
 from numbers import Real
 from os import PathLike, fspath
 from typing import Any
@@ -159,11 +159,13 @@ def as_timestamps(owner: str, given: Any, steps: int, name: str) -> np.ndarray:
 
 
 def _parsed(owner: str, times: np.ndarray, name: str) -> np.ndarray:
-    """Strings and dates of Python or pandas as datetime64."""
+    """Strings and dates of Python or pandas as datetime64, those with a time zone in UTC."""
+    if times.dtype.kind == "O":
+        times = np.array([_without_zone(value) for value in times.ravel().tolist()], object)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # NumPy's answer to a time zone, which it would drop
         try:
-            return times.astype("datetime64")
+            found = times.astype("datetime64")
         except (ValueError, TypeError, Warning):
             for row, value in enumerate(times.ravel().tolist()):
                 try:
@@ -174,6 +176,20 @@ def _parsed(owner: str, times: np.ndarray, name: str) -> np.ndarray:
                         "in the form of ISO 8601 without a time zone, 2026-01-31T12:00:00.25."
                     ) from error
             raise
+    if np.datetime_data(found.dtype)[0] == "Y":  # what NumPy makes of "1"
+        raise ValueError(
+            f"{owner}: the timestamps of recording {name} are years, if they are dates. Received "
+            f"{times.ravel()[0]!r} first. Pass numbers as numbers, not as text."
+        )
+    return found
+
+
+def _without_zone(value: Any) -> Any:
+    if getattr(value, "tzinfo", None) is None or not hasattr(value, "astimezone"):
+        return value
+    if hasattr(value, "to_datetime64"):  # of pandas, with its nanoseconds
+        return value.to_datetime64()
+    return value.astimezone(UTC).replace(tzinfo=None)
 
 
 def gap_starts(owner: str, times: np.ndarray, max_gap: Any, name: str) -> np.ndarray:

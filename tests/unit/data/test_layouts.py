@@ -81,6 +81,7 @@ def test_yaml(tmp_path):
         check(layout(spec).recording(columns()))
     with pytest.raises(ValueError, match="this is not YAML"):
         layout("a: [\nb")
+    assert layout("{time: t, a: [x, y], b: {x: c, y: d}}").shape == (2, 2)
     with pytest.raises(ValueError, match="YAML must hold"):
         layout("- a\n- b")
 
@@ -191,6 +192,7 @@ def test_files_are_mapped(tmp_path):
         ({"ankle": []}, "'ankle' must have a list of features"),
         ({"t": "a", "u": "b", "ankle": ["x"]}, "'u' must have a list.*the time is 'a'"),
         (["ankle_x", "ankle_x"], "'ankle_x' occurs twice"),
+        ([("a", "x", "u")], r"two levels at most.*\('a', 'x', 'u'\)"),
         ("ankle:x||y", "a feature of 'ankle' has no name"),
         ("ankle: [x]\nankle: [y]\n", "'ankle' occurs 2 times in the YAML"),
         ("time: t\nankle: {x: a, x: b}\n", "'x' occurs 2 times in the YAML"),
@@ -222,6 +224,7 @@ def test_specifications_that_are_wrong(spec, message):
             "row 0, column 'leg_z' must be a n",
         ),
         ({**columns(), "leg_z": np.float32(3)}, r"column 'leg_z' must have one number a row.*\(\)"),
+        ({**columns(), "leg_z": [[1.0], [2.0, 3.0]]}, "'leg_z' must have one number a row"),
         ("walk.csv", "a file must end with .parquet or .npy"),
     ],
 )

@@ -341,6 +341,7 @@ def test_integer_timestamps_do_not_overflow():
         ([0, 1, 2], r"must be 4 numbers, dates.*shape \(3,\)"),
         (["2026-01-01", "soon", "2026-01-03", "2026-01-04"], "row 1: the timestamp 'soon'"),
         (["2026-01-01T00:00Z"] * 4, "row 0.*without a time zone"),
+        (["1", "2", "3", "4"], "are years.*Received '1'"),
         (
             np.array(["2026-01-01", "NaT", "2026-01-03", "2026-01-04"], "datetime64[D]"),
             "row 1.*NaT",
@@ -368,6 +369,15 @@ def test_a_max_gap_of_no_fixed_length_is_refused(unit):
     max_gap = np.timedelta64(1, unit) if unit else np.timedelta64(1)
     with pytest.raises(ValueError, match="`max_gap` must be a positive duration"):
         windows(numbered(4), 2, timestamps=[days], max_gap=max_gap)
+
+
+def test_dates_with_a_time_zone_are_in_utc():
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    times = [datetime.datetime(2026, 1, 1, 2, 0, s, tzinfo=zone) for s in range(4)]
+    dataset = windows(numbered(4), 2, timestamps=[times], max_gap=datetime.timedelta(seconds=1))
+    expected = np.datetime64("2026-01-01T00:00:00") + np.arange(4)
+    np.testing.assert_array_equal(dataset.series[0].timestamps, expected)
+    assert dataset.windows == 3
 
 
 def test_inputs_of_other_times_are_not_put_side_by_side():
