@@ -362,13 +362,12 @@ class _Training:
                 f"same_run: `checkpoint` {self.folder} was written within an epoch, which goes on "
                 "on one device. Let that end the epoch first."
             )
+        numbers, weights = (self.folder / found[name] for name in ("numbers", "weights"))
+        arrays = read_arrays(numbers)
         try:
-            arrays = read_arrays(self.folder / found["numbers"])
-            self.model.load_weights(self.folder / found["weights"])
+            self.model.load_weights(weights)
         except (OSError, ValueError, KeyError) as error:  # h5py's and Keras's
-            raise ValueError(
-                f"same_run: `checkpoint` {self.folder} is damaged: {cause(error)} {_ANEW}"
-            ) from error
+            raise ValueError(f"same_run: {weights} is damaged: {cause(error)}. {_ANEW}") from error
         for name in _PROGRESS:
             setattr(self, name, found[name])
         self.callbacks.remember(arrays)

@@ -179,7 +179,7 @@ def _parsed(owner: str, times: np.ndarray, name: str) -> np.ndarray:
     if np.datetime_data(found.dtype)[0] == "Y":  # what NumPy makes of "1"
         raise ValueError(
             f"{owner}: the timestamps of recording {name} are years, if they are dates. Received "
-            f"{times.ravel()[0]!r} first. Pass numbers as numbers, not as text."
+            f"{times.ravel().tolist()[0]!r} first. Pass numbers as numbers, not as text."
         )
     return found
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 from keras import KerasTensor, ops, tree
 
 from multibackend_lstm import layers as own
@@ -160,12 +161,7 @@ def _run(call: Call) -> list[Value]:
             "it is not known whether it treats each step alone. If it does, put it into "
             "`multibackend_lstm.TimeDistributed`"
         )
-    found = rule(call)
-    for value in found:
-        # A constant with an entry for each step, which it is joined with, makes several of one.
-        if isinstance(value, Series) and value.x.shape[1] not in (1, None):
-            raise CannotStreamError(f"of one step it makes {value.x.shape[1]}")
-    return found
+    return rule(call)
 
 
 def _rule(*kinds: type | str) -> Callable[[_Rule], _Rule]:
@@ -283,13 +279,14 @@ def _axes(axis: Any, rank: int) -> list[int]:
 
 
 def _check_not_along_time(axis: Any, rank: int) -> None:
+    """Refuse axes of the steps, and of the samples."""
     if {0, 1} & {*_axes(axis, rank)}:
         raise CannotStreamError(f"axis={axis} runs along time")
 
 
 for _kind in (
     _L.Activation, _L.ActivityRegularization, _L.Dense, _L.ELU, _L.Identity, _L.LeakyReLU,
-    _L.ReLU, _L.Rescaling, own.FlattenFeatures, own.Normalization, own.TimeDistributedConv,
+    _L.ReLU, own.FlattenFeatures, own.Normalization, own.TimeDistributedConv,
 ):  # fmt: skip
     _RULES[_kind] = _each_step
 
@@ -300,6 +297,13 @@ for _kind in (
 )  # fmt: skip
 def _along_axis(call: Call) -> list[Value]:
     _check_not_along_time(call.layer.axis, len(call.series.x.shape))
+    return _each_step(call)
+
+
+@_rule(_L.Rescaling)
+def _rescaling(call: Call) -> list[Value]:
+    for constant in (call.layer.scale, call.layer.offset):
+        _check_constant(np.shape(constant), len(call.series.x.shape))
     return _each_step(call)
 
 
@@ -662,14 +666,21 @@ def _elementwise(call: Call) -> list[Value]:
     rank = len(series[0].x.shape)
     for constant in tree.flatten((call.args, call.kwargs)):
         shape = () if isinstance(constant, Series) else getattr(constant, "shape", ())
-        if len(shape) >= rank - 1 and any(size != 1 for size in shape[: len(shape) - rank + 2]):
-            raise CannotStreamError("a constant of it differs from step to step")
+        _check_constant(shape, rank)
     return [call.like(series[0], _called(call))]
+
+
+def _check_constant(shape: Sequence[int], rank: int) -> None:
+    """Refuse a constant that has an axis of the steps, which a tensor of so many axes meets."""
+    if len(shape) >= rank - 1 and any(size != 1 for size in shape[: len(shape) - rank + 2]):
+        raise CannotStreamError("a constant of it differs from step to step")
 
 
 @_rule("Concatenate", "Softmax", "LogSoftmax")
 def _operation_along_axis(call: Call) -> list[Value]:
     series = _alike(call)
+    if call.layer.axis is None:
+        raise CannotStreamError("without an `axis` it takes all steps together")
     _check_not_along_time(call.layer.axis, len(series[0].x.shape))
     return [call.like(series[0], _called(call))]
 

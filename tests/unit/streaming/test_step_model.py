@@ -182,9 +182,13 @@ def test_a_graph():
     check(graph(), samples(False), about=normal(3, 2))
 
 
+def swish(x):
+    return x * ops.sigmoid(1.7 * x)
+
+
 def test_an_activation_of_the_users_own():
-    swish = L.Dense(2, activation=lambda y: y * ops.sigmoid(1.7 * y))
-    check(sequential(FlattenFeatures(), swish, L.Activation(ops.abs), L.LSTM(2)), samples(False))
+    layers = FlattenFeatures(), L.Dense(2, activation=swish), L.Activation(ops.abs), L.LSTM(2)
+    check(sequential(*layers), samples(False))
 
 
 def test_what_follows_the_whole_series_runs_whole_at_each_step():
@@ -287,8 +291,9 @@ REFUSED = {
         2, activation=lambda y: y - ops.mean(y, axis=1, keepdims=True)
     )(x),
     "its activation `tolist` may do anything": lambda x: L.Activation(np.ndarray.tolist)(x),
+    "takes all steps together": lambda x: ops.softmax(x, axis=None),
     "with `initial`": lambda x: ops.max(x, axis=1, initial=2.0),
-    "of one step it makes 6": lambda x: ops.add(x, np.ones((6, 5)).tolist()),
+    "constant of it differs": L.Rescaling(np.ones((6, 5)).tolist()),
     "function may do anything": lambda x: L.Lambda(lambda y: y, output_shape=(6, 5))(x),
 }
 
