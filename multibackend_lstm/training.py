@@ -426,7 +426,7 @@ def _digest(data: Any) -> str:
         if a is not None:
             a = np.ascontiguousarray(a)
             digest.update(f"{a.dtype}{a.shape}".encode())
-            digest.update(a.reshape(-1).view("uint8"))
+            digest.update(a.reshape(-1).view("uint8").data)
     return digest.hexdigest()
 
 

@@ -107,7 +107,8 @@ def _sample(line: str, live: Stream) -> Any:
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"it begins as JSON and is none: {error}") from error
     else:
-        given = text.split(",")
+        # Python reads 1_0 as 10, which no writer of CSV means.
+        given = text.replace("_", "?").split(",")
     if not isinstance(given, Mapping):
         if len(live.inputs) > 1:
             raise ValueError(f"the model has the inputs {', '.join(live.inputs)}: send an object")

@@ -438,7 +438,8 @@ def _number(value: Any, row: int, name: Any, title: str) -> float:
     if value is None or type(value).__name__ == "NAType":  # of pandas
         return np.nan
     # A duration of NumPy counts as an integer too.
-    if not isinstance(value, (Real, Decimal)) or isinstance(value, np.timedelta64):
+    is_number = isinstance(value, (Real, Decimal))
+    if not is_number or getattr(getattr(value, "dtype", None), "kind", "") == "m":
         raise ValueError(
             f"layout: recording {title}, row {row}, column {name!r} must be a number. "
             f"Received {value!r}."

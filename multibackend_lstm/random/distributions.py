@@ -125,7 +125,7 @@ def bernoulli(shape: Any, p: Any = 0.5, *, seed: Seed, start: Any = 0) -> Any:
     Raises:
         ValueError: for a number that is no probability, or a seed that is none.
     """
-    if isinstance(p, Real) and not 0 <= p <= 1:
+    if isinstance(p, Real) and not 0 <= float(p) <= 1:
         raise ValueError(f"bernoulli: `p` must be a probability, in [0, 1]. Received {p}.")
     return ops.less(uniform(shape, dtype="float32", seed=seed, start=start), p)
 
@@ -279,7 +279,8 @@ def _floating(dtype: Any) -> str:
 
 def _integer(value: Any) -> int | None:
     """A whole number as Python's, whatever kind it is of; None for anything else."""
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    is_whole = not isinstance(value, bool) and isinstance(value, Integral)
+    return int(value) if is_whole else None
 
 
 def _entries(owner: str, argument: str, given: Any) -> Any:

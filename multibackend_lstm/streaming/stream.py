@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from multibackend_lstm.data.recordings import with_nan
+from multibackend_lstm.data.series import is_integer
 from multibackend_lstm.files import replacing
 from multibackend_lstm.runtimes.loading import load_keras_model, read_arrays
 from multibackend_lstm.streaming.engines import (
@@ -66,9 +66,7 @@ class Stream:
         compile: bool = True,
     ) -> None:
         for name, number in (("batch_size", batch_size), ("window", window)):
-            if number is not None and (
-                isinstance(number, bool) or not isinstance(number, Integral) or number < 1
-            ):
+            if number is not None and (not is_integer(number) or number < 1):
                 raise ValueError(f"Stream: `{name}` must be 1 or more. Received {number!r}.")
         if runtime is not None and runtime not in ARTEFACTS:
             raise ValueError(
