@@ -75,7 +75,7 @@ class Stream:
             )
         batch_size = int(batch_size)
         self.batch_size, self.window = batch_size, window
-        self._engine, self._weights = _engine(model, batch_size, runtime, compile)
+        self._engine, self._weights, self._known = _engine(model, batch_size, runtime, compile)
         self.inputs = self._engine.inputs
         self._first = next(iter(self.inputs))
         # What is the same at each step, of which a step of 30 microseconds is soon full.
@@ -261,6 +261,12 @@ class Stream:
             if present is not None:
                 shaped = present.reshape(-1, *[1] * (array.ndim - 1))
                 array = np.where(shaped, array, zeros)
+            known = self._known.get(name)
+            if known is not None and ((array < 0) | (array >= known)).any():
+                raise ValueError(
+                    f"Stream: '{name}' must be from 0 to {known - 1}, which its Embedding knows. "
+                    f"Received {array.reshape(-1).tolist()[:8]}."
+                )
             # NaN or infinity times 0 is NaN; the quickest way to ask.
             if np.vdot(array, zeros) != 0:
                 place = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
@@ -289,23 +295,32 @@ def _as_dtype(title: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return array.astype(dtype)
 
 
-def _engine(model: Any, batch_size: int, runtime: str | None, compile: bool) -> tuple[Engine, str]:
-    """What computes the step, and a hash of its weights, empty where they cannot be seen."""
+def _engine(
+    model: Any, batch_size: int, runtime: str | None, compile: bool
+) -> tuple[Engine, str, dict[str, int]]:
+    """What computes the step, a hash of its weights, and how many entries inputs may name.
+
+    The hash is empty, and nothing known of inputs, where a file does not say it.
+    """
     if isinstance(model, (str, os.PathLike)):
         if Path(model).suffix not in KERAS_FILES:
             engine = open_artefact(model)
             if runtime not in (None, engine.name):
                 raise ValueError(f"Stream: {model} runs on {engine.name}, not on {runtime}.")
-            return engine, engine.weights
+            return engine, engine.weights, {}
         model = load_keras_model(model)
     from multibackend_lstm.runtimes.execution import weights_sha256
-    from multibackend_lstm.streaming.step_model import is_step_model, to_step_model
+    from multibackend_lstm.streaming.step_model import (
+        embedded_inputs,
+        is_step_model,
+        to_step_model,
+    )
 
     step = model if is_step_model(model) else to_step_model(model)
-    weights = weights_sha256(step)
+    weights, known = weights_sha256(step), embedded_inputs(step)
     if runtime is not None:
-        return export_step(step, runtime, batch_size), weights
-    return KerasEngine(step, batch_size, compile), weights
+        return export_step(step, runtime, batch_size), weights, known
+    return KerasEngine(step, batch_size, compile), weights, known
 
 
 def _nan_but(rows: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -373,6 +373,18 @@ def test_integers_that_the_dtype_does_not_hold_are_refused():
     assert stream.steps.tolist() == [1]
 
 
+def test_what_an_embedding_does_not_know_is_refused(tmp_path):
+    inputs = keras.Input((None,), dtype="int32", name="code")
+    model = keras.Model(inputs, L.LSTM(2)(L.Embedding(5, 3, mask_zero=True)(inputs)))
+    to_step_model(model).save(tmp_path / "step.keras")
+    for given in (model, tmp_path / "step.keras"):
+        stream = Stream(given, compile=False)
+        for code in (5, -1):
+            with pytest.raises(ValueError, match="'code' must be from 0 to 4, which its Embedding"):
+                stream.step(code)
+        assert np.isfinite(stream.step(4)).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", "litert", "openvino"])
 def test_an_artefact_refuses_the_state_of_other_weights(engine, tmp_path):
