@@ -8,22 +8,27 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import keras
 import numpy as np
 
 from multibackend_lstm import backends
 from multibackend_lstm.agreement.same_start import fit_order, initialize
+from multibackend_lstm.data.series import is_integer
 from multibackend_lstm.distribution import for_fit
 from multibackend_lstm.files import WriteError, check_writable, replacing
 from multibackend_lstm.layers.dropout import drawing_otherwise
-from multibackend_lstm.runtimes.loading import check_file, parse_json, read_arrays
+from multibackend_lstm.runtimes.loading import cause, check_file, parse_json, read_arrays
 
 __all__ = ["same_run"]
 
 _RUN = "run.json"
 # What callbacks of Keras remember from epoch to epoch (EarlyStopping, ReduceLROnPlateau, ...).
 _REMEMBERED = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter", "best_weights")
+# What the note holds of how far a training has come.
+_PROGRESS = ("epochs", "steps", "stopped", "history")
+_ANEW = "Give a new folder, or delete this one, to begin anew."
 
 
 def same_run(
@@ -39,7 +44,7 @@ def same_run(
     save_freq: int | Literal["epoch"] = "epoch",
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **fit_arguments: Any,
-) -> dict[str, list[float]]:
+) -> dict[str, list[Any]]:
     """Train a model by `fit`, with all that is random drawn from one seed, on every backend alike.
 
     Initial weights, dropout and noise, the order of the cases in each epoch and so the smaller
@@ -78,7 +83,8 @@ def same_run(
     Raises:
         ValueError: for a model that is not compiled or not built, layers whose random numbers
             differ among backends, cases of different number, arguments that this sets itself, or
-            a checkpoint of another run.
+            a checkpoint that is damaged, or of another run: another seed, batch size, data, loss,
+            class weights, optimizer or setting of it.
     """
     owner = "same_run"
     if getattr(model, "optimizer", None) is None or not model.built:
@@ -93,13 +99,29 @@ def same_run(
             f"{owner}: layers draw other random numbers on each backend: {', '.join(others)}. "
             "Put the layer of `multibackend_lstm` of that name in their place, or leave them out."
         )
-    taken = {"shuffle", "initial_epoch"} & fit_arguments.keys()
+    taken = {"shuffle", "initial_epoch", "steps_per_epoch"} & fit_arguments.keys()
     if taken:
         raise ValueError(
-            f"{owner}: {' and '.join(sorted(taken))} cannot be given; the order of the cases and "
-            "the first epoch come from the seed and the checkpoint."
+            f"{owner}: {' and '.join(sorted(taken))} cannot be given; the order of the cases, all "
+            "of which an epoch holds, and the first epoch come from the seed and the checkpoint."
         )
-    if save_freq != "epoch" and (not isinstance(save_freq, int) or save_freq < 1):
+    if fit_arguments.get("validation_split"):
+        raise ValueError(
+            f"{owner}: validation_split cannot be given: the cases come in another order in each "
+            "epoch, and it would hold out others each time. Split them before, and pass "
+            "`validation_data`."
+        )
+    for name, value, least in (
+        ("seed", seed, 0),
+        ("epochs", epochs, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if not is_integer(value) or value < least:
+            raise ValueError(
+                f"{owner}: `{name}` must be an integer of at least {least}. Received {value!r}."
+            )
+    seed, epochs, batch_size = int(seed), int(epochs), int(batch_size)
+    if save_freq != "epoch" and (not is_integer(save_freq) or save_freq < 1):
         raise ValueError(
             f"{owner}: `save_freq` must be 'epoch' or a number of steps, at least 1. "
             f"Received {save_freq!r}."
@@ -117,12 +139,18 @@ def same_run(
         "cases": count,
         "data": _digest(data),
         "weights": [[*weight.shape] for weight in model.weights],
-        "optimizer": type(model.optimizer).__name__.lower(),
+        "optimizer": _described(model.optimizer),
+        "loss": str(keras.tree.map_structure(_title, model.loss)),
+        "class_weight": str(sorted((fit_arguments.get("class_weight") or {}).items())),
     }
     initialize(model, seed)
     model.optimizer.build(model.trainable_variables)
     given = _Given([*callbacks], model=model)
+    given.epochs = epochs
     given.begin()
+    # With moving averages (EMA) each `fit` would put them in the place of the weights at its end,
+    # from which the next went on. The run has one end.
+    finalize = model.optimizer.finalize_variable_values
     training = _Training(model, run, None if checkpoint is None else Path(checkpoint), given)
     training.restore()
     while training.epochs < epochs and not training.stopped:
@@ -132,21 +160,23 @@ def same_run(
             model.test_on_batch(*_cases(data, rest[:1]))
         cases = _cases(data, rest)
         *cases, size = for_fit(owner, model, cases[0], cases[1], cases[2], batch_size)
-        logs = model.fit(
-            *cases[:2],
-            sample_weight=cases[2],
-            batch_size=size,
-            shuffle=False,
-            initial_epoch=training.epochs,
-            epochs=training.epochs + 1,
-            callbacks=[
-                _Metrics(training.metrics),
-                *([given] if callbacks else []),
-                *([] if save_freq == "epoch" else [_Saving(training, save_freq)]),
-            ],
-            **fit_arguments,
-        ).history
+        with mock.patch.object(model.optimizer, "finalize_variable_values", _nothing):
+            logs = model.fit(
+                *cases[:2],
+                sample_weight=cases[2],
+                batch_size=size,
+                shuffle=False,
+                initial_epoch=training.epochs,
+                epochs=training.epochs + 1,
+                callbacks=[
+                    _Metrics(training.metrics),
+                    *([given] if callbacks else []),
+                    *([] if save_freq == "epoch" else [_Saving(training, save_freq)]),
+                ],
+                **fit_arguments,
+            ).history
         training.end_epoch(logs)
+    finalize(model.trainable_variables)
     given.end()
     return training.history
 
@@ -155,6 +185,11 @@ class _Given(keras.callbacks.CallbackList):
     """The callbacks of a run, for which it begins and ends once, though `fit` is called often."""
 
     goes_on = False  # whether the epoch that `fit` begins had begun before
+    epochs = 0  # of the whole run
+
+    def set_params(self, params: Any) -> None:
+        """Tell them of the whole run's epochs, not of those of one `fit`."""
+        super().set_params({**params, "epochs": self.epochs})
 
     def begin(self) -> None:
         """The run begins, or goes on."""
@@ -219,6 +254,11 @@ class _Metrics(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """After `fit` has set them to 0."""
         variables = self.model.metrics_variables if self.values else []
+        if len(variables) != len(self.values):
+            raise ValueError(
+                "same_run: `checkpoint` was written within an epoch of a model with other metrics. "
+                "Compile it with those it had."
+            )
         for variable, value in zip(variables, self.values, strict=True):
             variable.assign(value)
 
@@ -255,13 +295,15 @@ class _Training:
         self.epochs = 0
         self.steps = 0  # of the epoch that is not whole yet
         self.stopped = False
-        self.history: dict[str, list[float]] = {}
+        self.history: dict[str, list[Any]] = {}
         self.metrics: list[np.ndarray] = []
 
     def end_epoch(self, logs: dict[str, list[float]]) -> None:
         """An epoch is whole."""
         for name, values in logs.items():
-            self.history.setdefault(name, []).extend(float(value) for value in values)
+            # A metric may have several numbers, one a class.
+            numbers = [np.asarray(value, "float64").tolist() for value in values]
+            self.history.setdefault(name, []).extend(numbers)
         self.epochs += 1
         self.steps, self.metrics = 0, []
         self.stopped = bool(self.model.stop_training)
@@ -284,7 +326,7 @@ class _Training:
             "run": self.run,
             "weights": weights,
             "numbers": numbers,
-            **{name: getattr(self, name) for name in ("epochs", "steps", "stopped", "history")},
+            **{name: getattr(self, name) for name in _PROGRESS},
         }
         with replacing(self.folder / _RUN) as temporary:
             temporary.write_text(json.dumps(note, indent=1) + "\n")
@@ -302,7 +344,13 @@ class _Training:
         if not note.exists():
             return
         found: dict[str, Any] = parse_json(check_file(note).read_bytes(), str(note))
-        stored = found.get("run", {})
+        stored = found.get("run")
+        lacking = {*_PROGRESS, "weights", "numbers"} - found.keys()
+        if lacking or not isinstance(stored, dict):
+            raise ValueError(
+                f"same_run: {note} is no note of a training, or damaged: it lacks "
+                f"{', '.join(sorted(lacking)) or 'the run'}. {_ANEW}"
+            )
         differing = [name for name, value in self.run.items() if stored.get(name) != value]
         if differing:
             raise ValueError(
@@ -314,10 +362,14 @@ class _Training:
                 f"same_run: `checkpoint` {self.folder} was written within an epoch, which goes on "
                 "on one device. Let that end the epoch first."
             )
-        self.model.load_weights(self.folder / found["weights"])
-        for name in ("epochs", "steps", "stopped", "history"):
+        numbers, weights = (self.folder / found[name] for name in ("numbers", "weights"))
+        arrays = read_arrays(numbers)
+        try:
+            self.model.load_weights(weights)
+        except (OSError, ValueError, KeyError) as error:  # h5py's and Keras's
+            raise ValueError(f"same_run: {weights} is damaged: {cause(error)}. {_ANEW}") from error
+        for name in _PROGRESS:
             setattr(self, name, found[name])
-        arrays = read_arrays(self.folder / found["numbers"])
         self.callbacks.remember(arrays)
         count = sum(name.startswith("metrics/") for name in arrays)
         self.metrics = [arrays[f"metrics/{i}"] for i in range(count)]
@@ -332,7 +384,32 @@ def _cases(data: Any, index: np.ndarray) -> Any:
     return keras.tree.map_structure(taken, data)
 
 
+def _nothing(variables: Any) -> None:
+    """In place of what an optimizer does at the end of `fit`."""
+
+
+def _described(optimizer: Any) -> dict[str, Any]:
+    """An optimizer and its settings, as JSON has them, the same on every backend."""
+    config = {name: value for name, value in optimizer.get_config().items() if name != "name"}
+    described = {"class": type(optimizer).__name__, **config}
+    return dict(json.loads(json.dumps(described, default=str)))
+
+
+def _title(loss: Any) -> str:
+    """What a loss is called, given as a name, a function or an object."""
+    if isinstance(loss, str):
+        return loss
+    return getattr(loss, "__name__", None) or type(loss).__name__
+
+
 def _count(owner: str, data: Any) -> int:
+    for a in keras.tree.flatten(data):
+        if a is not None and (not getattr(a, "shape", ()) or np.asarray(a[:1]).dtype == object):
+            raise ValueError(
+                f"{owner}: `x`, `y` and `sample_weight` must be arrays of numbers, one entry a "
+                f"case, or nested structures of such. Received {type(a).__name__}."
+                + (" Pass `numpy.asarray(x)`." if isinstance(a, (int, float)) else "")
+            )
     counts = {len(a) for a in keras.tree.flatten(data) if a is not None}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(
@@ -349,7 +426,7 @@ def _digest(data: Any) -> str:
         if a is not None:
             a = np.ascontiguousarray(a)
             digest.update(f"{a.dtype}{a.shape}".encode())
-            digest.update(a.data)
+            digest.update(a.reshape(-1).view("uint8").data)
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,8 @@ def stream(
 
     if model.suffix in KERAS_FILES:
         environment.set_backend(environment.choose_backend(backend))
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed, and the samples come from there")
     if state is not None:
         check_writable(state.parent)
     live = Stream(model, runtime=runtime, window=window)
@@ -72,7 +75,8 @@ def stream(
         seen = int(live.steps[0])
         click.echo(f"going on after {seen} samples; sample {seen + 1} is the next", err=True)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # bytes that are no text make no number either
+        # Without the mark that Windows puts first; bytes that are no text make no number either.
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
     refused = 0
     for number, line in enumerate(sys.stdin, start=1):
         if not line.strip():
@@ -96,13 +100,15 @@ def _sample(line: str, live: Stream) -> Any:
     import numpy as np
 
     text = line.strip()
-    if text[0] in "[{":
+    given_as_json = text[0] in "[{"
+    if given_as_json:
         try:
             given = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"it begins as JSON and is none: {error}") from error
     else:
-        given = text.split(",")
+        # Python reads 1_0 as 10, which no writer of CSV means.
+        given = text.replace("_", "?").split(",")
     if not isinstance(given, Mapping):
         if len(live.inputs) > 1:
             raise ValueError(f"the model has the inputs {', '.join(live.inputs)}: send an object")
@@ -112,27 +118,40 @@ def _sample(line: str, live: Stream) -> Any:
         spec = live.inputs.get(name)
         if spec is None:
             raise ValueError(f"there is no input '{name}', but {', '.join(live.inputs)}")
+        if given_as_json:
+            _check_numbers(name, values)
         try:
             array = np.array(values, "float64")
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"'{name}' is not made of numbers alone") from None
-        if array.size != spec.size or array.ndim not in (1, len(spec.shape)):
+        if array.size != spec.size or (array.ndim != 1 and array.shape != spec.shape):
             raise ValueError(
                 f"'{name}' must have {spec.size} values, {spec.shape}. Received {array.shape}"
             )
         if spec.dtype.startswith(("int", "uint")) and np.isfinite(array).all():
-            if (array != np.trunc(array)).any():
+            if (array != np.trunc(array)).any() or (np.abs(array) > 2**53).any():
                 raise ValueError(f"'{name}' must be integers")
-            array = array.astype(spec.dtype)
+            array = array.astype("int64")
         arrays[name] = array.reshape(spec.shape)
     return arrays
 
 
+def _check_numbers(name: str, values: Any) -> None:
+    """Refuse what NumPy would make a number of: text, true, null."""
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"'{name}' is not made of numbers alone: {json.dumps(value)[:40]}")
+
+
 def _lists(prediction: Any) -> Any:
-    """Nested lists, with None for NaN, which JSON does not have."""
+    """Nested lists, with None for NaN and infinity, which JSON does not have."""
     if isinstance(prediction, list):
         return [_lists(value) for value in prediction]
-    return None if prediction != prediction else prediction
+    return prediction if math.isfinite(prediction) else None
 
 
 def _json(prediction: Any, number: int) -> str:

@@ -1,8 +1,11 @@
 """Tables to `(time, channels, features)`: which column is what."""
 
+import collections
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from multibackend_lstm.data.recordings import (
     as_timestamps,
     mapping_of,
     open_npy,
+    with_nan,
 )
 from multibackend_lstm.environment import install_command
 
@@ -67,8 +71,10 @@ class Layout:
         title = name or "of the table"
         if isinstance(table, (str, PathLike)) and fspath(table).endswith(".npy"):
             return self._of_array(open_npy(table), name, path=fspath(table))
-        if isinstance(table, np.ndarray) and table.dtype.names is None:
-            return self._of_array(table, name, path=None)
+        # Of the class: a lazy table would have to be computed.
+        is_tabular = isinstance(table, Mapping) or hasattr(type(table), "columns")
+        if hasattr(table, "shape") and not is_tabular and _fields(table) is None:
+            return self._of_array(with_nan(table), name, path=None)
         columns = self._columns(table)
         wanted = {
             (channel, feature): self._name_in(columns, channel, feature)
@@ -77,6 +83,16 @@ class Layout:
         }
         if self.time is not None and self.time not in columns:
             raise ValueError(f"layout: there is no column {self.time!r}. {_listed(columns)}")
+        # A column may be given to several by name, as one thermometer for all channels.
+        derived = collections.Counter(
+            column for key, column in wanted.items() if self.names.get(key) is None
+        )
+        for column in (column for column, count in derived.items() if count > 1):
+            titles = [":".join(key) for key, found in wanted.items() if found == column]
+            raise ValueError(
+                f"layout: the column {column!r} would be {' and '.join(titles)}. Say which "
+                "columns they are by a dictionary."
+            )
         arrays = {key: _numbers(columns[column], column, title) for key, column in wanted.items()}
         times = None
         if self.time is not None:
@@ -126,9 +142,9 @@ class Layout:
     def _columns(self, table: Any) -> Mapping[Any, Any]:
         """The columns of a table by name: arrays, or series of Narwhals."""
         if isinstance(table, np.ndarray):
-            return {column: table[column] for column in table.dtype.names or ()}
+            return {column: with_nan(table[column]) for column in table.dtype.names or ()}
         if isinstance(table, Mapping):
-            return {column: np.asarray(values) for column, values in table.items()}
+            return {column: _array_of(column, values) for column, values in table.items()}
         try:
             import narwhals as nw
         except ModuleNotFoundError as error:
@@ -142,6 +158,10 @@ class Layout:
                 table = table.set_axis(table.columns.to_flat_index(), axis=1)
             try:
                 frame = nw.from_native(table, eager_only=True)
+                _check_names(frame.columns)
+            except nw.exceptions.DuplicateError:
+                _check_names(getattr(table, "column_names", table.columns))  # pyarrow's, others'
+                raise
             except TypeError as error:
                 raise ValueError(
                     "layout: a table must be a DataFrame of pandas or Polars, a table of pyarrow, "
@@ -206,7 +226,8 @@ def layout(spec: Any) -> Layout:
     if isinstance(spec, PathLike) or (isinstance(spec, str) and spec.endswith((".yaml", ".yml"))):
         spec = _yaml(Path(spec).read_text(encoding="utf-8"))
     elif isinstance(spec, str):
-        spec = _yaml(spec) if "\n" in spec.strip() else _of_string(spec)
+        is_yaml = "\n" in spec.strip() or {*"[{"} & {*spec}
+        spec = _yaml(spec) if is_yaml else _of_string(spec)
     elif not isinstance(spec, Mapping):
         if not isinstance(spec, Iterable):
             raise ValueError(
@@ -244,7 +265,12 @@ def _of_string(text: str) -> dict[str, Any]:
 def _of_columns(columns: list[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for column in columns:
-        if isinstance(column, tuple) and len(column) == 2:
+        if isinstance(column, tuple) and len(column) != 2:
+            raise ValueError(
+                f"layout: names of columns have two levels at most, (channel, feature). Received "
+                f"{column!r}."
+            )
+        if isinstance(column, tuple):
             channel, feature = map(str, column)
             time = column if not feature else None
         else:
@@ -267,6 +293,30 @@ def _of_columns(columns: list[Any]) -> dict[str, Any]:
     return found
 
 
+def _array_of(column: Any, values: Any) -> np.ndarray:
+    try:
+        return with_nan(values)
+    except ValueError as error:
+        raise ValueError(
+            f"layout: the column {column!r} must have one number a row: {error}"
+        ) from error
+
+
+def _fields(array: Any) -> Any:
+    """Names of a structured array's fields; None for any other."""
+    return getattr(getattr(array, "dtype", None), "names", None)
+
+
+def _check_names(columns: Iterable[Any]) -> None:
+    names = collections.Counter(columns)
+    twice = [repr(name) for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"layout: each column of a table must have a name of its own. {', '.join(twice)} "
+            "occurs more than once. Rename or drop one."
+        )
+
+
 def _not_installed(what: str, error: ModuleNotFoundError) -> ImportError:
     """One line that names the extra."""
     return ImportError(
@@ -281,15 +331,26 @@ def _yaml(text: str) -> Any:
     except ModuleNotFoundError as error:
         raise _not_installed("a layout in YAML", error) from error
     try:
+        entries = _entries(yaml.compose(text, yaml.SafeLoader))
         found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"layout: this is not YAML: {error}") from error
+    # PyYAML would keep the last of a name alone.
+    for each in [entries, *(_entries(node) for _, node in entries)]:
+        for name, count in collections.Counter(str(key.value) for key, _ in each).items():
+            if count > 1:
+                raise ValueError(f"layout: {name!r} occurs {count} times in the YAML.")
     if not isinstance(found, Mapping):
         raise ValueError(
             "layout: YAML must hold the column of time and the channels, such as `time: t` and "
             f"`ankle: [x, y, z]`, a line each. Received {found!r}."
         )
     return found
+
+
+def _entries(node: Any) -> list[tuple[Any, Any]]:
+    """The entries of a mapping in YAML."""
+    return node.value if getattr(node, "id", None) == "mapping" else []
 
 
 def _of_mapping(spec: Mapping[Any, Any]) -> Layout:
@@ -311,6 +372,8 @@ def _of_mapping(spec: Mapping[Any, Any]) -> Layout:
             positions.append(None)
             continue
         own = [str(feature) for feature in given]
+        if "" in own:
+            raise ValueError(f"layout: a feature of {channel!r} has no name. Received {own}.")
         features = features or own
         if len({*own}) < len(own) or {*own} != {*features}:
             raise ValueError(
@@ -334,9 +397,13 @@ def _read_parquet(nw: Any, path: str) -> Any:
             "for instance by `pandas.read_csv`."
         )
     try:
-        return nw.read_parquet(path, backend="pyarrow")
+        frame = nw.read_parquet(path, backend="pyarrow")
     except ModuleNotFoundError as error:
         raise _not_installed("a .parquet file", error) from error
+    except ValueError as error:  # as pyarrow's own errors are
+        raise ValueError(f"layout: {path} cannot be read as Parquet: {error}") from error
+    _check_names(frame.columns)
+    return frame
 
 
 def _numbers(column: Any, name: Any, title: str) -> np.ndarray:
@@ -346,17 +413,38 @@ def _numbers(column: Any, name: Any, title: str) -> np.ndarray:
 
         if column.dtype.is_numeric() or column.dtype == nw.Boolean:
             nulls = column.null_count() or column.dtype.is_decimal()
-            return np.asarray((column.cast(nw.Float64) if nulls else column).to_numpy())
+            try:
+                return np.asarray((column.cast(nw.Float64) if nulls else column).to_numpy())
+            except ValueError as error:  # pyarrow's, of integers that float64 does not hold
+                raise ValueError(
+                    f"layout: recording {title}, column {name!r} does not fit into float64: {error}"
+                ) from error
+        if len(column) and column.null_count() == len(column):
+            return np.full(len(column), np.nan)
         column = np.asarray(column.to_numpy())
-    if column.dtype.kind in "biuf" and column.ndim == 1:
+    if column.ndim != 1:
+        raise ValueError(
+            f"layout: recording {title}, column {name!r} must have one number a row. Received "
+            f"shape {column.shape}."
+        )
+    if column.dtype.kind in "biuf":
         return column
-    for row, value in enumerate(column.tolist()):
-        if not isinstance(value, (int, float)):
-            raise ValueError(
-                f"layout: recording {title}, row {row}, column {name!r} must be a number. "
-                f"Received {value!r}."
-            )
-    return column.astype("float64")
+    # `tolist` would make integers of dates in nanoseconds.
+    values = column if column.dtype.kind in "mM" else column.tolist()
+    return np.array([_number(value, row, name, title) for row, value in enumerate(values)], float)
+
+
+def _number(value: Any, row: int, name: Any, title: str) -> float:
+    if value is None or type(value).__name__ == "NAType":  # of pandas
+        return np.nan
+    # A duration of NumPy counts as an integer too.
+    is_number = isinstance(value, (Real, Decimal))
+    if not is_number or getattr(getattr(value, "dtype", None), "kind", "") == "m":
+        raise ValueError(
+            f"layout: recording {title}, row {row}, column {name!r} must be a number. "
+            f"Received {value!r}."
+        )
+    return float(value)
 
 
 def _times(column: Any) -> np.ndarray:
@@ -367,7 +455,7 @@ def _times(column: Any) -> np.ndarray:
 
     if getattr(column.dtype, "time_zone", None) is not None:
         column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    if column.null_count() and column.dtype.is_numeric():
+    if column.dtype.is_decimal() or (column.null_count() and column.dtype.is_numeric()):
         column = column.cast(nw.Float64)
     return np.asarray(column.to_numpy())
 

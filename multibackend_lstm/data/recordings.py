@@ -4,8 +4,8 @@ import math
 import mmap
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, timedelta
 from numbers import Real
 from os import PathLike, fspath
 from typing import Any
@@ -79,6 +79,8 @@ def as_recording(owner: str, given: Any, name: str) -> Recording:
     """
     if isinstance(given, Recording):
         recording = given
+        if type(given.values) not in (np.ndarray, np.memmap):
+            recording = replace(given, values=with_nan(given.values))
     elif isinstance(given, (str, PathLike)):
         if not fspath(given).endswith(".npy"):
             raise ValueError(
@@ -105,10 +107,15 @@ def as_recording(owner: str, given: Any, name: str) -> Recording:
 
 
 def with_nan(given: Any) -> np.ndarray:
-    """An array, NaN where a masked one of NumPy is masked."""
+    """An array, NaN (of dates NaT, of objects None) where a masked one of NumPy is masked."""
     if isinstance(given, np.ma.MaskedArray):
-        masked: Any = given.astype(np.result_type(given, "float32"))
-        given = masked.filled(np.nan)
+        masked: Any = given
+        if masked.dtype.kind in "biuf":
+            given = masked.astype(np.result_type(masked, "float32")).filled(np.nan)
+        elif masked.dtype.kind in "mM":
+            given = masked.filled(np.array("NaT", masked.dtype))
+        else:
+            given = masked.astype(object).filled(None)
     return to_numpy(given)
 
 
@@ -152,11 +159,13 @@ def as_timestamps(owner: str, given: Any, steps: int, name: str) -> np.ndarray:
 
 
 def _parsed(owner: str, times: np.ndarray, name: str) -> np.ndarray:
-    """Strings and dates of Python or pandas as datetime64."""
+    """Strings and dates of Python or pandas as datetime64, those with a time zone in UTC."""
+    if times.dtype.kind == "O":
+        times = np.array([_without_zone(value) for value in times.ravel().tolist()], object)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # NumPy's answer to a time zone, which it would drop
         try:
-            return times.astype("datetime64")
+            found = times.astype("datetime64")
         except (ValueError, TypeError, Warning):
             for row, value in enumerate(times.ravel().tolist()):
                 try:
@@ -167,6 +176,20 @@ def _parsed(owner: str, times: np.ndarray, name: str) -> np.ndarray:
                         "in the form of ISO 8601 without a time zone, 2026-01-31T12:00:00.25."
                     ) from error
             raise
+    if np.datetime_data(found.dtype)[0] == "Y":  # what NumPy makes of "1"
+        raise ValueError(
+            f"{owner}: the timestamps of recording {name} are years, if they are dates. Received "
+            f"{times.ravel().tolist()[0]!r} first. Pass numbers as numbers, not as text."
+        )
+    return found
+
+
+def _without_zone(value: Any) -> Any:
+    if getattr(value, "tzinfo", None) is None or not hasattr(value, "astimezone"):
+        return value
+    if hasattr(value, "to_datetime64"):  # of pandas, with its nanoseconds
+        return value.to_datetime64()
+    return value.astimezone(UTC).replace(tzinfo=None)
 
 
 def gap_starts(owner: str, times: np.ndarray, max_gap: Any, name: str) -> np.ndarray:
@@ -176,9 +199,12 @@ def gap_starts(owner: str, times: np.ndarray, max_gap: Any, name: str) -> np.nda
         ValueError: for a `max_gap` that is not a positive number, or duration beside dates.
     """
     if times.dtype.kind in "mM":
-        is_duration = isinstance(max_gap, (timedelta, np.timedelta64))
-        duration = np.timedelta64(max_gap) if is_duration else np.timedelta64("NaT", "s")
-        if not duration > np.timedelta64(0, "s"):
+        duration = np.timedelta64("NaT", "s")
+        if isinstance(max_gap, (timedelta, np.timedelta64)):
+            duration = getattr(max_gap, "to_timedelta64", lambda: np.timedelta64(max_gap))()
+        # Months and years have no fixed length, and a number without a unit has none at all.
+        is_fixed = np.datetime_data(duration.dtype)[0] not in ("generic", "M", "Y")
+        if not is_fixed or not duration > np.timedelta64(0, "s"):
             raise ValueError(
                 f"{owner}: `max_gap` must be a positive duration, such as numpy.timedelta64(50, "
                 f"'ms') or datetime.timedelta, as the timestamps of recording {name} are dates. "

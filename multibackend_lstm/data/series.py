@@ -141,6 +141,12 @@ def as_series(
                 target = next(iter(inputs.values())).values
         steps = len(next(iter(inputs.values())))
         stored = [part.timestamps for part in inputs.values() if part.timestamps is not None]
+        if times is None and not all(np.array_equal(stored[0], other) for other in stored):
+            raise ValueError(
+                f"{owner}: the inputs of recording {name} must share their time steps, and their "
+                "timestamps differ. Bring them to the same times, or say by `timestamps` which "
+                "hold."
+            )
         times = times if times is not None else (stored[0] if stored else None)
         if times is not None:
             times = as_timestamps(owner, times, steps, name)
@@ -164,7 +170,8 @@ def as_series(
 
 
 def _target_array(owner: str, target: Any, steps: int, name: str) -> np.ndarray:
-    array = with_nan(target)
+    # As it is, where it is an input's values, of a mapped file too.
+    array = target if isinstance(target, np.memmap) else with_nan(target)
     if array.dtype.kind not in "biuf":
         raise ValueError(
             f"{owner}: the targets of recording {name} must be numbers. Received dtype "

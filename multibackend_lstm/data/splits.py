@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,10 @@ def split_windows(
 def _tested_groups(owner: str, dataset: Any, test_groups: Any, seed: int) -> set[Any]:
     present = {dataset.series[run.recording].group for run in dataset.runs}
     # Strings and numbers may be mixed; the order must not depend on hashes.
-    groups = sorted(present, key=lambda group: (str(type(group)), group))
+    try:
+        groups = sorted(present, key=lambda group: (str(type(group)), group))
+    except TypeError:  # tuples of unlike parts
+        groups = sorted(present, key=repr)
     if is_real(test_groups):
         count = round(_share(owner, "test_groups", test_groups) * len(groups))
         if not 0 < count < len(groups):
@@ -149,7 +153,8 @@ def _cut_at(owner: str, series: Any, since: Any) -> int:
             "them to `windows`, or use `test_last`."
         )
     is_date = series.timestamps.dtype.kind == "M"
-    given = np.asarray(since)
+    is_duration = series.timestamps.dtype.kind == "m" and isinstance(since, timedelta)
+    given = np.asarray(np.timedelta64(since) if is_duration else since)
     moment = as_timestamps(owner, [since], 1, "`test_since`") if is_date else given.reshape(-1)
     if moment.shape != (1,) or (moment.dtype.kind == "M") != is_date or moment.dtype.kind in "OUSb":
         raise ValueError(

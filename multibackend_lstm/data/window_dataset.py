@@ -151,7 +151,7 @@ def windows(
     own_values = targets is None and horizon > 0
     series = as_series(owner, recordings, targets, own_values, groups, timestamps)
     check_alike(owner, series)
-    kept = _common_dtype(series) if dtype is None else np.dtype(dtype)
+    kept = _common_dtype(series) if dtype is None else _real_dtype(owner, dtype)
     _check_missing(owner, missing, kept)
     for one in series:
         find_intervals(owner, one, max_gap, missing, kept)
@@ -559,6 +559,19 @@ def _check_missing(owner: str, missing: Any, dtype: np.dtype) -> None:
         raise ValueError(
             f"{owner}: the number `missing` must be finite in dtype {dtype}. Received {missing!r}."
         )
+
+
+def _real_dtype(owner: str, dtype: Any) -> np.dtype:
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = np.dtype(object)
+    if found.kind not in "biuf":
+        raise ValueError(
+            f"{owner}: `dtype` must be one of real numbers that NumPy has, such as 'float32'. "
+            f"Received {dtype!r}."
+        )
+    return found
 
 
 def _common_dtype(series: Sequence[Series]) -> np.dtype:

@@ -11,7 +11,8 @@ from keras import ops
 from multibackend_lstm import __version__
 from multibackend_lstm.layers import Normalization
 from multibackend_lstm.layers.wrapping import sublayers
-from multibackend_lstm.runtimes.artefacts import METADATA_FILE, flat_order, portable
+from multibackend_lstm.runtimes.artefacts import METADATA_FILE, WEIGHTS, flat_order, portable
+from multibackend_lstm.runtimes.execution import weights_sha256
 
 #: What the keys of the metadata begin with, where others may write into the same place.
 PREFIX = "multibackend_lstm."
@@ -69,6 +70,7 @@ def metadata(
         "inputs": json.dumps(layout),
         "outputs": json.dumps(list(outputs)),
         "normalization": json.dumps(_normalization(model)),
+        WEIGHTS: weights_sha256(model),
     }
     return found if model_sha256 is None else {**found, "model_sha256": model_sha256}
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from multibackend_lstm import backends
-from multibackend_lstm.random.threefry import Seed, bits
+from multibackend_lstm.random.threefry import Seed, bits, sizes
 
 # How many bits a number in [0, 1) has, so that it is exact in its dtype. float64 has those of
 # float32: layers then draw the same in a float64 run that others are compared with.
@@ -44,9 +44,13 @@ def uniform(
         start: see `bits`.
 
     Raises:
-        ValueError: for an integer dtype, or a seed that is none.
+        ValueError: for an integer dtype, `minval` above `maxval`, or a seed that is none.
     """
     dtype = _floating(dtype)
+    if minval > maxval:
+        raise ValueError(
+            f"uniform: `minval` must not be above `maxval`. Received {minval} and {maxval}."
+        )
     digits = _DIGITS[dtype]
     x = ops.cast(_top_bits(shape, digits, seed, start), "float32") * 2.0**-digits
     if (minval, maxval) != (0.0, 1.0):
@@ -117,9 +121,14 @@ def bernoulli(shape: Any, p: Any = 0.5, *, seed: Seed, start: Any = 0) -> Any:
         p: a number, or a tensor that broadcasts to the shape.
         seed: see `bits`.
         start: see `bits`.
+
+    Raises:
+        ValueError: for a number that is no probability, or a seed that is none.
     """
     if not isinstance(p, Real):
         return ops.less(uniform(shape, dtype="float32", seed=seed, start=start), p)
+    if not 0 <= float(p) <= 1:
+        raise ValueError(f"bernoulli: `p` must be a probability, in [0, 1]. Received {p}.")
     # The same in integers, in fewer passes: which words, taken without their sign, are below p.
     bound = 2**8 * math.ceil(float(np.float32(p)) * 2**24)
     words = bits(shape, seed, start=start)
@@ -145,12 +154,18 @@ def randint(shape: Any, minval: int, maxval: int, *, seed: Seed) -> Any:
     Raises:
         ValueError: for an empty range, or one beyond int32.
     """
-    if not -(2**31) <= minval < maxval <= 2**31 - 1 or maxval - minval >= 2**31:
+    low, high = _integer(minval), _integer(maxval)
+    if (
+        low is None
+        or high is None
+        or not -(2**31) <= low < high <= 2**31 - 1
+        or high - low >= 2**31
+    ):
         raise ValueError(
-            "randint: `minval` must be below `maxval`, both within int32, and fewer than 2**31 "
-            f"integers between them. Received minval={minval}, maxval={maxval}."
+            "randint: `minval` must be below `maxval`, both integers of int32, and fewer than "
+            f"2**31 integers between them. Received minval={minval!r}, maxval={maxval!r}."
         )
-    return _top_bits(shape, 31, seed) % (maxval - minval) + minval
+    return _top_bits(shape, 31, seed) % (high - low) + low
 
 
 def permutation(x: Any, axis: int = 0, *, seed: Seed) -> Any:
@@ -164,8 +179,11 @@ def permutation(x: Any, axis: int = 0, *, seed: Seed) -> Any:
         x: an integer for the numbers from 0 to `x - 1`, or a tensor.
         axis: of the tensor, whose slices change places.
         seed: see `bits`.
+
+    Raises:
+        ValueError: for a number that is no count, or a seed that is none.
     """
-    x = ops.arange(x, dtype="int32") if isinstance(x, int) else ops.convert_to_tensor(x)
+    x = _entries("permutation", "x", x)
     order = backends.active().stable_argsort(bits((ops.shape(x)[axis],), seed))
     return ops.take(x, order, axis=axis)
 
@@ -191,8 +209,11 @@ def choice(a: Any, shape: Any = (), replace: bool = True, p: Any = None, *, seed
     Raises:
         ValueError: for probabilities that do not fit, or more entries than there are.
     """
-    values = ops.arange(a, dtype="int32") if isinstance(a, int) else ops.convert_to_tensor(a)
+    shape = sizes(shape)
+    values = _entries("choice", "a", a)
     count = values.shape[0]
+    if count == 0 and math.prod(shape):
+        raise ValueError("choice: `a` must have an entry to choose. Received none.")
     if not replace:
         size = math.prod(shape)
         if p is not None or size > count:
@@ -210,7 +231,9 @@ def choice(a: Any, shape: Any = (), replace: bool = True, p: Any = None, *, seed
                 f"choice: `p` must be {count} probabilities, one an entry, that sum to 1. "
                 f"Received {p}."
             )
-        bounds = ops.convert_to_tensor([*itertools.accumulate(p)][:-1], dtype="float32")
+        *below, total = itertools.accumulate(p)
+        # By their sum, so that 1 is reached where the last probability above 0 is, in float32 too.
+        bounds = ops.convert_to_tensor([x / total for x in below], dtype="float32")
         above = ops.greater_equal(uniform((*shape, 1), dtype="float32", seed=seed), bounds)
         index = ops.sum(ops.cast(above, "int32"), axis=-1)
     return ops.take(values, index, axis=0)
@@ -232,7 +255,13 @@ def dropout(
             that of the inputs.
         seed: see `bits`.
         start: see `bits`; of the mask.
+
+    Raises:
+        ValueError: for a rate outside of [0, 1], inputs of integers, or a seed that is none.
     """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"dropout: `rate` must be in [0, 1]. Received {rate}.")
+    _floating(inputs.dtype)
     if rate == 0:
         return inputs
     if rate == 1:
@@ -253,6 +282,25 @@ def _floating(dtype: Any) -> str:
     if dtype not in _DIGITS:
         raise ValueError(f"`dtype` must be one of {', '.join(_DIGITS)}. Received {dtype}.")
     return str(dtype)
+
+
+def _integer(value: Any) -> int | None:
+    """A whole number as Python's, whatever kind it is of; None for anything else."""
+    is_whole = not isinstance(value, bool) and isinstance(value, Integral)
+    return int(value) if is_whole else None
+
+
+def _entries(owner: str, argument: str, given: Any) -> Any:
+    """A tensor with at least an axis, of a tensor or of how many numbers from 0."""
+    count = _integer(given)
+    if count is not None and count >= 0:
+        return ops.arange(count, dtype="int32")
+    if count is not None or not getattr(given, "shape", np.shape(given)):
+        raise ValueError(
+            f"{owner}: `{argument}` must be a whole number of 0 or more, or a tensor with an axis. "
+            f"Received {given!r}."
+        )
+    return ops.convert_to_tensor(given)
 
 
 def _top_bits(shape: Any, count: int, seed: Seed, start: Any = 0) -> Any:

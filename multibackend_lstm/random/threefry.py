@@ -4,6 +4,7 @@ import operator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from multibackend_lstm import backends
@@ -80,6 +81,7 @@ def bits(shape: Any, seed: Seed, *, start: Any = 0) -> Any:
         ValueError: for something else as a seed.
     """
     key = _key(seed)
+    shape = sizes(shape)
     size = 1
     for axis in shape:
         size *= axis
@@ -94,13 +96,32 @@ def bits(shape: Any, seed: Seed, *, start: Any = 0) -> Any:
     return ops.reshape(ops.reshape(rows, (-1,))[skipped : skipped + size], shape)
 
 
+def sizes(shape: Any) -> tuple[Any, ...]:
+    """The sizes of axes as a tuple, tensors where they are unknown while tracing.
+
+    Raises:
+        ValueError: for a negative size, and for what is none.
+    """
+    try:
+        found = tuple(shape)
+    except TypeError:
+        found = (None,)
+    for size in found:
+        negative = isinstance(size, (int, np.integer)) and size < 0
+        if negative or size is None or isinstance(size, (bool, float, str, np.floating)):
+            raise ValueError(
+                f"`shape` must hold the sizes of the axes, such as (2, 3). Received {shape!r}."
+            )
+    return found
+
+
 def _key(seed: Seed) -> tuple[Any, Any]:
     """The two words of a seed's key."""
     if isinstance(seed, keras.random.SeedGenerator):
         seed = seed.next()
-    elif isinstance(seed, (tuple, list)) and len(seed) == 2:
+    elif isinstance(seed, (tuple, list, np.ndarray)) and len(seed) == 2:
         seed = [_word(value) for value in seed]
-    elif getattr(seed, "shape", ()) != (2,):
+    elif getattr(seed, "shape", ()) != (2,) or "int" not in str(seed.dtype):
         seed = [_word(seed), 0]
     words = ops.cast(ops.convert_to_tensor(seed), "int32")
     return words[0], words[1]

@@ -14,6 +14,8 @@ from multibackend_lstm.runtimes.runtime import InferenceRuntime
 #: The metadata of an export: a file beside a SavedModel's own and within an archive of
 #: torch.export, an entry of LiteRT's metadata.
 METADATA_FILE = "multibackend_lstm.json"
+#: The entry by which the state of a stream tells the weights of an export from others.
+WEIGHTS = "weights_sha256"
 
 
 def portable(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -198,6 +199,14 @@ def numpy_weights(model: keras.Model) -> list[np.ndarray]:
         ops.convert_to_numpy(ops.cast(w, "float32") if w.dtype == "bfloat16" else w)
         for w in model.weights
     ]
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """What tells these weights from others, the same on every backend."""
+    digest = hashlib.sha256()
+    for array in numpy_weights(model):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def unique_paths(variables: Sequence[Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 
 from multibackend_lstm.environment import NotInstalledError
 from multibackend_lstm.export.formats import FORMATS, missing, missing_message
-from multibackend_lstm.runtimes.artefacts import portable
+from multibackend_lstm.runtimes.artefacts import WEIGHTS, portable
 from multibackend_lstm.runtimes.loading import ModelFileError, cause, check_file
 from multibackend_lstm.streaming.names import next_of
 
@@ -53,9 +54,11 @@ class Engine:
         inputs: those of a sample.
         states: those that come out again.
         outputs: names of what is no state.
+        weights: a hash of them, in hexadecimal; empty for a file that does not say it.
     """
 
     name: str
+    weights = ""
 
     def __init__(self, inputs: Mapping[str, Spec], outputs: Sequence[str]) -> None:
         self.states = {n: spec for n, spec in inputs.items() if next_of(n) in outputs}
@@ -143,6 +146,8 @@ class ONNXEngine(Engine):
             for x in self._session.get_inputs()
         }
         super().__init__(inputs, [x.name for x in self._session.get_outputs()])
+        about = self._session.get_modelmeta().custom_metadata_map
+        self.weights = about.get(f"multibackend_lstm.{WEIGHTS}", "")
         self._turns: list[tuple[Any, list[np.ndarray], list[np.ndarray]]] = []
 
     def run(self, values: Sequence[Any]) -> list[Any]:
@@ -195,6 +200,9 @@ class LiteRTEngine(Engine):
             for name, x in self._run.get_input_details().items()
         }
         super().__init__(inputs, [*self._run.get_output_details()])
+        # The interpreter does not give the metadata, which stands in the file as it is.
+        about = re.search(rf'"{WEIGHTS}": "([0-9a-f]{{64}})"'.encode(), file.read_bytes())
+        self.weights = about[1].decode() if about else ""
 
     def run(self, values: Sequence[Any]) -> list[Any]:
         """See `Engine`."""
@@ -233,6 +241,8 @@ class OpenVINOEngine(Engine):
             for x, told in zip(compiled.inputs, about["inputs"], strict=True)
         }
         super().__init__(inputs, about["outputs"])
+        if model.has_rt_info(["multibackend_lstm", WEIGHTS]):
+            self.weights = model.get_rt_info(["multibackend_lstm", WEIGHTS]).value
         self._leaves = [self._taken.index(name) for name in inputs]
         self._places = [about["outputs"].index(name) for name in self._given]
 
@@ -266,7 +276,10 @@ def open_artefact(path: str | os.PathLike[str]) -> Engine:
     for module in missing((kind.runtime,)):
         raise NotInstalledError(f"a stream on {engine}: {missing_message(module, kind.extra)}")
     try:
-        return _ENGINES[engine](file)
+        made: Engine = _ENGINES[engine](file)
+        if not re.fullmatch("([0-9a-f]{64})?", made.weights):
+            raise ModelFileError(f"{file} has no hash of its weights where it should.")
+        return made
     except ModelFileError:
         raise
     except Exception as error:  # each engine has its own for a file that it cannot read

@@ -97,6 +97,26 @@ def is_step_model(model: Any) -> bool:
     return 0 < len(states) < len(model.inputs)
 
 
+def embedded_inputs(step: keras.Model) -> dict[str, int]:
+    """The inputs that an `Embedding` takes as they come, and how many entries the least one has.
+
+    What is none of them gives an error on torch, NaN on JAX and zeros on TensorFlow.
+    """
+    nodes = [node for nodes in step._nodes_by_depth.values() for node in nodes]
+    made_by = {id(x): node for node in nodes for x in node.outputs}
+    found: dict[str, int] = {}
+    for node in nodes:
+        if not isinstance(node.operation, keras.layers.Embedding):
+            continue
+        x = node.arguments.keras_tensors[0]
+        while type(made_by[id(x)].operation).__name__ == "ExpandDims":
+            x = made_by[id(x)].arguments.keras_tensors[0]
+        if any(x is given for given in step.inputs):
+            entries = node.operation.input_dim
+            found[x.name] = min(entries, found.get(x.name, entries))
+    return found
+
+
 def _graph(model: Any) -> Any:
     """The functional graph of a model."""
     if not isinstance(model, keras.Model):

@@ -1,9 +1,11 @@
 """The step model while it is being built: its inputs, its states, and the copied layers."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import keras
@@ -13,6 +15,7 @@ from multibackend_lstm.layers.folding import expand
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.runtimes.artefacts import portable
 from multibackend_lstm.runtimes.execution import with_dtype
+from multibackend_lstm.runtimes.loading import cause
 from multibackend_lstm.streaming.names import next_of
 
 HALF = ("float16", "bfloat16")
@@ -138,12 +141,28 @@ class StepNetwork:
         key = (id(layer), tuple(sorted((changes or {}).items())))
         fresh = key not in self._copies
         if fresh:
-            config = layer.get_config()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about lambdas, which are not read back here
+                config = layer.get_config()
+            # As they are, since Keras finds no function of the user's by its name.
+            config |= {
+                part: getattr(layer, part, config[part])
+                for part in ("activation", "recurrent_activation")
+                if isinstance(getattr(layer, part, None), FunctionType)
+            }
             if any(x.compute_dtype in HALF for x in sublayers(layer)):
                 config = with_dtype(config, "float32")
             # No operation that Keras names by itself is called so.
             name = self._free("_".join([*self._path, layer.name, "step"]))
-            self._copies[key] = type(layer).from_config({**config, **(changes or {}), "name": name})
+            try:
+                self._copies[key] = type(layer).from_config(
+                    {**config, **(changes or {}), "name": name}
+                )
+            except Exception as error:  # of whatever class a layer is
+                raise ValueError(
+                    f"to_step_model: '{layer.name}' of type {type(layer).__name__} cannot be made "
+                    f"anew from its configuration: {cause(error)}"
+                ) from error
         copy = self._copies[key]
         outputs = copy(*args, **kwargs)
         if fresh:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 from keras import KerasTensor, ops, tree
 
 from multibackend_lstm import layers as own
@@ -239,6 +240,7 @@ def _called(call: Call, changes: dict[str, Any] | None = None, **kwargs: Any) ->
 def _each_step(call: Call) -> list[Value]:
     """A layer that treats each step alone is called on the step."""
     series = call.series
+    _check_activation(call)
     kwargs = {}
     if series.mask is not None and accepts(call.layer, "mask"):
         kwargs["mask"] = series.mask
@@ -248,6 +250,28 @@ def _each_step(call: Call) -> list[Value]:
     return [call.like(series, _called(call, **kwargs), mask)]
 
 
+def _check_activation(call: Call) -> None:
+    """Refuse a function of the user's, as an activation, that reads other steps."""
+    function = getattr(call.layer, "activation", None)
+    module = str(getattr(function, "__module__", None))
+    if function is None or module.startswith(("keras.", "multibackend_lstm.")):
+        return
+    name = getattr(function, "__name__", type(function).__name__)
+    sizes = call.shapes[0][2:]
+    x = KerasTensor((None, None, *sizes), call.layer.compute_dtype)
+    try:
+        graph = keras.Function(x, function(x))
+    except Exception as error:
+        raise CannotStreamError(
+            f"its activation `{name}` may do anything. Write it in keras.ops"
+        ) from error
+    network = StepNetwork()
+    step = KerasTensor((None, 1, *sizes), x.dtype)
+    (found,) = run_graph(network, graph, [Series(step, x.shape)])
+    if not isinstance(found, Series) or network.inputs:
+        raise CannotStreamError(f"its activation `{name}` reads other steps")
+
+
 def _axes(axis: Any, rank: int) -> list[int]:
     """Axes, counted from the front."""
     given = axis if isinstance(axis, (list, tuple)) else [axis]
@@ -255,13 +279,14 @@ def _axes(axis: Any, rank: int) -> list[int]:
 
 
 def _check_not_along_time(axis: Any, rank: int) -> None:
+    """Refuse axes of the steps, and of the samples."""
     if {0, 1} & {*_axes(axis, rank)}:
         raise CannotStreamError(f"axis={axis} runs along time")
 
 
 for _kind in (
     _L.Activation, _L.ActivityRegularization, _L.Dense, _L.ELU, _L.Identity, _L.LeakyReLU,
-    _L.ReLU, _L.Rescaling, own.FlattenFeatures, own.Normalization, own.TimeDistributedConv,
+    _L.ReLU, own.FlattenFeatures, own.Normalization, own.TimeDistributedConv,
 ):  # fmt: skip
     _RULES[_kind] = _each_step
 
@@ -272,6 +297,13 @@ for _kind in (
 )  # fmt: skip
 def _along_axis(call: Call) -> list[Value]:
     _check_not_along_time(call.layer.axis, len(call.series.x.shape))
+    return _each_step(call)
+
+
+@_rule(_L.Rescaling)
+def _rescaling(call: Call) -> list[Value]:
+    for constant in (call.layer.scale, call.layer.offset):
+        _check_constant(np.shape(constant), len(call.series.x.shape))
     return _each_step(call)
 
 
@@ -510,6 +542,7 @@ def _window(call: Call) -> list[Value]:
         )
     if before == 0:
         return _each_step(call)
+    _check_activation(call)
     if layer.padding == "same":
         raise CannotStreamError(
             f'with padding="same" it is centred: each step reads {before - before // 2} later '
@@ -583,6 +616,8 @@ def _reduce(call: Call) -> list[Value]:
         raise CannotStreamError(
             "with keepdims=True, and of booleans, it is not supported along time"
         )
+    if getattr(operation, "initial", None) is not None:
+        raise CannotStreamError("with `initial` it is not supported along time")
     others = tuple(axis for axis in axes if axis != 1)
     return [_running(call, type(operation).__name__.lower(), others)]
 
@@ -631,14 +666,21 @@ def _elementwise(call: Call) -> list[Value]:
     rank = len(series[0].x.shape)
     for constant in tree.flatten((call.args, call.kwargs)):
         shape = () if isinstance(constant, Series) else getattr(constant, "shape", ())
-        if len(shape) >= rank - 1 and any(size != 1 for size in shape[: len(shape) - rank + 2]):
-            raise CannotStreamError("a constant of it differs from step to step")
+        _check_constant(shape, rank)
     return [call.like(series[0], _called(call))]
+
+
+def _check_constant(shape: Sequence[int], rank: int) -> None:
+    """Refuse a constant that has an axis of the steps, which a tensor of so many axes meets."""
+    if len(shape) >= rank - 1 and any(size != 1 for size in shape[: len(shape) - rank + 2]):
+        raise CannotStreamError("a constant of it differs from step to step")
 
 
 @_rule("Concatenate", "Softmax", "LogSoftmax")
 def _operation_along_axis(call: Call) -> list[Value]:
     series = _alike(call)
+    if call.layer.axis is None:
+        raise CannotStreamError("without an `axis` it takes all steps together")
     _check_not_along_time(call.layer.axis, len(series[0].x.shape))
     return [call.like(series[0], _called(call))]
 

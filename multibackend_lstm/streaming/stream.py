@@ -1,6 +1,5 @@
 """Stream: predictions sample by sample, with a state that can be seen, kept and carried on."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multibackend_lstm.data.recordings import with_nan
+from multibackend_lstm.data.series import is_integer
 from multibackend_lstm.files import replacing
 from multibackend_lstm.runtimes.loading import load_keras_model, read_arrays
 from multibackend_lstm.streaming.engines import (
@@ -65,15 +66,16 @@ class Stream:
         compile: bool = True,
     ) -> None:
         for name, number in (("batch_size", batch_size), ("window", window)):
-            if number is not None and (not isinstance(number, int) or number < 1):
+            if number is not None and (not is_integer(number) or number < 1):
                 raise ValueError(f"Stream: `{name}` must be 1 or more. Received {number!r}.")
         if runtime is not None and runtime not in ARTEFACTS:
             raise ValueError(
                 f"Stream: `runtime` must be None, {', '.join(map(repr, ARTEFACTS))}. Received "
                 f"{runtime!r}."
             )
+        batch_size = int(batch_size)
         self.batch_size, self.window = batch_size, window
-        self._engine, self._weights = _engine(model, batch_size, runtime, compile)
+        self._engine, self._weights, self._known = _engine(model, batch_size, runtime, compile)
         self.inputs = self._engine.inputs
         self._first = next(iter(self.inputs))
         # What is the same at each step, of which a step of 30 microseconds is soon full.
@@ -164,7 +166,13 @@ class Stream:
                     f"Stream: the state '{name}' must have shape {wanted}. Received {array.shape}. "
                     "Another model or batch size has another state."
                 )
-            arrays.append(array.astype(spec.dtype))
+            array = _as_dtype(f"the state '{name}'", array, np.dtype(spec.dtype))
+            if np.isnan(array).any():
+                raise ValueError(
+                    f"Stream: the state '{name}' has NaN, from which it would never recover. Begin "
+                    "anew, or go on from a state before."
+                )
+            arrays.append(array)
         self._state = arrays
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
@@ -173,7 +181,8 @@ class Stream:
         Raises:
             WriteError: if it cannot be written.
         """
-        about = {_STEPS: self.steps, _WEIGHTS: np.frombuffer(self._weights, "uint8")}
+        weights = np.frombuffer(bytes.fromhex(self._weights), "uint8")
+        about = {_STEPS: self.steps, _WEIGHTS: weights}
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             np.savez(file, **self.state, **about)  # type: ignore[arg-type]
 
@@ -187,13 +196,13 @@ class Stream:
         arrays = read_arrays(path)
         if not {_STEPS, _WEIGHTS} <= {*arrays}:
             raise ValueError(f"{path} does not hold the state of a stream, as `save_state` writes.")
-        steps, weights = arrays.pop(_STEPS), arrays.pop(_WEIGHTS).tobytes()
+        steps, weights = arrays.pop(_STEPS), arrays.pop(_WEIGHTS).tobytes().hex()
         if weights and self._weights and weights != self._weights:
             raise ValueError(
                 f"{path} holds the state of a model with other weights, to which it means nothing. "
                 "Load that model, or begin anew."
             )
-        if steps.shape != (self.batch_size,) or steps.dtype.kind != "i":
+        if steps.shape != (self.batch_size,) or steps.dtype.kind != "i" or (steps < 0).any():
             raise ValueError(
                 f"{path} holds the state of {steps.size} series, and the stream has "
                 f"batch_size={self.batch_size}."
@@ -234,9 +243,12 @@ class Stream:
             )
         arrays, batched = [], False
         for name, zeros in self._zeros.items():
-            array = np.asarray(given[name])
+            try:
+                array = with_nan(given[name])
+            except ValueError as error:  # lists of unlike lengths
+                raise ValueError(f"Stream: '{name}' must be an array of numbers: {error}") from None
             if array.dtype != zeros.dtype:
-                array = _as_dtype(name, array, zeros.dtype)
+                array = _as_dtype(f"'{name}'", array, zeros.dtype)
             if array.shape == zeros.shape:
                 batched = True
             elif array.shape == zeros.shape[1:] and self.batch_size == 1:
@@ -249,6 +261,12 @@ class Stream:
             if present is not None:
                 shaped = present.reshape(-1, *[1] * (array.ndim - 1))
                 array = np.where(shaped, array, zeros)
+            known = self._known.get(name)
+            if known is not None and ((array < 0) | (array >= known)).any():
+                raise ValueError(
+                    f"Stream: '{name}' must be from 0 to {known - 1}, which its Embedding knows. "
+                    f"Received {array.reshape(-1).tolist()[:8]}."
+                )
             # NaN or infinity times 0 is NaN; the quickest way to ask.
             if np.vdot(array, zeros) != 0:
                 place = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
@@ -261,35 +279,48 @@ class Stream:
         return arrays, batched
 
 
-def _as_dtype(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _as_dtype(title: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Numbers in the dtype that is computed in, in which a large one may be infinite."""
+    if array.dtype.kind in "iub" and dtype.kind in "iu" and array.size:
+        found, held = (int(array.min()), int(array.max())), np.iinfo(dtype)
+        if found[0] < held.min or found[1] > held.max:
+            raise ValueError(
+                f"Stream: {title} must be integers from {held.min} to {held.max}, those of "
+                f"{dtype}. Received {found[0]} to {found[1]}."
+            )
+        return array.astype(dtype)
     if array.dtype.kind not in "fiub" or not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise ValueError(f"Stream: '{name}' must be numbers of {dtype}. Received {array.dtype}.")
+        raise ValueError(f"Stream: {title} must be numbers of {dtype}. Received {array.dtype}.")
     with np.errstate(over="ignore"):
         return array.astype(dtype)
 
 
 def _engine(
     model: Any, batch_size: int, runtime: str | None, compile: bool
-) -> tuple[Engine, bytes]:
-    """What computes the step, and a hash of its weights, empty where they cannot be seen."""
+) -> tuple[Engine, str, dict[str, int]]:
+    """What computes the step, a hash of its weights, and how many entries inputs may name.
+
+    The hash is empty, and nothing known of inputs, where a file does not say it.
+    """
     if isinstance(model, (str, os.PathLike)):
         if Path(model).suffix not in KERAS_FILES:
             engine = open_artefact(model)
             if runtime not in (None, engine.name):
                 raise ValueError(f"Stream: {model} runs on {engine.name}, not on {runtime}.")
-            return engine, b""
+            return engine, engine.weights, {}
         model = load_keras_model(model)
-    from multibackend_lstm.runtimes.execution import numpy_weights
-    from multibackend_lstm.streaming.step_model import is_step_model, to_step_model
+    from multibackend_lstm.runtimes.execution import weights_sha256
+    from multibackend_lstm.streaming.step_model import (
+        embedded_inputs,
+        is_step_model,
+        to_step_model,
+    )
 
     step = model if is_step_model(model) else to_step_model(model)
-    weights = hashlib.sha256()
-    for array in numpy_weights(step):
-        weights.update(np.ascontiguousarray(array).tobytes())
+    weights, known = weights_sha256(step), embedded_inputs(step)
     if runtime is not None:
-        return export_step(step, runtime, batch_size), weights.digest()
-    return KerasEngine(step, batch_size, compile), weights.digest()
+        return export_step(step, runtime, batch_size), weights, known
+    return KerasEngine(step, batch_size, compile), weights, known
 
 
 def _nan_but(rows: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -159,7 +159,14 @@ def test_more_epochs_go_on_and_a_whole_run_is_not_repeated(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"batch_size": 5}, "batch_size"), ({"model": "other"}, "weights"), ({"x": X + 1}, "data")],
+    [
+        ({"batch_size": 5}, "batch_size"),
+        ({"model": "other"}, "weights"),
+        ({"x": X + 1}, "data"),
+        ({"compile": {"optimizer": keras.optimizers.Adam(0.1)}}, "optimizer"),
+        ({"compile": {"loss": "mse"}}, "loss"),
+        ({"class_weight": {0: 1.0, 1: 2.0}}, "class_weight"),
+    ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, named):
     train(epochs=1, checkpoint=tmp_path)
@@ -167,10 +174,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, named):
     if "model" in change:
         model = keras.Sequential([keras.Input((6, 3)), ml.LSTM(2), keras.layers.Dense(2)])
         model.compile("adam", "sparse_categorical_crossentropy")
+    if "compile" in change:
+        start = {"optimizer": "adam", "loss": "sparse_categorical_crossentropy"}
+        model.compile(**{**start, **change["compile"]})
     with pytest.raises(ValueError, match=f"of another run, with another .*{named}"):
         same_run(
             model, change.get("x", X), Y, seed=3, epochs=2,
             batch_size=change.get("batch_size", 4), checkpoint=tmp_path,
+            class_weight=change.get("class_weight"),
         )  # fmt: skip
     assert json.loads((tmp_path / "run.json").read_text())["epochs"] == 1
 
@@ -224,5 +235,77 @@ def test_what_is_refused():
         train(save_freq=0)
     with pytest.raises(ValueError, match="shuffle cannot be given"):
         train(shuffle=True)
+    with pytest.raises(ValueError, match=r"validation_split cannot be given.*validation_data"):
+        train(validation_split=0.2)
+    with pytest.raises(ValueError, match="steps_per_epoch cannot be given"):
+        train(steps_per_epoch=1)
+    for name in ("seed", "epochs", "batch_size"):
+        with pytest.raises(ValueError, match=f"same_run: `{name}` must be an integer"):
+            same_run(new_model(), X, Y, **{"seed": 0, "epochs": 1, name: 2.5})
+    for x in ([[0.0, 1.0]], ml.windows(X[0], 2), np.array([{}], object)):
+        with pytest.raises(ValueError, match="must be arrays of numbers"):
+            same_run(new_model(), x, Y, seed=0, epochs=1)
     with pytest.raises(ValueError, match=r"same number of cases.*\[9, 10\]"):
         same_run(new_model(), X, Y[:9], seed=0, epochs=1)
+
+
+def test_integers_of_numpy_are_written_too(tmp_path):
+    numbers = {"batch_size": np.int64(4), "epochs": np.int32(3), "save_freq": np.int64(2)}
+    assert train(checkpoint=tmp_path, **numbers)[1] == train()[1]
+
+
+@pytest.mark.parametrize("name", ["run.json", "epoch_1.npz", "epoch_1.weights.h5"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other"])
+def test_a_damaged_checkpoint_is_one_error(tmp_path, name, damage):
+    if (name, damage) == ("run.json", "gone"):
+        pytest.skip("without a note a training begins anew")
+    train(epochs=1, checkpoint=tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": content[:-40], "empty": b"", "other": b"{}"}[damage])
+    with pytest.raises((ValueError, OSError)) as raised:
+        train(epochs=2, checkpoint=tmp_path)
+    assert name in str(raised.value)
+
+
+def test_a_metric_of_several_numbers(tmp_path):
+    def new():
+        model = new_model()
+        metric = keras.metrics.F1Score(name="f1")
+        model.compile("adam", "categorical_crossentropy", metrics=[metric])
+        return model
+
+    y = np.eye(2, dtype="float32")[Y]
+    arguments = {"seed": 0, "batch_size": 4, "verbose": 0, "checkpoint": tmp_path}
+    same_run(new(), X, y, epochs=1, **arguments)
+    history = same_run(new(), X, y, epochs=2, **arguments)
+    assert np.shape(history["f1"]) == (2, 2)
+
+
+def test_moving_averages_come_at_the_end_alone(tmp_path):
+    def new():
+        model = new_model(lambda rate: keras.layers.Activation("tanh"))
+        optimizer = keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.5)
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+        return model
+
+    def run(**arguments):
+        return train(new(), batch_size=5, **arguments)
+
+    unbroken, expected = run()
+    # The same steps as one epoch of Keras, which has one end.
+    order = np.concatenate([fit_order(10, 3, epoch) for epoch in range(3)])
+    other = new()
+    initialize(other, 3)
+    other.fit(X[order], Y[order], batch_size=5, shuffle=False, verbose=0)
+    assert_same_weights(unbroken, other)
+
+    with pytest.raises(Killed):
+        run(checkpoint=tmp_path, save_freq=1, callbacks=[Kill(3)])
+    for _ in range(2):  # the second time there is nothing left to train
+        model, history = run(checkpoint=tmp_path, save_freq=1)
+        assert history == expected
+        assert_same_weights(model, unbroken)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from inspect import signature
 
+import click
 import keras
 import numpy as np
 import pytest
@@ -95,6 +96,13 @@ def test_a_malformed_line_is_reported_and_leaves_the_state(model):
         "[1, 2",
         '{"other": 1}',
         "[[1],[2,3]]",
+        "[[1,2],[3,4],[5,6]]",
+        "[1,2,3,4,5,1" + "0" * 400 + "]",
+        '[1,2,3,4,5,"6"]',
+        "[1,2,3,4,5,true]",
+        "[1,2,3,4,5,null]",
+        '{"inputs": {"a": 1}}',
+        "1,2,3,4,5,6_0",
     ]
     lines = [csv(X[0]), *bad, *map(csv, X[1:])]
     found = stream(path, lines)
@@ -108,6 +116,13 @@ def test_a_malformed_line_is_reported_and_leaves_the_state(model):
             "has nan",
             "begins as JSON",
             "no input",
+            "alone",
+            "must have 6 values, (2, 3). Received (3, 2)",
+            "alone",
+            'alone: "6"',
+            "alone: true",
+            "alone: null",
+            "alone",
             "alone",
         ],
         start=2,
@@ -193,3 +208,27 @@ def test_a_state_that_is_none_is_wrong_use(model, tmp_path, content):
     assert found.exit_code == 2
     assert state.read_bytes() == content
     assert keras.backend.backend() == BACKEND
+
+
+def test_the_mark_and_line_ends_of_windows_are_no_part_of_a_sample(model):
+    path, expected = model
+    text = "\ufeff" + "\r\n".join(map(csv, X)) + "\r\n"
+    found = RUNNER.invoke(main, ["stream", str(path), "--backend", BACKEND], input=text.encode())
+    assert found.exit_code == 0, found.stderr
+    last = np.array(found.stdout.splitlines()[-1].split(","), "float64")
+    np.testing.assert_allclose(last, expected, atol=1e-6)
+
+
+def test_a_closed_standard_input_is_wrong_use(model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(click.UsageError, match="standard input is closed"):
+        main(["stream", str(model[0]), "--backend", BACKEND], standalone_mode=False)
+
+
+def test_an_infinite_prediction_is_null_in_json(tmp_path):
+    inputs = keras.Input((None, 1))
+    model = keras.Model(inputs, keras.ops.log(inputs))
+    model.save(tmp_path / "model.keras")
+    found = stream(tmp_path / "model.keras", ["0", "1"], "--json")
+    values = [json.loads(line)["prediction"] for line in found.stdout.splitlines()]
+    assert values == [[None], [0.0]]

@@ -1,6 +1,7 @@
 """layout: the same recording from every kind of table."""
 
 import datetime
+import decimal
 import importlib
 import importlib.util
 import pickle
@@ -80,6 +81,7 @@ def test_yaml(tmp_path):
         check(layout(spec).recording(columns()))
     with pytest.raises(ValueError, match="this is not YAML"):
         layout("a: [\nb")
+    assert layout("{time: t, a: [x, y], b: {x: c, y: d}}").shape == (2, 2)
     with pytest.raises(ValueError, match="YAML must hold"):
         layout("- a\n- b")
 
@@ -190,6 +192,10 @@ def test_files_are_mapped(tmp_path):
         ({"ankle": []}, "'ankle' must have a list of features"),
         ({"t": "a", "u": "b", "ankle": ["x"]}, "'u' must have a list.*the time is 'a'"),
         (["ankle_x", "ankle_x"], "'ankle_x' occurs twice"),
+        ([("a", "x", "u")], r"two levels at most.*\('a', 'x', 'u'\)"),
+        ("ankle:x||y", "a feature of 'ankle' has no name"),
+        ("ankle: [x]\nankle: [y]\n", "'ankle' occurs 2 times in the YAML"),
+        ("time: t\nankle: {x: a, x: b}\n", "'x' occurs 2 times in the YAML"),
         (3, "`spec` must be a string"),
     ],
 )
@@ -209,7 +215,16 @@ def test_specifications_that_are_wrong(spec, message):
         ({**columns(), "leg_z": list("abcde")}, "row 0, column 'leg_z' must be a number. .*'a'"),
         ({**columns(), "time": TIMES[::-1]}, "recording of the table, row 1: the timestamp 1.5"),
         ({k: v for k, v in columns().items() if k != "time"}, "there is no column 'time'"),
-        ({**columns(), "leg_z": np.array([1, 2, None, 4, 5])}, "row 2, column 'leg_z'"),
+        (
+            {**columns(), "leg_z": np.arange(5).astype("M8[ns]")},
+            "row 0, column 'leg_z' must be a n",
+        ),
+        (
+            {**columns(), "leg_z": np.arange(5).astype("m8[ns]")},
+            "row 0, column 'leg_z' must be a n",
+        ),
+        ({**columns(), "leg_z": np.float32(3)}, r"column 'leg_z' must have one number a row.*\(\)"),
+        ({**columns(), "leg_z": [[1.0], [2.0, 3.0]]}, "'leg_z' must have one number a row"),
         ("walk.csv", "a file must end with .parquet or .npy"),
     ],
 )
@@ -218,3 +233,55 @@ def test_tables_that_do_not_fit(table, message):
         pytest.skip("narwhals is not installed")
     with pytest.raises(ValueError, match=message):
         layout(SPEC).recording(table)
+
+
+def test_one_column_is_not_taken_for_two_without_a_word():
+    table = dict.fromkeys(("a_b_c", "a_c", "a_b_b_c"), TIMES)
+    with pytest.raises(ValueError, match="'a_b_c' would be a:b_c and a_b:c"):
+        layout("a:b_c|c, a_b:b_c|c").recording(table)
+    shared = layout({"a": {"x": "x", "warmth": "t"}, "b": {"x": "y", "warmth": "t"}})
+    assert shared.recording({"x": TIMES, "y": TIMES, "t": TIMES}).values.shape == (5, 2, 2)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "pyarrow"])
+def test_two_columns_of_one_name_are_refused(kind):
+    module = pytest.importorskip(kind, exc_type=ImportError)
+    names = ["ankle_x", "leg_x", "leg_x"]
+    rows = np.arange(15.0).reshape(5, 3)
+    table = (
+        module.DataFrame(rows, columns=names)
+        if kind == "pandas"
+        else module.table([*rows.T], names=names)
+    )
+    with pytest.raises(ValueError, match=r"layout: .*name of its own\. 'leg_x' occurs more than"):
+        layout("ankle:x, leg:x").recording(table)
+
+
+def test_what_is_masked_or_missing_is_nan():
+    spec = layout("a:x|y")
+    x = np.ma.masked_array([1, 2, 3], [False, True, False])
+    y = np.array([decimal.Decimal("0.5"), None, True], object)
+    expected = [[1, 0.5], [np.nan, np.nan], [3, 1]]
+    both = np.ma.masked_invalid(np.array(expected))
+    fields = np.ma.zeros(3, [("a_x", "f8"), ("a_y", "f8")])
+    fields["a_x"], fields["a_y"] = both.T
+    for table in ({"a_x": x, "a_y": y}, both, fields):
+        recording = spec.recording(table)
+        assert type(recording.values) is np.ndarray
+        np.testing.assert_array_equal(recording.values[:, 0], expected)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "pyarrow"])
+def test_a_column_of_nulls_is_nan(kind):
+    module = pytest.importorskip(kind, exc_type=ImportError)
+    table = {"a_x": [1.0, 2.0], "a_y": [None, None]}
+    made = module.table(table) if kind == "pyarrow" else module.DataFrame(table)
+    values = layout("a:x|y").recording(made).values
+    np.testing.assert_array_equal(values, [[[1, np.nan]], [[2, np.nan]]])
+
+
+def test_a_parquet_file_that_is_none(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "walk.parquet").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"layout: .*walk\.parquet cannot be read as Parquet"):
+        layout(SPEC).recording(tmp_path / "walk.parquet")

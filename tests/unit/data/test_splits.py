@@ -1,5 +1,7 @@
 """split_windows: that no step is on both sides is checked on data whose values say who they are."""
 
+import datetime
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -135,6 +137,20 @@ def test_statistics_know_nothing_of_the_test_part():
     other.adapt(train)
     for one in (model, other):
         assert abs(np.asarray(one.get_layer("normalization").get_weights()[0])).max() < 1
+
+
+def test_groups_may_be_tuples_of_anything():
+    groups = [("a", None), ("a", 1), ("b", 2)]
+    dataset = windows([np.zeros((9, 1))] * 3, 3, groups=groups)
+    train, test = split_windows(dataset, test_groups=0.4)
+    assert (train.windows, test.windows) == (14, 7)
+
+
+def test_since_a_duration():
+    times = np.arange(20).astype("timedelta64[s]")
+    dataset = windows([np.zeros((20, 1))], 3, timestamps=[times])
+    train, test = split_windows(dataset, test_since=datetime.timedelta(seconds=10), embargo=0)
+    assert (train.windows, test.windows) == (8, 8)
 
 
 def test_weights_and_order_are_for_training_alone():

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multibackend_lstm import build_model, layout, windows
-from multibackend_lstm.data import WindowDataset
+from multibackend_lstm.data import Recording, WindowDataset
 from multibackend_lstm.data.orders import ShuffledOrder
 
 
@@ -294,6 +294,7 @@ def test_masks_beside_the_inputs():
 def test_masked_arrays_of_numpy():
     masked = np.ma.masked_equal(np.arange(20).reshape(20, 1), 7)
     assert 7 not in joined(windows(masked, 4, missing="drop"))
+    assert 7 not in joined(windows(Recording(masked), 4, missing="drop"))
 
 
 # Timestamps.
@@ -340,6 +341,7 @@ def test_integer_timestamps_do_not_overflow():
         ([0, 1, 2], r"must be 4 numbers, dates.*shape \(3,\)"),
         (["2026-01-01", "soon", "2026-01-03", "2026-01-04"], "row 1: the timestamp 'soon'"),
         (["2026-01-01T00:00Z"] * 4, "row 0.*without a time zone"),
+        (["1", "2", "3", "4"], "are years.*Received '1'"),
         (
             np.array(["2026-01-01", "NaT", "2026-01-03", "2026-01-04"], "datetime64[D]"),
             "row 1.*NaT",
@@ -359,6 +361,30 @@ def test_a_max_gap_that_is_wrong(max_gap):
         days = np.arange("2026-01-01", "2026-01-05", dtype="datetime64[D]")
         with pytest.raises(ValueError, match="`max_gap` must be a positive duration"):
             windows(numbered(4), 2, timestamps=[days], max_gap=max_gap)
+
+
+@pytest.mark.parametrize("unit", ["M", "Y", None])
+def test_a_max_gap_of_no_fixed_length_is_refused(unit):
+    days = np.arange("2026-01-01", "2026-01-05", dtype="datetime64[D]")
+    max_gap = np.timedelta64(1, unit) if unit else np.timedelta64(1)
+    with pytest.raises(ValueError, match="`max_gap` must be a positive duration"):
+        windows(numbered(4), 2, timestamps=[days], max_gap=max_gap)
+
+
+def test_dates_with_a_time_zone_are_in_utc():
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    times = [datetime.datetime(2026, 1, 1, 2, 0, s, tzinfo=zone) for s in range(4)]
+    dataset = windows(numbered(4), 2, timestamps=[times], max_gap=datetime.timedelta(seconds=1))
+    expected = np.datetime64("2026-01-01T00:00:00") + np.arange(4)
+    np.testing.assert_array_equal(dataset.series[0].timestamps, expected)
+    assert dataset.windows == 3
+
+
+def test_inputs_of_other_times_are_not_put_side_by_side():
+    one, other = (Recording(numbered(4)[0], np.arange(4) + later) for later in (0, 1))
+    with pytest.raises(ValueError, match=r"recording 0 must share.* their timestamps differ"):
+        windows([{"a": one, "b": other}], 2)
+    assert windows([{"a": one, "b": other}], 2, timestamps=[np.arange(4)]).windows == 3
 
 
 # Orders.
@@ -571,6 +597,11 @@ def test_a_file_is_mapped_and_read_again_in_a_copy(tmp_path):
     np.testing.assert_array_equal(joined(windows(path, 6)), joined(windows(recording, 6)))
 
 
+def test_a_copy_of_a_forecast_holds_no_file(tmp_path):
+    np.save(tmp_path / "walk.npy", np.zeros((2000, 3)))
+    assert len(pickle.dumps(windows(tmp_path / "walk.npy", 6, horizon=1))) < 4000
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_a_large_file_does_not_stay_in_memory(tmp_path):
     def resident():
@@ -630,6 +661,8 @@ def test_objects_are_never_unpickled(tmp_path):
         ({"max_gap": 1}, "`max_gap` needs the times of the steps, and recording 0 has none"),
         ({"missing": "ignore"}, "`missing` must be 'error'"),
         ({"missing": np.inf}, "must be finite"),
+        ({"dtype": "float33"}, "`dtype` must be one of real numbers.*'float33'"),
+        ({"dtype": "complex64"}, "`dtype` must be one of real numbers"),
         ({"missing": -1e9, "dtype": "int8"}, "must be finite in dtype int8"),
         ({"recordings": [np.full((9, 1), 1e39)]}, "is 1e\\+39, too large for float32"),
         ({"ragged": True, "target_length": 2}, "ragged=True gives one target a window"),

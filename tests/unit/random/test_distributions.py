@@ -143,7 +143,10 @@ def test_randint():
     assert ((counts - COUNT / 10) ** 2 / (COUNT / 10)).sum() < 27.9  # 1 in 1000, 9 degrees
 
 
-@pytest.mark.parametrize("bounds", [(3, 3), (5, 2), (-(2**31), 2**31 - 1), (0, 2**31)])
+@pytest.mark.parametrize(
+    "bounds",
+    [(3, 3), (5, 2), (-(2**31), 2**31 - 1), (0, 2**31), (0, 10.5), (0.0, 10.0), (False, 3)],
+)
 def test_randint_refuses(bounds):
     with pytest.raises(ValueError, match="`minval` must be below `maxval`"):
         random.randint((2,), *bounds, seed=0)
@@ -195,11 +198,58 @@ def test_choice_with_probabilities():
         {"p": [0.5, 0.6, 0.1]},
         {"replace": False, "p": [0.2, 0.3, 0.5]},
         {"replace": False, "shape": (4,)},
+        {"p": [np.nan, 0.5, 0.5]},
     ],
 )
 def test_choice_refuses(arguments):
     with pytest.raises(ValueError, match=r"^choice: "):
         random.choice(3, **{"shape": (2,), **arguments}, seed=0)
+
+
+@pytest.mark.parametrize("a", [0, -1, 2.0, True, np.float32(3), np.empty((0, 2), "float32")])
+def test_choice_needs_something_to_choose(a):
+    with pytest.raises(ValueError, match=r"^choice: `a` must"):
+        random.choice(a, (2,), seed=0)
+
+
+@pytest.mark.parametrize("x", [-1, 2.0, True, np.float32(3)])
+def test_permutation_refuses(x):
+    with pytest.raises(ValueError, match=r"^permutation: `x` must be a whole number"):
+        random.permutation(x, seed=0)
+
+
+def test_counts_of_numpy():
+    assert_equal(random.permutation(np.int64(9), seed=3), random.permutation(9, seed=3))
+    assert_equal(random.choice(np.int32(9), (4,), seed=3), random.choice(9, (4,), seed=3))
+    assert_equal(
+        random.randint((4,), np.int8(1), np.int64(9), seed=3), random.randint((4,), 1, 9, seed=3)
+    )
+
+
+def test_a_probability_of_0_is_never_chosen(monkeypatch):
+    module = __import__("multibackend_lstm.random.distributions", fromlist=["uniform"])
+    largest = ops.convert_to_tensor([[1 - 2.0**-24], [0.0]])
+    monkeypatch.setattr(module, "uniform", lambda *shape, **options: largest)
+    p = [0.0, 0.3333333, 0.3333333, 0.3333333, 0.0]
+    assert to_numpy(random.choice(5, (2,), p=p, seed=0)).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+def test_rates_and_probabilities_outside_of_0_to_1_are_refused(rate):
+    with pytest.raises(ValueError, match=r"`rate` must be in \[0, 1\]"):
+        random.dropout(ops.ones((2,)), rate, seed=0)
+    with pytest.raises(ValueError, match="`p` must be a probability"):
+        random.bernoulli((2,), rate, seed=0)
+
+
+def test_a_range_that_runs_backwards_is_refused():
+    with pytest.raises(ValueError, match="`minval` must not be above `maxval`"):
+        random.uniform((2,), 1.0, 0.0, seed=0)
+
+
+def test_dropout_of_integers_is_refused():
+    with pytest.raises(ValueError, match="Received int32"):
+        random.dropout(ops.ones((2,), "int32"), 0.5, seed=0)
 
 
 def test_dropout():

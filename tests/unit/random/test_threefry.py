@@ -94,11 +94,41 @@ def test_a_generator_advances_its_counter():
 
 
 @pytest.mark.parametrize(
-    "seed", [None, -1, 2**32, 1.5, True, "a", (1, -2), (1, 2, 3), np.zeros(3, "int32")]
+    "seed",
+    [
+        None,
+        -1,
+        2**32,
+        1.5,
+        True,
+        "a",
+        (1, -2),
+        (1, 2, 3),
+        np.zeros(3, "int32"),
+        np.array([1.5, 2]),
+        np.array([1, 2**40]),
+        np.array([-1, 2]),
+    ],
 )
 def test_what_is_no_seed_is_refused(seed):
     with pytest.raises(ValueError, match=r"`seed` must be an integer from 0 to 2\*\*32 - 1"):
         random.bits((2,), seed=seed)
+
+
+def test_tensors_of_real_numbers_are_no_seed():
+    with pytest.raises(ValueError, match="`seed` must be an integer"):
+        random.bits((2,), seed=ops.convert_to_tensor([1.5, 2.5]))
+
+
+@pytest.mark.parametrize("shape", [3, None, (2, -1), (2, None), (1.5,), "ab", (True,)])
+def test_what_is_no_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="`shape` must hold the sizes of the axes"):
+        random.bits(shape, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), [2, np.int64(3)]])
+def test_shapes_of_nothing_and_of_numpy_integers(shape):
+    assert tuple(random.bits(shape, seed=0).shape) == tuple(shape)
 
 
 def test_seeds_and_counters_give_streams_that_do_not_correlate():

@@ -182,6 +182,15 @@ def test_a_graph():
     check(graph(), samples(False), about=normal(3, 2))
 
 
+def swish(x):
+    return x * ops.sigmoid(1.7 * x)
+
+
+def test_an_activation_of_the_users_own():
+    layers = FlattenFeatures(), L.Dense(2, activation=swish), L.Activation(ops.abs), L.LSTM(2)
+    check(sequential(*layers), samples(False))
+
+
 def test_what_follows_the_whole_series_runs_whole_at_each_step():
     inputs = keras.Input((None, 4, 5))
     repeated = L.Masking(0.0)(L.RepeatVector(3)(LSTM(4)(inputs)))
@@ -278,7 +287,14 @@ REFUSED = {
     "differs from step to step": lambda x: x + np.arange(30.0).reshape(1, 6, 5),
     "not known whether it treats": lambda x: ops.flip(x, axis=1),
     "output of its StackedRNNCells": lambda x: L.RNN([L.LSTMCell(2), L.LSTMCell(2)])(x),
-    "may do anything": lambda x: L.Lambda(lambda y: y, output_shape=(6, 5))(x),
+    "its activation `<lambda>` reads other steps": lambda x: L.Dense(
+        2, activation=lambda y: y - ops.mean(y, axis=1, keepdims=True)
+    )(x),
+    "its activation `tolist` may do anything": lambda x: L.Activation(np.ndarray.tolist)(x),
+    "takes all steps together": lambda x: ops.softmax(x, axis=None),
+    "with `initial`": lambda x: ops.max(x, axis=1, initial=2.0),
+    "constant of it differs": L.Rescaling(np.ones((6, 5)).tolist()),
+    "function may do anything": lambda x: L.Lambda(lambda y: y, output_shape=(6, 5))(x),
 }
 
 

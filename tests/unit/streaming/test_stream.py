@@ -6,7 +6,9 @@ import pytest
 
 from multibackend_lstm import LSTM, FlattenFeatures, Stream, build_model, to_step_model
 from multibackend_lstm.agreement.comparison import AGREES, DISAGREES, compare
+from multibackend_lstm.porting import export
 from multibackend_lstm.runtimes.noise_floor import ROUNDING, NoiseFloor, perturbed
+from multibackend_lstm.streaming.engines import ARTEFACTS
 from unit.recurrent_reference import lstm_step, run
 from unit.tools import BACKEND, assert_close, assert_equal, normal, run_python, to_numpy
 
@@ -294,6 +296,8 @@ def test_states_come_and_go_on_onnx_runtime(model, tmp_path):
         (np.full((2, 3), "x"), "must be numbers of float32. Received <U1"),
         (np.ones((2, 3), "complex64"), "must be numbers of float32"),
         ({"other": np.ones((2, 3))}, "Received ['other']"),
+        ([[0, 0, 0], [0, 0]], "'inputs' must be an array of numbers"),
+        (np.ma.masked_equal([[0, 0, 0], [0, 0, 7]], 7), "'inputs' has nan at (1, 2) in row 0"),
     ],
 )
 def test_what_is_no_sample_leaves_the_state_alone(model, sample, words):
@@ -325,6 +329,11 @@ def test_a_state_of_another_model_is_refused(model, tmp_path):
         stream.state = {"h": np.zeros((1, 4))}
     with pytest.raises(ValueError, match="must have shape"):
         stream.state = {name: x[0] for name, x in stream.state.items()}
+    with pytest.raises(ValueError, match="must be numbers of float32"):
+        stream.state = {name: x.astype("complex64") for name, x in stream.state.items()}
+    with pytest.raises(ValueError, match=r"the state '.*' has NaN, from which"):
+        stream.state = {name: np.full_like(x, np.nan) for name, x in stream.state.items()}
+    assert all((x == 0).all() for x in stream.state.values())
     np.savez(tmp_path / "other.npz", x=np.ones(3))
     with pytest.raises(ValueError, match="does not hold the state of a stream"):
         stream.load_state(tmp_path / "other.npz")
@@ -334,6 +343,7 @@ def test_a_state_of_another_model_is_refused(model, tmp_path):
     ("arguments", "words"),
     [
         ({"batch_size": 0}, "`batch_size` must be 1 or more"),
+        ({"batch_size": True}, "`batch_size` must be 1 or more"),
         ({"window": 0}, "`window` must be 1 or more"),
         ({"runtime": "tensorrt"}, "`runtime` must be None, 'onnxruntime'"),
     ],
@@ -349,3 +359,45 @@ def test_files_of_other_kinds(tmp_path):
         Stream(tmp_path / "model.pb")
     with pytest.raises(FileNotFoundError):
         Stream(tmp_path / "model.onnx")
+
+
+def test_integers_that_the_dtype_does_not_hold_are_refused():
+    inputs = keras.Input((None,), dtype="uint8", name="code")
+    model = keras.Model(inputs, keras.layers.LSTM(2)(keras.layers.Embedding(256, 3)(inputs)))
+    stream = Stream(model, np.int64(1), compile=False)
+    found = stream.step(255)  # an integer of Python, which is not of that dtype
+    assert_close(found, to_numpy(model(np.array([[255]], "uint8")))[0])
+    for code in (256, -1):
+        with pytest.raises(ValueError, match="'code' must be integers from 0 to 255"):
+            stream.step(code)
+    assert stream.steps.tolist() == [1]
+
+
+def test_what_an_embedding_does_not_know_is_refused(tmp_path):
+    inputs = keras.Input((None,), dtype="int32", name="code")
+    model = keras.Model(inputs, L.LSTM(2)(L.Embedding(5, 3, mask_zero=True)(inputs)))
+    to_step_model(model).save(tmp_path / "step.keras")
+    for given in (model, tmp_path / "step.keras"):
+        stream = Stream(given, compile=False)
+        for code in (5, -1):
+            with pytest.raises(ValueError, match="'code' must be from 0 to 4, which its Embedding"):
+                stream.step(code)
+        assert np.isfinite(stream.step(4)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "litert", "openvino"])
+def test_an_artefact_refuses_the_state_of_other_weights(engine, tmp_path):
+    format, suffix = ARTEFACTS[engine]
+    pytest.importorskip({"litert": "ai_edge_litert"}.get(engine, engine))
+    for name in ("one", "other"):
+        step = to_step_model(keras.Sequential([keras.Input((None, 2)), keras.layers.LSTM(2)]))
+        export(step, tmp_path / f"{name}{suffix}", format, batch=1)
+    stream = Stream(tmp_path / f"one{suffix}")
+    stream.step(np.ones(2))
+    stream.save_state(tmp_path / "state.npz")
+    Stream(tmp_path / f"one{suffix}").load_state(tmp_path / "state.npz")
+    with pytest.raises(ValueError, match="other weights"):
+        Stream(tmp_path / f"other{suffix}").load_state(tmp_path / "state.npz")
+    Stream(step).save_state(tmp_path / "keras.npz")  # of the other
+    Stream(tmp_path / f"other{suffix}").load_state(tmp_path / "keras.npz")
