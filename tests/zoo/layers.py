@@ -170,6 +170,11 @@ CASES = {
     },
     "channelwise-gru": lambda: channelwise("concat", layers.GRU(3, return_sequences=True)),
     **{f"conv_lstm-{r}d": (lambda r=r: conv_lstm(r)) for r in (1, 2, 3)},
+    "conv_lstm-zeros": lambda: sequential(
+        (4, 3, 2),
+        layers.Masking(),
+        multibackend_lstm.ConvLSTM1D(2, 2, return_sequences=True, zero_output_for_mask=True),
+    ),
     "conv_lstm-dropout": lambda: sequential(
         (4, 3, 2),
         layers.Masking(),
