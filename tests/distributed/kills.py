@@ -27,6 +27,8 @@ from distributed import engines
 
 #: Within how many seconds after a kill all processes have ended, on a busy machine too.
 BOUND = {"torch_ddp": 60.0, "jax_processes": 240.0}
+#: What a message calls the process.
+NAMES = {"torch_ddp": "rank      : {}", "jax_processes": "task:{}"}
 EPOCHS = 6
 
 
@@ -57,12 +59,14 @@ def kill_one(
     with contextlib.suppress(ProcessLookupError):  # it may have ended already
         os.kill(int(pid_file.read_text()), signal.SIGKILL)
     ends = engines.finish(processes, BOUND[engine])
+    output = "\n".join(output for _, output in ends)
     return {
         "victim": victim,
         "killed_after": round(after, 1),
         "seconds": round(time.monotonic() - killed, 1),
         "statuses": [status for status, _ in ends],
-        "output": "\n".join(output for _, output in ends),
+        "named": NAMES[engine].format(victim) in output,
+        "output": output,
     }
 
 

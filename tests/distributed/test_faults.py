@@ -22,7 +22,8 @@ def test_a_kill_ends_the_job_and_the_same_command_goes_on(engine, tmp_path):
     if engine.partition("_")[0] not in installed_backends():
         pytest.skip("needs the backend")
     expected = kills.unbroken(engine, tmp_path)
-    found, arrays = kills.resumed(engine, tmp_path, kills=2, seed=1)
+    more = {"heartbeat": 10} if engine == "jax_processes" else {}
+    found, arrays = kills.resumed(engine, tmp_path, kills=2, seed=1, **more)
     for kill in found:
         assert any(kill["statuses"]), kill
         if engine == "torch_ddp":  # torchrun has the last word
