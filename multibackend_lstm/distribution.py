@@ -120,13 +120,8 @@ def _filled(
     For validation all weights are raised alike: there no batch's loss counts, but the mean of all,
     which is then that of the cases.
     """
-    if replicas < 1 or batch_size < 1 or batch_size % replicas:
-        raise ValueError(
-            f"{owner}: `batch_size` must be a multiple of the {replicas} replicas that share a "
-            f"batch. Received {batch_size}."
-        )
     count = _rows(x)
-    missing = -(count % batch_size) % replicas
+    missing = _missing_rows(owner, count, batch_size, replicas)
     if not missing:
         return x, y, weights
     raised = count if validation else count % batch_size
@@ -145,6 +140,16 @@ def _filled(
     weights = tree.map_structure(weighed, np.ones(count) if weights is None else weights)
     x, y = tree.map_structure(filled, (x, y))
     return x, y, weights
+
+
+def _missing_rows(owner: str, count: int, batch_size: int, replicas: int) -> int:
+    """How many rows the last batch lacks for replicas to divide it."""
+    if replicas < 1 or batch_size < 1 or batch_size % replicas:
+        raise ValueError(
+            f"{owner}: `batch_size` must be a multiple of the {replicas} replicas that share a "
+            f"batch. Received {batch_size}."
+        )
+    return -(count % batch_size) % replicas
 
 
 def data_parallel(model: keras.Model) -> None:
@@ -348,12 +353,11 @@ def for_fit(
             "Write the loop yourself, as examples/distributed/tensorflow_workers.py does, or use "
             "torch or JAX for several processes."
         )
-    given = _rows(x)
-    filled_up = -(given % batch_size) % replicas > 0
-    if weights is None and filled_up:
-        weights = _equal_weights(model, y, given)
+    filled = _missing_rows(owner, _rows(x), batch_size, replicas) > 0
+    if filled and weights is None:
+        weights = _equal_weights(model, y, _rows(x))
     x, y, weights = _filled(owner, x, y, batch_size, replicas, weights, validation)
-    _check_loss(owner, model, filled_up)
+    _check_loss(owner, model, filled)
     if processes == 1:
         return x, y, weights, batch_size
     cases = np.arange(_rows(x))

@@ -53,7 +53,6 @@ def start(
     devices: int,
     *,
     before: Sequence[str] = (),
-    user: int | None = None,
     **arguments: Any,
 ) -> list[subprocess.Popen[str]]:
     """The processes of a run, started; what torchrun starts is its own.
@@ -62,13 +61,11 @@ def start(
         engine: of `program.py`.
         devices: how many devices or processes.
         before: the beginning of each command, which runs the rest.
-        user: the number of the user that runs it.
         **arguments: of `program.py`.
     """
     return [
         subprocess.Popen(
             [*before, *command],
-            user=user,
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -75,7 +75,7 @@ def test_a_read_only_folder_leaves_the_old_checkpoint(why):
         pytest.skip("needs torch")
     if why == "Read-only file system" and not may_mount():
         pytest.skip("needs mounts of its own")
-    # Another user cannot enter pytest's folders.
+    # Another user cannot enter pytest's folders. (See `user` of program.py.)
     with tempfile.TemporaryDirectory() as name:
         folder, checkpoint = Path(name), Path(name, "checkpoint")
         arguments = {"solutions": ["reshape"], "checkpoint": str(checkpoint)}
