@@ -27,8 +27,11 @@ from distributed import engines
 
 #: Within how many seconds after a kill all processes have ended, on a busy machine too.
 BOUND = {"torch_ddp": 60.0, "jax_processes": 240.0}
-#: What a message calls the process.
-NAMES = {"torch_ddp": "rank      : {}", "jax_processes": "task:{}"}
+#: What a message calls the first process and the second.
+NAMES = {
+    "torch_ddp": ("rank      : 0", "rank      : 1"),
+    "jax_processes": ("leader task", "Task 1 heartbeat timeout"),
+}
 EPOCHS = 6
 
 
@@ -65,7 +68,7 @@ def kill_one(
         "killed_after": round(after, 1),
         "seconds": round(time.monotonic() - killed, 1),
         "statuses": [status for status, _ in ends],
-        "named": NAMES[engine].format(victim) in output,
+        "named": NAMES[engine][victim] in output,
         "output": output,
     }
 

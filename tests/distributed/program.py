@@ -267,8 +267,6 @@ def main() -> None:
             limit = GIVEN["file_limit"]
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an OSError in its place
-        if "user" in GIVEN:  # only here, since another may not read what Python imports
-            os.seteuid(GIVEN["user"])
         for solution in GIVEN["solutions"]:
             if "epochs" in GIVEN:  # of same_run
                 x, y, weights = data(solution)
@@ -280,6 +278,8 @@ def main() -> None:
                 if "class_weight" in GIVEN:
                     weighed = enumerate(GIVEN["class_weight"])
                     more["class_weight"] = dict(weighed)
+                if "user" in GIVEN:  # not before: another may not read what Python imports
+                    os.seteuid(GIVEN["user"])
                 history = same_run(
                     model, x, y, seed=0, epochs=GIVEN["epochs"], batch_size=BATCH, verbose=0,
                     sample_weight=weights, checkpoint=GIVEN.get("checkpoint"), **more,

@@ -26,8 +26,8 @@ def test_a_kill_ends_the_job_and_the_same_command_goes_on(engine, tmp_path):
     found, arrays = kills.resumed(engine, tmp_path, kills=2, seed=1, **more)
     for kill in found:
         assert any(kill["statuses"]), kill
+        assert kill["named"], kill
         if engine == "torch_ddp":  # torchrun has the last word
-            assert f"rank      : {kill['victim']}" in kill["output"]
             assert "Signal 9 (SIGKILL)" in kill["output"]
     for name, value in expected.items():
         np.testing.assert_array_equal(arrays[name], value)

@@ -118,12 +118,13 @@ def test_the_loss_of_a_validation_is_the_mean_of_its_cases(monkeypatch, backend,
     if backend == "torch":
         pytest.skip("each process validates on all cases")
     request.getfixturevalue("two_replicas")
-    monkeypatch.setattr(keras.Model, "distribute_strategy", None, raising=False)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x, y = normal(7, 3), normal(7, 1)
     expected = model.evaluate(x, y, batch_size=4, verbose=0)
-    *even, size = distribution.for_fit("test", model, x, y, None, 4, validation=True)
+    with monkeypatch.context() as within:
+        within.setattr(keras.Model, "distribute_strategy", None, raising=False)
+        *even, size = distribution.for_fit("test", model, x, y, None, 4, validation=True)
     assert len(even[0]) == 8
     found = model.evaluate(even[0], even[1], sample_weight=even[2], batch_size=size, verbose=0)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
