@@ -90,7 +90,8 @@ def even_batches(
 
     What looks at rows and not at weights still sees those added, copies of the last one:
     `metrics` (`weighted_metrics` does not), BatchNormalization, and the mean of the losses of an
-    epoch, which counts each batch by its rows.
+    epoch, which counts each batch by its rows. It is for losses that are the mean over a batch:
+    not for a sum, and not for the mean over the valid steps of outputs with a mask.
 
     Args:
         x: array of the cases, or a nested structure of such arrays, in the order of training
@@ -98,7 +99,9 @@ def even_batches(
         y: labels, likewise.
         batch_size: of the whole batch, a multiple of `replicas`.
         replicas: how many devices or processes share a batch.
-        sample_weight: of each case, `(cases,)`; None for equal ones.
+        sample_weight: of each case, `(cases, ...)`, or a nested structure of such arrays, one for
+            each output, as `fit` takes them; None for equal ones. For an output for each step
+            that is `np.ones((cases, 1))`: `fit` would multiply `(cases,)` with the steps.
 
     Returns:
         `(x, y, sample_weight)`; what was given if the last batch needs nothing.
@@ -106,36 +109,58 @@ def even_batches(
     Raises:
         ValueError: for a batch size that is no multiple.
     """
-    if replicas < 1 or batch_size < 1 or batch_size % replicas:
-        raise ValueError(
-            f"even_batches: `batch_size` must be a multiple of the {replicas} replicas that share "
-            f"a batch. Received {batch_size}."
-        )
-    count = len(tree.flatten(x)[0])
-    rows = count % batch_size
-    missing = -rows % replicas
+    return _filled("even_batches", x, y, batch_size, replicas, sample_weight, validation=False)
+
+
+def _filled(
+    owner: str, x: Any, y: Any, batch_size: int, replicas: int, weights: Any, validation: bool
+) -> tuple[Any, Any, Any]:
+    """See `even_batches`.
+
+    For validation all weights are raised alike: there no batch's loss counts, but the mean of all,
+    which is then that of the cases.
+    """
+    count = _rows(x)
+    missing = _missing_rows(owner, count, batch_size, replicas)
     if not missing:
-        return x, y, sample_weight
-    weights = np.ones(count) if sample_weight is None else np.array(sample_weight, "float64")
-    weights[count - rows :] *= (rows + missing) / rows
-    weights = np.concatenate([weights, np.zeros((missing, *weights.shape[1:]))])
+        return x, y, weights
+    raised = count if validation else count % batch_size
+
+    def weighed(a: Any) -> Any:
+        a = np.array(a, "float64")
+        a[count - raised :] *= (raised + missing) / raised
+        return np.concatenate([a, np.zeros((missing, *a.shape[1:]))]).astype("float32")
 
     def filled(a: Any) -> Any:
+        if a is None:
+            return None
         a = np.asarray(a)
         return np.concatenate([a, np.repeat(a[-1:], missing, axis=0)])
 
+    weights = tree.map_structure(weighed, np.ones(count) if weights is None else weights)
     x, y = tree.map_structure(filled, (x, y))
-    return x, y, weights.astype("float32")
+    return x, y, weights
+
+
+def _missing_rows(owner: str, count: int, batch_size: int, replicas: int) -> int:
+    """How many rows the last batch lacks for replicas to divide it."""
+    if replicas < 1 or batch_size < 1 or batch_size % replicas:
+        raise ValueError(
+            f"{owner}: `batch_size` must be a multiple of the {replicas} replicas that share a "
+            f"batch. Received {batch_size}."
+        )
+    return -(count % batch_size) % replicas
 
 
 def data_parallel(model: keras.Model) -> None:
     """On torch, have `fit` share each batch among the processes of `torch.distributed`.
 
-    The model is wrapped in PyTorch's `DistributedDataParallel`, which averages the gradients.
-    Every process calls `fit` with all the data, in the same order (`shuffle=False`), takes its
-    rows of each batch, and gets losses and metrics of the whole batch. The loss is the mean over
-    the whole batch, however its rows divide among the processes and whatever is masked in them;
-    dropout and noise of this package draw as on one device.
+    The model is wrapped in PyTorch's `DistributedDataParallel`. Every process calls `fit` with all
+    the data, in the same order (`shuffle=False`), and computes the outputs of its rows of each
+    batch. It receives those of the others, so that loss and metrics are of the whole batch in
+    each process, whatever they are: masked, weighted, a sum or a mean, of several outputs.
+    Gradients of all processes are added up; dropout and noise of this package draw as on one
+    device.
 
     Example:
         >>> model = build_model((10, 3, 5), units=8)
@@ -149,11 +174,13 @@ def data_parallel(model: keras.Model) -> None:
     `destroy_process_group()`: with gloo a process may otherwise wait for ever at its end.
 
     Args:
-        model: built and compiled. `evaluate` and `predict` are not shared.
+        model: built and compiled, with outputs of one row a case. `evaluate` and `predict` are
+            not shared.
 
     Raises:
         ValueError: on another backend, without a process group, for a model that is not compiled,
-            or that keeps states from batch to batch.
+            that keeps states from batch to batch, or (at the first step) whose layers add losses
+            of their own.
     """
     owner = "data_parallel"
     if keras.backend.backend() != "torch":
@@ -175,59 +202,92 @@ def data_parallel(model: keras.Model) -> None:
     if hasattr(model.train_step, _MARK):
         return
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    wrapped.register_comm_hook(None, lambda _, bucket: _sum_of_all(bucket.buffer()))
     rank, processes = backends.active().process()
+    # A model of one's own may have a `call` without it.
+    options = {"training": True} if model._call_has_training_arg else {}
 
     def train_step(data: Any) -> Any:
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-        count = len(tree.flatten(x)[0])
+        count = _rows(x)
         size = math.ceil(count / processes)
-        first = rank * size
-        # A process without a row computes on the first one, and its loss counts for nothing.
-        own = slice(first, min(first + size, count)) if first < count else slice(0, 1)
-        x_own, y_own, weights_own = tree.map_structure(
-            lambda a: None if a is None else a[own], (x, y, weights)
-        )
+        first = min(rank * size, count)
+        rows = min(size, count - first)
+        # A process without a row computes on the first one, which counts for nothing.
+        own = slice(first, first + rows) if rows else slice(0, 1)
+        x_own = tree.map_structure(lambda a: None if a is None else a[own], x)
         with global_rows(own.start, own.stop - own.start):
-            outputs = wrapped(x_own, training=True)
+            outputs = wrapped(x_own, **options)
+        _check_added_losses(owner, model)
         model.zero_grad()
-        loss = model.compute_loss(x_own, y_own, outputs, weights_own, training=True)
-        share = torch.tensor(float(_terms(outputs, own) if first < count else 0))
-        total = share.clone()
-        torch.distributed.all_reduce(total)
-        # DistributedDataParallel averages over processes.
-        loss = loss * (share * processes / total).to(loss.device)
+
+        def whole(a: Any) -> Any:
+            return _whole_batch(a, slice(first, first + rows), size, processes, count)
+
+        def with_mask(a: Any) -> Any:
+            mask = getattr(a, "_keras_mask", None)
+            a = whole(a)
+            if mask is not None:
+                a._keras_mask = whole(mask.to(torch.uint8)).bool()
+            return a
+
+        outputs = tree.map_structure(with_mask, outputs)
+        loss = model.compute_loss(x, y, outputs, weights, training=True)
+        for metric in model.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss.detach(), sample_weight=count)
+        # Each process has the regularizers' whole gradient, which must count once.
+        loss = loss - (1 - 1 / processes) * sum(model.losses)
         scaled = model.optimizer.scale_loss(loss)
         scaled.backward()
         trained = model.trainable_weights
         with torch.no_grad():
             model.optimizer.apply([weight.value.grad for weight in trained], trained)
-            mean = loss.detach() / processes
-            torch.distributed.all_reduce(mean)
-            outputs = tree.map_structure(lambda a: _gathered(a, size, processes, count), outputs)
-        for metric in model.metrics:
-            if metric.name == "loss":
-                metric.update_state(mean, sample_weight=count)
         return model.compute_metrics(x, y, outputs, sample_weight=weights)
 
     setattr(train_step, _MARK, True)
     model.train_step = train_step
 
 
-def _terms(outputs: Any, own: slice) -> Any:
-    """Of how many terms the loss of these rows is the mean."""
-    mask = getattr(tree.flatten(outputs)[0], "_keras_mask", None)
-    return own.stop - own.start if mask is None else mask.sum()
+def _rows(x: Any) -> int:
+    """The number of cases in a nested structure of arrays, where some may be None."""
+    return len(next(a for a in tree.flatten(x) if a is not None))
 
 
-def _gathered(own: Any, size: int, processes: int, count: int) -> Any:
-    """The outputs for the whole batch, of which each process has `size` rows or fewer."""
+def _sum_of_all(gradients: Any) -> Any:
+    """For `DistributedDataParallel`, whose own way is the mean."""
     import torch
 
-    rows = own.new_zeros((size, *own.shape[1:]))
-    rows[: len(own)] = own
-    parts = [torch.empty_like(rows) for _ in range(processes)]
-    torch.distributed.all_gather(parts, rows)
-    return torch.cat(parts)[:count]
+    work = torch.distributed.all_reduce(gradients, async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def _whole_batch(own: Any, rows: slice, size: int, processes: int, count: int) -> Any:
+    """A tensor for the whole batch, of which each process has `size` rows or fewer.
+
+    Gradients go to the rows of this process alone. Where it has none, they are zeros for all of
+    `own`, which `DistributedDataParallel` waits for.
+    """
+    import torch
+
+    padded = own.new_zeros((size, *own.shape[1:]))
+    padded[: rows.stop - rows.start] = own.detach()[: rows.stop - rows.start]
+    parts = [torch.empty_like(padded) for _ in range(processes)]
+    torch.distributed.all_gather(parts, padded)
+    whole = torch.cat(parts)[:count]
+    return torch.cat([whole[: rows.start], own[: rows.stop - rows.start], whole[rows.stop :]])
+
+
+def _check_added_losses(owner: str, model: keras.Model) -> None:
+    """Raise a ValueError for losses that layers add, of which a part of the rows gives a part."""
+    of_weights = sum(weight.regularizer is not None for weight in model.trainable_variables)
+    if len(model.losses) > of_weights:
+        names = [layer.path or layer.name for layer in model._flatten_layers() if layer._losses]
+        raise ValueError(
+            f"{owner}: losses that layers add (`activity_regularizer`, `add_loss`) are of the rows "
+            f"of one process, and how those of all make one is not known. Received "
+            f"{', '.join(names)}. Leave them out, or regularize weights (`kernel_regularizer`)."
+        )
 
 
 def check_stateless(owner: str, model: keras.Model) -> None:
@@ -246,7 +306,13 @@ def check_stateless(owner: str, model: keras.Model) -> None:
 
 
 def for_fit(
-    owner: str, model: keras.Model, x: Any, y: Any, weights: Any, batch_size: int
+    owner: str,
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    weights: Any,
+    batch_size: int,
+    validation: bool = False,
 ) -> tuple[Any, Any, Any, int]:
     """What this process gives `fit`, so that all replicas together compute what one device does.
 
@@ -257,13 +323,14 @@ def for_fit(
         y: all labels.
         weights: all weights of cases, or None.
         batch_size: of the whole batch.
+        validation: whether these are the cases for validation.
 
     Returns:
         `(x, y, weights, batch_size)` of this process.
 
     Raises:
-        ValueError: for stateful layers, a batch size that replicas do not divide, or outside of
-            the scope in which a model was made.
+        ValueError: for stateful layers, a loss that is not that of one device, a batch size that
+            replicas do not divide, or outside of the scope in which a model was made.
     """
     backend = backends.active()
     replicas = backend.replicas()
@@ -287,13 +354,66 @@ def for_fit(
             "Write the loop yourself, as examples/distributed/tensorflow_workers.py does, or use "
             "torch or JAX for several processes."
         )
-    x, y, weights = even_batches(x, y, batch_size, replicas, weights)
+    filled = _missing_rows(owner, _rows(x), batch_size, replicas) > 0
+    if filled and weights is None:
+        weights = _equal_weights(model, y, _rows(x))
+    x, y, weights = _filled(owner, x, y, batch_size, replicas, weights, validation)
+    _check_loss(owner, model, filled)
     if processes == 1:
         return x, y, weights, batch_size
-    cases = np.arange(len(tree.flatten(x)[0]))
+    cases = np.arange(_rows(x))
     batches = np.split(cases, range(batch_size, len(cases), batch_size))
     own = np.concatenate([np.split(batch, processes)[process] for batch in batches])
     x, y, weights = tree.map_structure(
         lambda a: None if a is None else np.asarray(a)[own], (x, y, weights)
     )
     return x, y, weights, batch_size // processes
+
+
+def _equal_weights(model: keras.Model, y: Any, count: int) -> Any:
+    """Weights of 1 for each output, with the axes of its loss: `(cases, 1)` for `(cases, t)`."""
+    ones = [
+        np.ones((count, *[1] * (len(output.shape) - 2)))
+        for output in tree.flatten(getattr(model, "outputs", []))
+    ]
+    if tree.is_nested(y) and len(ones) == len(tree.flatten(y)):
+        return tree.pack_sequence_as(y, ones)
+    return ones[0] if len(ones) == 1 else np.ones(count)
+
+
+def _check_loss(owner: str, model: keras.Model, filled: bool) -> None:
+    """Raise a ValueError for a loss that is another one on several devices.
+
+    JAX computes it from the whole batch, and only rows that fill a batch up can change it.
+    TensorFlow takes the mean of the losses of all devices.
+    """
+    of_parts = keras.backend.backend() == "tensorflow"
+    if not (of_parts or filled):
+        return
+    outputs = tree.flatten(getattr(model, "outputs", []))
+    right = {"sum_over_batch_size", "mean", "sum" if not filled else "mean_with_sample_weight"}
+    if of_parts:
+        right -= {"mean_with_sample_weight"}
+    reductions = {getattr(loss, "reduction", "mean") for loss in tree.flatten(model.loss)}
+    names = [
+        layer.path or layer.name
+        for layer in model._flatten_layers()
+        if layer.activity_regularizer is not None
+    ]
+    found = []
+    if any(getattr(output, "_keras_mask", None) is not None for output in outputs):
+        found.append("the mean over the valid steps of outputs with a mask")
+    if reductions - right:
+        wrong = ", ".join(map(repr, sorted(reductions - right, key=str)))
+        found.append(f"a loss with the reduction {wrong}")
+    if filled and names:
+        found.append(f"the activity regularizer of {', '.join(names)}")
+    if not found:
+        return
+    remedy = "Train on one device, or on JAX or torch"
+    if not of_parts:
+        remedy = "Give cases and a `batch_size` of which the devices divide the last batch too"
+    why = "rows of weight 0 fill the last batch up" if filled else "each device has its own mean"
+    raise ValueError(
+        f"{owner}: {why}, so that {' and '.join(found)} is not what one device computes. {remedy}."
+    )

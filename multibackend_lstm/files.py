@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -27,7 +27,16 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
+
+
+def discard(path: Path) -> None:
+    """Remove what an unfinished writing may have left; the error that ended it is the one to see.
+
+    A read-only disk refuses to remove even what is not there.
+    """
+    with suppress(OSError):
+        path.unlink()
 
 
 def check_writable(folder: Path) -> None:
@@ -52,5 +61,5 @@ def why_full(folder: Path, size: int) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     finally:
-        probe.unlink(missing_ok=True)
+        discard(probe)
     return None

@@ -6,9 +6,9 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import keras
 import numpy as np
@@ -16,8 +16,8 @@ import numpy as np
 from multibackend_lstm import backends
 from multibackend_lstm.agreement.same_start import fit_order, initialize
 from multibackend_lstm.data.series import is_integer
-from multibackend_lstm.distribution import for_fit
-from multibackend_lstm.files import WriteError, check_writable, replacing
+from multibackend_lstm.distribution import check_stateless, for_fit
+from multibackend_lstm.files import WriteError, check_writable, discard, replacing
 from multibackend_lstm.layers.dropout import drawing_otherwise
 from multibackend_lstm.runtimes.loading import cause, check_file, parse_json, read_arrays
 
@@ -107,7 +107,7 @@ def same_run(
         )
     if fit_arguments.get("validation_split"):
         raise ValueError(
-            f"{owner}: validation_split cannot be given: the cases come in another order in each "
+            f"{owner}: `validation_split` cannot be given: the cases come in another order in each "
             "epoch, and it would hold out others each time. Split them before, and pass "
             "`validation_data`."
         )
@@ -126,11 +126,17 @@ def same_run(
             f"{owner}: `save_freq` must be 'epoch' or a number of steps, at least 1. "
             f"Received {save_freq!r}."
         )
-    if save_freq != "epoch" and backends.active().replicas() > 1:
+    several = backends.active().replicas() > 1
+    if several:
+        check_stateless(owner, model)
+    if save_freq != "epoch" and several:
         raise ValueError(
             f"{owner}: `save_freq` must be 'epoch' where several devices share a batch. Received "
             f"{save_freq}."
         )
+    class_weight = fit_arguments.pop("class_weight", None) or {}
+    if class_weight:
+        sample_weight = _weights_of_classes(owner, y, class_weight, sample_weight)
     data = [x, y, sample_weight]
     count = _count(owner, data)
     run = {
@@ -141,7 +147,7 @@ def same_run(
         "weights": [[*weight.shape] for weight in model.weights],
         "optimizer": _described(model.optimizer),
         "loss": str(keras.tree.map_structure(_title, model.loss)),
-        "class_weight": str(sorted((fit_arguments.get("class_weight") or {}).items())),
+        "class_weight": str(sorted(class_weight.items())),
     }
     initialize(model, seed)
     model.optimizer.build(model.trainable_variables)
@@ -153,6 +159,8 @@ def same_run(
     finalize = model.optimizer.finalize_variable_values
     training = _Training(model, run, None if checkpoint is None else Path(checkpoint), given)
     training.restore()
+    if several:
+        fit_arguments |= _validation(owner, model, batch_size, fit_arguments)
     while training.epochs < epochs and not training.stopped:
         rest = fit_order(count, seed, training.epochs)[training.steps * batch_size :]
         given.goes_on = training.steps > 0
@@ -160,7 +168,7 @@ def same_run(
             model.test_on_batch(*_cases(data, rest[:1]))
         cases = _cases(data, rest)
         *cases, size = for_fit(owner, model, cases[0], cases[1], cases[2], batch_size)
-        with mock.patch.object(model.optimizer, "finalize_variable_values", _nothing):
+        with _without_an_end(model.optimizer):
             logs = model.fit(
                 *cases[:2],
                 sample_weight=cases[2],
@@ -384,8 +392,14 @@ def _cases(data: Any, index: np.ndarray) -> Any:
     return keras.tree.map_structure(taken, data)
 
 
-def _nothing(variables: Any) -> None:
-    """In place of what an optimizer does at the end of `fit`."""
+@contextmanager
+def _without_an_end(optimizer: Any) -> Iterator[None]:
+    """A `fit` that does not finalize the variables of its optimizer."""
+    optimizer.finalize_variable_values = lambda variables: None
+    try:
+        yield
+    finally:
+        del optimizer.finalize_variable_values
 
 
 def _described(optimizer: Any) -> dict[str, Any]:
@@ -400,6 +414,42 @@ def _title(loss: Any) -> str:
     if isinstance(loss, str):
         return loss
     return getattr(loss, "__name__", None) or type(loss).__name__
+
+
+def _weights_of_classes(owner: str, y: Any, class_weight: Any, sample_weight: Any) -> np.ndarray:
+    """Weights of cases from those of their classes, as `fit` makes them.
+
+    Here, since rows that fill a batch up have weights of their own, and `fit` takes one kind.
+    """
+    if sample_weight is not None:
+        raise ValueError(
+            f"{owner}: `class_weight` and `sample_weight` cannot both be given. Multiply the "
+            "weight of each case by that of its class."
+        )
+    if keras.tree.is_nested(y):
+        raise ValueError(f"{owner}: `class_weight` needs a model with one output.")
+    y = np.asarray(y)
+    y = y.reshape(len(y), -1)
+    classes = np.argmax(y, axis=1) if y.shape[1] > 1 else np.round(y[:, 0]).astype("int64")
+    return np.array([class_weight.get(int(label), 1.0) for label in classes], "float32")
+
+
+def _validation(
+    owner: str, model: keras.Model, batch_size: int, fit_arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of `fit` for validation, as devices that share a batch take it."""
+    data = fit_arguments.get("validation_data")
+    if data is None:
+        return {}
+    if not isinstance(data, tuple | list):
+        raise ValueError(
+            f"{owner}: `validation_data` must be (x, y) or (x, y, sample_weight), arrays, where "
+            f"several devices share a batch. Received {type(data).__name__}."
+        )
+    x, y, weights = keras.utils.unpack_x_y_sample_weight(tuple(data))
+    size = fit_arguments.get("validation_batch_size") or batch_size
+    *cases, size = for_fit(owner, model, x, y, weights, size, validation=True)
+    return {"validation_data": tuple(cases), "validation_batch_size": size}
 
 
 def _count(owner: str, data: Any) -> int:
@@ -448,7 +498,7 @@ def _write_weights(model: keras.Model, path: Path) -> None:
         keras.distribution.set_distribution(None)
         model.save_weights(path)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        discard(path)
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         keras.distribution.set_distribution(distribution)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,24 @@ def commands(engine: str, devices: int, arguments: dict[str, Any]) -> list[list[
     return [[*python, *call()]]
 
 
-def start(engine: str, devices: int, **arguments: Any) -> list[subprocess.Popen[str]]:
-    """The processes of a run, started; what torchrun starts is its own."""
+def start(
+    engine: str,
+    devices: int,
+    *,
+    before: Sequence[str] = (),
+    **arguments: Any,
+) -> list[subprocess.Popen[str]]:
+    """The processes of a run, started; what torchrun starts is its own.
+
+    Args:
+        engine: of `program.py`.
+        devices: how many devices or processes.
+        before: the beginning of each command, which runs the rest.
+        **arguments: of `program.py`.
+    """
     return [
         subprocess.Popen(
-            command,
+            [*before, *command],
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

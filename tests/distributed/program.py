@@ -24,7 +24,14 @@ import contextlib  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from multibackend_lstm import Dropout, build_model, distribution, load_basic_motions  # noqa: E402
+from multibackend_lstm import (  # noqa: E402
+    LSTM,
+    Dropout,
+    LengthMasking,
+    build_model,
+    distribution,
+    load_basic_motions,
+)
 from multibackend_lstm.agreement import fit_order, initialize  # noqa: E402
 from multibackend_lstm.runtimes.noise_floor import NoiseFloor, perturbed, rounding_of  # noqa: E402
 from multibackend_lstm.training import same_run  # noqa: E402
@@ -32,8 +39,37 @@ from multibackend_lstm.training import same_run  # noqa: E402
 CASES, STEPS_OF_TIME, BATCH = 39, 20, 12  # the last batch of an epoch has 3 cases
 
 
+class OwnCall(keras.Model):
+    """A model whose `call` knows no `training`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(4, activation="softmax", kernel_regularizer="l2")
+
+    def build(self, input_shape: Any) -> None:
+        """The weights."""
+        self.dense.build((None, STEPS_OF_TIME * 6))
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """As `keras.Model`."""
+        return self.dense(keras.ops.reshape(x, (-1, STEPS_OF_TIME * 6)))
+
+
 def new_model(solution: str) -> keras.Model:
     """A compiled model of a solution, with all that a division of the batch could change."""
+    if solution == "outputs":
+        return several_outputs()
+    if solution == "sum":
+        inputs = keras.Input((STEPS_OF_TIME, 2, 3))
+        model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(inputs)))
+        model.compile(keras.optimizers.SGD(1e-3), keras.losses.MeanSquaredError(reduction="sum"))
+        return model
+    if solution == "own_call":
+        model = OwnCall()
+        model.build((None, STEPS_OF_TIME, 2, 3))
+        model.compile("adam", "sparse_categorical_crossentropy")
+        return model
     if solution == "batch_norm":
         inputs = keras.Input((STEPS_OF_TIME, 2, 3))
         synchronized = {"synchronized": True} if GIVEN.get("synchronized") else {}
@@ -54,36 +90,69 @@ def new_model(solution: str) -> keras.Model:
     return model
 
 
-def data(solution: str) -> tuple[Any, np.ndarray]:
-    """Cases and labels; of every second case only the first steps are valid."""
+def several_outputs() -> keras.Model:
+    """Outputs by name, one of them masked; regularizers, and clipping by the norm of all."""
+    x = keras.Input((STEPS_OF_TIME, 2, 3), name="x")
+    lengths = keras.Input((), dtype="int32", name="lengths")
+    h = LengthMasking()([x, lengths])
+    h = LSTM(6, return_sequences=True, kernel_regularizer="l2")(h)
+    steps = keras.layers.Dense(2, name="steps")(h)
+    motion = keras.layers.Dense(4, activation="softmax", name="motion")(LSTM(4, dropout=0.3)(h))
+    model = keras.Model({"x": x, "lengths": lengths}, {"steps": steps, "motion": motion})
+    model.compile(
+        keras.optimizers.Adam(global_clipnorm=0.05),
+        {"steps": "mean_squared_error", "motion": "sparse_categorical_crossentropy"},
+        metrics={"steps": ["mean_absolute_error"], "motion": ["accuracy"]},
+        weighted_metrics={"steps": ["mean_absolute_error"], "motion": ["accuracy"]},
+    )
+    return model
+
+
+def data(solution: str) -> tuple[Any, Any, Any]:
+    """Cases, labels, weights; of every second case only the first steps are valid."""
     motions = load_basic_motions()
-    x = motions.x_train[:CASES, :: 100 // STEPS_OF_TIME]
-    if solution == "batch_norm":
-        return x, motions.y_train[:CASES]
+    x, y = motions.x_train[:CASES, :: 100 // STEPS_OF_TIME], motions.y_train[:CASES]
+    if solution in ("batch_norm", "sum", "own_call"):
+        return x, y, None
     if solution == "pre_reshape":
         x = x.reshape(CASES, STEPS_OF_TIME, 6)
     lengths = np.random.default_rng(0).integers(1, STEPS_OF_TIME, CASES)
     lengths[::2] = STEPS_OF_TIME
-    return [x, lengths.astype("int32")], motions.y_train[:CASES]
+    lengths = lengths.astype("int32")
+    if solution != "outputs":
+        return [x, lengths], y, None
+    # A replica may have no valid step.
+    lengths[lengths < STEPS_OF_TIME // 3] = 0
+    weights = np.linspace(0.5, 2, CASES).astype("float32")
+    of_steps = np.repeat(weights[:, None], STEPS_OF_TIME, axis=1)
+    return (
+        {"x": x, "lengths": lengths},
+        {"steps": x[..., 0], "motion": y},
+        {"steps": of_steps, "motion": weights[::-1].copy()},
+    )
 
 
-def train(model: keras.Model, x: Any, y: np.ndarray) -> np.ndarray:
-    """Losses of all steps; a `fit` a step, whose loss is that of the step."""
+def train(model: keras.Model, x: Any, y: Any, given_weights: Any) -> np.ndarray:
+    """What `fit` logs for all steps; a `fit` a step, whose loss is that of the step."""
     losses, epoch = [], 0
     batch = GIVEN.get("batch", BATCH)
     while len(losses) < GIVEN["steps"]:
-        order = fit_order(len(y), 0, epoch)
+        order = fit_order(CASES, 0, epoch)
         if GIVEN.get("drop_last"):
             order = order[: len(order) // batch * batch]
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            step_x = keras.tree.map_structure(lambda a, rows=rows: a[rows], x)
+            cases = keras.tree.map_structure(
+                lambda a, rows=rows: None if a is None else a[rows], (x, y, given_weights)
+            )
             prepare = given_as_it_is if GIVEN.get("as_it_is") else distribution.for_fit
-            *step, weights, size = prepare("test", model, step_x, y[rows], None, batch)
+            *step, weights, size = prepare("test", model, *cases, batch)
             logs = model.fit(
                 *step, sample_weight=weights, batch_size=size, shuffle=False, verbose=0
             ).history
-            losses.append(logs["loss"][0])
+            # Rows that fill a batch up count in metrics.
+            names = sorted(logs) if GIVEN.get("all_logs") else ["loss"]
+            losses.append([logs[name][0] for name in names])
         epoch += 1
     return np.array(losses[: GIVEN["steps"]])
 
@@ -103,7 +172,7 @@ def weights_of(model: keras.Model) -> dict[str, np.ndarray]:
 
 def run(solution: str, out: dict[str, np.ndarray]) -> None:
     """Train one solution, and its twins, into a dictionary of arrays."""
-    x, y = data(solution)
+    x, y, weights = data(solution)
     model = new_model(solution)
     initialize(model, 0)
     model.optimizer.build(model.trainable_variables)
@@ -111,9 +180,9 @@ def run(solution: str, out: dict[str, np.ndarray]) -> None:
     start = [np.array(keras.ops.convert_to_numpy(v.value * 1)) for v in variables]
 
     def result(inputs: Any) -> dict[str, np.ndarray]:
-        losses = train(model, inputs, y)
+        losses = train(model, inputs, y, weights)
         found = {f"weight {path}": value for path, value in weights_of(model).items()}
-        return {**found, **{f"loss {i}": np.array([loss]) for i, loss in enumerate(losses)}}
+        return {**found, **{f"loss {i}": loss for i, loss in enumerate(losses)}}
 
     exact = result(x)
     out |= {f"{solution}/{name}/values": value for name, value in exact.items()}
@@ -142,7 +211,14 @@ def engine() -> Any:
     if ENGINE in ("jax", "tensorflow", "torch"):
         yield
     elif ENGINE == "jax_processes":
-        keras.distribution.initialize(GIVEN["address"], DEVICES, GIVEN["process"])
+        place = GIVEN["address"], DEVICES, GIVEN["process"]
+        if "heartbeat" in GIVEN:
+            import jax
+
+            # What Keras's does, which passes no such setting on.
+            jax.distributed.initialize(*place, heartbeat_timeout_seconds=GIVEN["heartbeat"])
+        else:
+            keras.distribution.initialize(*place)
         keras.utils.set_random_seed(0)
         keras.distribution.set_distribution(
             keras.distribution.DataParallel(auto_shard_dataset=False)
@@ -196,14 +272,23 @@ def main() -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an OSError in its place
         for solution in GIVEN["solutions"]:
             if "epochs" in GIVEN:  # of same_run
-                x, y = data(solution)
+                x, y, weights = data(solution)
                 model = new_model(solution)
+                more: dict[str, Any] = {}
+                if "validation" in GIVEN:
+                    first = GIVEN["validation"]
+                    more["validation_data"] = keras.tree.map_structure(lambda a: a[:first], (x, y))  # noqa: B023
+                if "class_weight" in GIVEN:
+                    weighed = enumerate(GIVEN["class_weight"])
+                    more["class_weight"] = dict(weighed)
+                if "user" in GIVEN:  # not before: another may not read what Python imports
+                    os.seteuid(GIVEN["user"])
                 history = same_run(
                     model, x, y, seed=0, epochs=GIVEN["epochs"], batch_size=BATCH, verbose=0,
-                    checkpoint=GIVEN.get("checkpoint"),
+                    sample_weight=weights, checkpoint=GIVEN.get("checkpoint"), **more,
                 )  # fmt: skip
                 out |= {f"{solution}/weight {n}/values": v for n, v in weights_of(model).items()}
-                out[f"{solution}/history/values"] = np.array(history["loss"])
+                out |= {f"{solution}/{n}/values": np.array(v) for n, v in history.items()}
             else:
                 run(solution, out)
         with out_file.with_name(f"{out_file.stem}-{process}.npz").open("wb") as file:

@@ -117,14 +117,67 @@ def test_a_mean_of_the_means_of_unequal_parts_is_noticed(one_device, tmp_path):
     assert (first.verdict, partial.verdict) == (AGREES, DISAGREES)
 
 
+#: Outputs by name with a mask and weights, a sum for a loss, a model with a `call` of its own.
+OTHERS = ("outputs", "sum", "own_call")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["jax_data", "torch_ddp", "tensorflow_mirrored"])
-def test_same_run_is_that_of_one_device(engine, one_device, tmp_path):
-    arguments = {"solutions": ["reshape"], "epochs": 3}
-    runs = []
-    for name, devices in ((needs(engine), 1), (engine, 2)):
-        path = engines.run(name, devices, tmp_path / f"{name}.npz", **arguments)
-        with np.load(path) as file:
-            runs.append({k: v for k, v in file.items() if "weight" in k})
-    for name, value in runs[0].items():
-        np.testing.assert_allclose(runs[1][name], value, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(
+    ("engine", "devices", "solutions", "drop_last"),
+    [
+        # A process without a row, and one without a valid step.
+        ("torch_ddp", 4, OTHERS, False),
+        ("jax_data", 4, OTHERS, True),
+        ("jax_model", 2, ("outputs",), True),
+        ("jax_processes", 2, OTHERS, True),
+        ("tensorflow_mirrored", 2, ("sum", "own_call"), True),
+    ],
+)
+def test_other_losses_and_models(engine, devices, solutions, drop_last, one_device, tmp_path):
+    arguments = {"drop_last": drop_last, "all_logs": True}
+    exact = one_device(needs(engine), solutions, **arguments)
+    out = tmp_path / "out.npz"
+    path = engines.run(engine, devices, out, solutions=[*solutions], steps=STEPS, **arguments)
+    assert disagreeing(path, exact) == {}
+
+
+def trained(engine, devices, out, **arguments):
+    """Weights and history of `same_run`."""
+    path = engines.run(engine, devices, out, solutions=["reshape"], **arguments)
+    with np.load(path) as file:
+        return {name.split("/")[1]: value for name, value in file.items()}
+
+
+def assert_same_training(found, expected, engine):
+    """Of JAX and TensorFlow without what rows count for that fill a batch up."""
+    filled = () if engine == "torch_ddp" else ("loss", "accuracy", "val_accuracy")
+    assert found.keys() == expected.keys()
+    for name in expected.keys() - {*filled}:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+SEVERAL = [("jax_data", 4), ("jax_processes", 2), ("torch_ddp", 2), ("tensorflow_mirrored", 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "devices"), SEVERAL)
+def test_same_run_is_that_of_one_device(engine, devices, tmp_path):
+    """With weights of classes, and 7 cases for validation, which devices do not divide."""
+    arguments = {"epochs": 3, "validation": 7, "class_weight": [1.0, 0.5, 2.0, 1.5]}
+    expected = trained(needs(engine), 1, tmp_path / "one.npz", **arguments)
+    found = trained(engine, devices, tmp_path / "several.npz", **arguments)
+    assert "val_loss" in found
+    assert_same_training(found, expected, engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "devices"), SEVERAL)
+def test_a_training_goes_on_on_other_devices(engine, devices, tmp_path):
+    backend = needs(engine)
+    expected = trained(backend, 1, tmp_path / "unbroken.npz", epochs=3)
+    for epochs, (name, count) in enumerate([(engine, devices), (backend, 1), (engine, devices)]):
+        found = trained(
+            name, count, tmp_path / f"{epochs}.npz", epochs=epochs + 1,
+            checkpoint=str(tmp_path / "checkpoint"),
+        )  # fmt: skip
+    assert_same_training(found, expected, engine)

@@ -1,6 +1,9 @@
 """same_run: one seed for a whole training, and a training that goes on where it was killed."""
 
+import errno
 import json
+import os
+import pathlib
 import signal
 import sys
 
@@ -148,6 +151,60 @@ def test_a_full_disk_is_one_error_and_leaves_the_checkpoint(tmp_path):
     assert train(checkpoint=tmp_path)[1] == train()[1]
 
 
+def test_a_disk_that_becomes_read_only_is_one_error_and_leaves_the_checkpoint(
+    tmp_path, monkeypatch
+):
+    """Such a disk refuses to remove a file even where there is none."""
+    train(epochs=1, checkpoint=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    class MadeReadOnly(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            opened = pathlib.Path.open
+            monkeypatch.setattr(
+                pathlib.Path,
+                "open",
+                lambda path, mode="r", *more, **options: (
+                    refuse() if "w" in mode else opened(path, mode, *more, **options)
+                ),
+            )
+            for name in ("unlink", "touch", "mkdir"):
+                monkeypatch.setattr(pathlib.Path, name, refuse)
+
+    with pytest.raises(WriteError, match=r"^cannot write .*epoch_2.weights.h5: Read-only file sys"):
+        train(epochs=2, checkpoint=tmp_path, callbacks=[MadeReadOnly()])
+    with pytest.raises(WriteError, match=r"^cannot write to the folder .*: Read-only file system$"):
+        train(epochs=2, checkpoint=tmp_path)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert train(checkpoint=tmp_path)[1] == train()[1]
+
+
+def test_a_checkpoint_below_a_file_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "checkpoint"):
+        with pytest.raises(WriteError, match=r"^cannot write to the folder .*(exists|directory)$"):
+            train(epochs=1, checkpoint=folder)
+
+
+def test_weights_of_classes():
+    _, weighed = train(class_weight={1: 3.0})
+    _, expected = train(sample_weight=np.where(Y == 1, 3.0, 1.0).astype("float32"))
+    assert weighed == expected
+    assert weighed != train()[1]
+    with pytest.raises(ValueError, match="`class_weight` and `sample_weight` cannot both be given"):
+        train(class_weight={1: 3.0}, sample_weight=np.ones(10))
+
+
+def test_weights_of_classes_are_of_the_run(tmp_path):
+    train(epochs=1, checkpoint=tmp_path, class_weight={1: 3.0})
+    with pytest.raises(ValueError, match="of another run, with another data"):
+        train(checkpoint=tmp_path)
+
+
 def test_more_epochs_go_on_and_a_whole_run_is_not_repeated(tmp_path):
     train(epochs=2, checkpoint=tmp_path)
     model, history = train(epochs=3, checkpoint=tmp_path)
@@ -235,7 +292,7 @@ def test_what_is_refused():
         train(save_freq=0)
     with pytest.raises(ValueError, match="shuffle cannot be given"):
         train(shuffle=True)
-    with pytest.raises(ValueError, match=r"validation_split cannot be given.*validation_data"):
+    with pytest.raises(ValueError, match=r"`validation_split` cannot be given.*validation_data"):
         train(validation_split=0.2)
     with pytest.raises(ValueError, match="steps_per_epoch cannot be given"):
         train(steps_per_epoch=1)

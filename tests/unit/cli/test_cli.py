@@ -381,6 +381,23 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_read_only_disk_is_one_line(tmp_path, monkeypatch):
+    """Which refuses to remove even a file that is not there."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    monkeypatch.setattr("pathlib.Path.write_text", refuse)
+
+    def write():
+        with replacing(tmp_path / "results.json") as temporary:
+            temporary.write_text("new")
+
+    with pytest.raises(WriteError, match=r"^cannot write .*results\.json: Read-only file system$"):
+        write()
+
+
 def test_check_writable_leaves_no_trace(tmp_path):
     check_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []

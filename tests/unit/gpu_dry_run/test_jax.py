@@ -35,7 +35,7 @@ BATCH, TIME, FEATURES, UNITS = 4, 7, 3, 6
 QUICK = ("lstm-dropout", "lstm-backwards", "solution-reshape-lengths")
 # GRU, cells that are not cuDNN's, and layers without a recurrence.
 WITHOUT_CUDNN = re.compile(
-    "gru|.*(-gru|portable|activation|dropout)|conv-|steps-(dense|per_call|norm)"
+    "gru|.*(-gru|portable|activation|dropout)|conv-|random-|steps-(dense|per_call|norm|variational)|conv_lstm-stateful"
 )
 X = np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES)).astype("float32")
 MASK = np.arange(TIME) < np.array([7, 3, 0, 5])[:, None]
@@ -127,7 +127,8 @@ def test_each_layer_and_solution(name):
     assert trained == (set() if without else set(CALLS))
     inferred = {call for call, *_ in calls(exported(inference, *values_of(model), x))}
     # Recurrent dropout, which cuDNN lacks, is there in training alone.
-    assert inferred == (set() if without and name != "lstm-dropout" else {CALLS[0]})
+    has_dropout = name in ("lstm-dropout", "conv_lstm-dropout")
+    assert inferred == (set() if without and not has_dropout else {CALLS[0]})
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["unmasked", "masked"])
@@ -149,18 +150,95 @@ def test_what_cudnn_is_given(mask):
     ]
 
 
-def test_the_platform_that_is_lowered_for_decides():
-    layer = lstm()
-    gradient = jax.value_and_grad(loss_of(layer))
-    assert calls(exported(gradient, *values_of(layer), X, MASK, platforms=["cpu"])) == []
-    both = exported(gradient, *values_of(layer), X, MASK, platforms=["cpu", "cuda"])
-    assert {name for name, *_ in calls(both)} == set(CALLS)
-    scanned = lstm(use_cudnn=False)
+def plain(cell, **options):
+    return getattr(m, cell)(UNITS, return_sequences=True, **options)
+
+
+def both_ways(cell, **options):
+    return m.Bidirectional(plain(cell, **options))
+
+
+def both_ways_of_keras(cell, **options):
+    return keras.layers.Bidirectional(plain(cell, **options))
+
+
+def channelwise(cell, **options):
+    return m.Channelwise(plain(cell, **options))
+
+
+LENGTHS = MASK.sum(1).astype("int32")
+HOLES = np.random.default_rng(1).random((BATCH, TIME)) < 0.6
+# How a layer is made, its options, and what it is called with.
+USES = {
+    "plain": (plain, {}, {}),
+    "masked": (plain, {}, {"mask": MASK}),
+    "left-padded": (plain, {}, {"mask": MASK[:, ::-1]}),
+    "holes": (plain, {}, {"mask": HOLES}),
+    "no step at all": (plain, {}, {"mask": np.zeros_like(MASK)}),
+    "lengths": (plain, {}, {"lengths": LENGTHS}),
+    "backwards": (plain, {"go_backwards": True}, {}),
+    "backwards, masked": (plain, {"go_backwards": True}, {"mask": HOLES}),
+    "backwards, lengths": (plain, {"go_backwards": True}, {"lengths": LENGTHS}),
+    "zeros": (plain, {"zero_output_for_mask": True}, {"mask": HOLES}),
+    "both ways": (both_ways, {}, {}),
+    "both ways, masked": (both_ways, {}, {"mask": HOLES}),
+    "both ways, lengths": (both_ways, {}, {"lengths": LENGTHS}),
+    "both ways, of Keras": (both_ways_of_keras, {}, {}),
+    "channelwise": (channelwise, {}, {"x": np.stack([X, 2 * X], axis=2)}),
+}
+ALWAYS = ("holes", "backwards, masked")
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize(
+    "use", [use if use in ALWAYS else pytest.param(use, marks=pytest.mark.slow) for use in USES]
+)
+def test_the_platform_that_is_lowered_for_decides(use, cell):
+    make, options, given = USES[use]
+    x = given.get("x", X)
+    arguments = {name: value for name, value in given.items() if name != "x"}
+
+    def new(**more):
+        layer = make(cell, **options, **more)
+        layer(x[:1])
+        return layer
+
+    def gradient_of(layer):
+        def loss(trainable, others, x, arguments):
+            outputs, _ = layer.stateless_call(trainable, others, x, **arguments)
+            return (outputs**2).mean()
+
+        return jax.value_and_grad(loss)
+
+    layer = new()
+    run = gradient_of(layer)
+    given = (*values_of(layer), x, arguments)
+    assert calls(exported(run, *given, platforms=["cpu"])) == []
+    alone, both = (exported(run, *given, platforms=p) for p in (["cuda"], ["cpu", "cuda"]))
+    # JAX has no GRU of cuDNN's. Both directions of one shape share a function of the program.
+    expected = set(CALLS) if cell == "LSTM" else set()
+    for program in (alone, both):
+        assert {name for name, *_ in calls(program)} == expected
+    scanned = new(use_cudnn=False)
     scanned.set_weights(layer.get_weights())
-    found = both.call(*values_of(layer), X, MASK)  # on this machine's processor
-    expected = jax.value_and_grad(loss_of(scanned))(*values_of(scanned), X, MASK)
-    for value, truth in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(value, truth, atol=1e-6)
+    found = both.call(*given)  # on this machine's processor
+    truth = gradient_of(scanned)(*values_of(scanned), x, arguments)
+    for value, true in zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True):
+        np.testing.assert_allclose(value, true, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize(
+    "dtype", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float16", "float32"]
+)
+def test_half_precision_has_the_loop(cell, dtype):
+    """JAX calls cuDNN in float32; the loop is in the dtype that is asked for."""
+    layer = plain(cell, dtype=dtype)
+    layer.build(X.shape)
+    program = exported(jax.value_and_grad(loss_of(layer)), *values_of(layer), X, MASK)
+    assert {name for name, *_ in calls(program)} == (
+        set(CALLS) if (cell, dtype) == ("LSTM", "float32") else set()
+    )
 
 
 def test_a_processor_beside_a_gpu():

@@ -23,7 +23,8 @@ FORWARD, BACKWARD = "CudnnRNNV3", "CudnnRNNBackpropV3"
 BATCH, TIME, FEATURES, UNITS = 4, 7, 3, 6
 QUICK = ("lstm-dropout", "lstm-backwards", "gru-sequence", "solution-reshape-lengths")
 WITHOUT_CUDNN = re.compile(
-    "gru-reset_before|.*(portable|activation|dropout)|channelwise-gru|conv-|steps-(dense|per_call|norm)"
+    "gru-reset_before|.*(portable|activation|dropout)|channelwise-gru|conv-|random-"
+    "|steps-(dense|per_call|norm|variational)|conv_lstm-stateful"
 )
 
 
