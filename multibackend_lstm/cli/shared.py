@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -70,12 +71,28 @@ def exit_statuses() -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         # Files at --out are a WriteError.
+        reason = os.strerror(error.errno)
+        if _output_is_full():
+            raise click.UsageError(f"cannot write to the standard output: {reason}.") from error
         raise click.UsageError(
-            f"cannot write a temporary file to {tempfile.gettempdir()}: "
-            f"{os.strerror(error.errno)}. Make room there, or set TMPDIR to another folder."
+            f"cannot write a temporary file to {tempfile.gettempdir()}: {reason}. "
+            "Make room there, or set TMPDIR to another folder."
         ) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _output_is_full() -> bool:
+    """Whether what was printed cannot be written; then it is given up.
+
+    Python would try again when it ends, and fail in words of its own.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _is_ours(error: BaseException) -> bool:

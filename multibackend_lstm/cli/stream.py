@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import click
 from multibackend_lstm import environment
 from multibackend_lstm.cli.shared import AnswerIsNo, backend_option
 from multibackend_lstm.files import check_writable
+from multibackend_lstm.hiding import without_jax
 
 if TYPE_CHECKING:
     from multibackend_lstm.streaming.stream import Stream
@@ -66,7 +68,9 @@ def stream(
         environment.set_backend(environment.choose_backend(backend))
     if state is not None:
         check_writable(state.parent)
-    live = Stream(model, runtime=runtime, window=window)
+    # An export looks for backends, and runs in a process of its own.
+    with without_jax() if runtime is None else nullcontext():
+        live = Stream(model, runtime=runtime, window=window)
     if state is not None and state.exists():
         live.load_state(state)
         seen = int(live.steps[0])
