@@ -72,7 +72,9 @@ def exit_statuses() -> Iterator[None]:
             raise
         # Files at --out are a WriteError.
         reason = os.strerror(error.errno)
-        if _output_is_full():
+        if _raised_in(error).startswith(("click.", "rich.")):
+            # Python would try again when it ends, and fail in words of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.UsageError(f"cannot write to the standard output: {reason}.") from error
         raise click.UsageError(
             f"cannot write a temporary file to {tempfile.gettempdir()}: {reason}. "
@@ -82,23 +84,15 @@ def exit_statuses() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _output_is_full() -> bool:
-    """Whether what was printed cannot be written; then it is given up.
-
-    Python would try again when it ends, and fail in words of its own.
-    """
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
-
-
 def _is_ours(error: BaseException) -> bool:
     """Whether code of this package raised an exception, not code that it called."""
+    return _raised_in(error).startswith("multibackend_lstm.")
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module of the innermost line of Python."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("multibackend_lstm.")
+    return str(frame.f_globals.get("__name__"))
 
 
 class Commands(click.Group):
