@@ -286,6 +286,23 @@ def check_numbers(what: str, shape: Sequence[int]) -> None:
         )
 
 
+def check_copy(copy: "keras.layers.Layer", layer: "keras.layers.Layer") -> None:
+    """Refuse a layer of a file whose weights are not as wide as its input.
+
+    Keras builds it by a shape that the file states beside, and calls it without comparing them.
+
+    Args:
+        copy: of the layer, built by its input.
+        layer: as the file has it.
+    """
+    built, stored = ([tuple(w.shape) for w in x.weights] for x in (copy, layer))
+    if built != stored:
+        raise ModelFileError(
+            f"the layer {layer.name!r} has weights of the shapes {stored}, and its input needs "
+            f"{built}: the file contradicts itself"
+        )
+
+
 # ---- archives
 
 

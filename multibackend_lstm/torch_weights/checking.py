@@ -13,7 +13,7 @@ from multibackend_lstm.agreement.report import Report, TargetResult, findings_of
 from multibackend_lstm.environment import install_command, versions
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.runtimes.execution import layer_config, with_dtype
-from multibackend_lstm.runtimes.loading import check_numbers
+from multibackend_lstm.runtimes.loading import check_copy, check_numbers
 from multibackend_lstm.torch_weights.axes import FlattenOrder
 from multibackend_lstm.torch_weights.conversion import keras_value, plan
 from multibackend_lstm.torch_weights.errors import PortingError
@@ -187,6 +187,7 @@ def _check_layer(
         x = generator.normal(size=shape).astype("float32")
     inputs = keras.Input(batch_shape=shape, dtype="int32" if x.dtype.kind == "i" else dtype)
     model = keras.Model(inputs, found.rule.call_keras(layer, inputs, found.layer))
+    check_copy(layer, found.layer)
     if dtype == "float64":
         _assign([pair], found.layer.weights, layer.weights, state)
     else:

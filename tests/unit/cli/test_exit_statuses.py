@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 
 import keras
 import numpy as np
@@ -275,6 +276,22 @@ def test_inputs_that_would_fill_the_memory(tmp_path):
         status, output = run(*command)
         assert status == 2, output
         assert re.search(r"has [\d,]{13,} numbers, more than 33,554,432", output), output
+    assert not out.exists()
+
+
+def test_a_file_whose_weights_contradict_its_input(tmp_path):
+    good, bad, out = (tmp_path / name for name in ("good.keras", "bad.keras", "w.npz"))
+    keras.Sequential([keras.Input((None, 3)), keras.layers.LSTM(2)]).save(good)
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(bad, "w") as new:
+        for name in old.namelist():
+            shape = b'"batch_shape": [null, null, 3]', b'"batch_shape": [null, null, 5]'
+            content = old.read(name)
+            new.writestr(name, content.replace(*shape) if name == "config.json" else content)
+    for command in (["stream", bad], ["port", bad, "--out", out]):
+        status, output = run(*command)
+        assert status == 2, output
+        assert "(3, 8)" in output
+        assert "(5, 8)" in output
     assert not out.exists()
 
 
