@@ -39,6 +39,22 @@ def discard(path: Path) -> None:
         path.unlink()
 
 
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, all of it or none.
+
+    Raises:
+        WriteError: if the disk is full, or the file may not be written.
+    """
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        if path.exists() and path.stat().st_size > before:
+            os.truncate(path, before)
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def check_writable(folder: Path) -> None:
     """Create a folder if need be, and raise a `WriteError` if no file can be written there."""
     try:

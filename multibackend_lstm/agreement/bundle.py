@@ -31,7 +31,8 @@ _OWN = ("keras", "multibackend_lstm", "builtins")
 def check_empty(folder: Path) -> None:
     """Refuse a folder for bundles that holds something, before anything is computed."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"`bundle` must be a new or an empty folder. {folder} is not empty.")
+        found = "not empty" if folder.is_dir() else "a file"
+        raise ValueError(f"`bundle` must be a new or an empty folder. {folder} is {found}.")
     check_writable(folder)
 
 

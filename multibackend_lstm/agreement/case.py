@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from multibackend_lstm.runtimes.errors import CaseError
-from multibackend_lstm.runtimes.loading import check_model_file
+from multibackend_lstm.runtimes.loading import check_model_file, check_numbers
 
 
 @dataclass
@@ -280,6 +280,7 @@ def draw_inputs(
             )
         # An axis left open, time as a rule, gets a size that no other axis is likely to have.
         shape = [batch, *(7 if size is None else size for size in shape)]
+        check_numbers(f"input {spec['name']!r}", shape)
         if spec.get("categories"):
             drawn = rng.integers(0, spec["categories"], shape).astype(spec["dtype"])
         elif "int" in spec["dtype"] or spec["dtype"] == "bool":

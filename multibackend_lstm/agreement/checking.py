@@ -26,6 +26,7 @@ from multibackend_lstm.agreement.report import (
 from multibackend_lstm.agreement.shrinking import Leasts
 from multibackend_lstm.agreement.truth import PARTS, Truth
 from multibackend_lstm.agreement.whole import confirm_whole
+from multibackend_lstm.files import check_writable
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.noise_floor import compute_dtypes, rounding_of
 from multibackend_lstm.runtimes.targets import Target
@@ -132,6 +133,8 @@ def check(
         if truth is not None:
             raise ValueError("`bundle` needs the reference to shrink inputs. Received `truth` too.")
         check_empty(Path(bundle))
+    if save_truth is not None:
+        check_writable(Path(save_truth).parent)
     case = case_of(model, inputs, labels, modules)
     training = None
     if steps is not None:

@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class Truth:
                     self.add_call(header["call"], arrays)
                 elif "tensor" in header:
                     tensor = {**header["tensor"], "file": f"tensor{len(self.headers)}.npy"}
-                    np.save(self._folder / tensor["file"], arrays["values"], allow_pickle=False)
+                    _save(self._folder / tensor["file"], arrays["values"])
                     self.headers[tensor["kind"], tensor["path"]] = tensor
         except WorkerError as error:
             self.failed = dict.fromkeys(PARTS, str(error))
@@ -118,7 +119,7 @@ class Truth:
 
     def _keep(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         for key, array in arrays.items():
-            np.save(self._folder / f"{name}_{key}.npy", array, allow_pickle=False)
+            _save(self._folder / f"{name}_{key}.npy", array)
 
     def _read(self, file: str) -> np.ndarray:
         with READING:
@@ -147,9 +148,9 @@ class Truth:
             "weight_paths": case.weight_paths,
         }
         for name, array in case.arrays.items():
-            np.save(self._folder / f"{name}.npy", array, allow_pickle=False)
+            _save(self._folder / f"{name}.npy", array)
         text = np.frombuffer(json.dumps(header).encode(), "uint8")  # an archive of numbers alone
-        np.save(self._folder / "header.npy", text, allow_pickle=False)
+        _save(self._folder / "header.npy", text)
         with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for file in sorted(self._folder.glob("*.npy")):
                 archive.write(file, file.name)
@@ -179,7 +180,7 @@ class Truth:
         truth = cls(folder, reference, header["float64"], header["backend"])
         truth.failed = header["failed"]
         for index, tensor in enumerate(header["tensors"]):
-            np.save(folder / f"tensor{index}.npy", arrays[f"tensor{index}"], allow_pickle=False)
+            _save(folder / f"tensor{index}.npy", arrays[f"tensor{index}"])
             key = (tensor["kind"], tensor["path"])
             truth.headers[key] = {**tensor, "file": f"tensor{index}.npy"}
         truth.calls, truth._names = header["calls"], header["names"]
@@ -187,7 +188,7 @@ class Truth:
         truth.alone = [{(t["kind"], t["path"]): t for t in found} for found in header["alone"]]
         for name, array in arrays.items():
             if name.startswith(("call", "alone")):
-                np.save(folder / f"{name}.npy", array, allow_pickle=False)
+                _save(folder / f"{name}.npy", array)
         weights, inputs, labels = (
             [arrays[f"{name}{i}"] for i in range(_count(arrays, name))]
             for name in ("weight", "input", "label")
@@ -203,6 +204,14 @@ class Truth:
         case.structure, case.described = header["structure"], header["described"]
         case.weight_paths = header["weight_paths"]
         return truth, header["settings"]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """As `numpy.save`, whose own error does not say that the disk is full, but "0 written"."""
+    with path.open("wb") as file:
+        # Past Python NumPy writes to a file alone.
+        through: Any = SimpleNamespace(write=file.write)
+        np.lib.format.write_array(through, array, allow_pickle=False)
 
 
 def _count(names: Iterable[str], start: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import click
 from multibackend_lstm import environment
 from multibackend_lstm.cli.shared import backend_option
 from multibackend_lstm.files import check_writable
+from multibackend_lstm.hiding import hidden
 
 if TYPE_CHECKING:
     from multibackend_lstm.agreement import Report
@@ -139,30 +141,35 @@ def migrate(
         raise click.UsageError(
             f"{old} is {'a folder: add --dry-run' if old.is_dir() else 'a file, not a folder'}."
         )
-    environment.set_backend(environment.choose_backend(backend))
-    if dry_run:
-        raise SystemExit(_survey(old, upgrade, as_json))
-    if out is not None:
-        check_writable(out.parent)
-    import keras
+    chosen = environment.choose_backend(backend)
+    environment.set_backend(chosen)
+    with hidden(_unneeded(chosen)):
+        if dry_run:
+            raise SystemExit(_survey(old, upgrade, as_json))
+        if out is not None:
+            check_writable(out.parent)
+        import keras
 
-    from multibackend_lstm.migration.migration import check_out
-    from multibackend_lstm.migration.migration import migrate as migrate_file
-    from multibackend_lstm.migration.verification import VerificationError
-    from multibackend_lstm.migration.verification import verify as compare
+        from multibackend_lstm.migration.migration import check_out
+        from multibackend_lstm.migration.migration import migrate as migrate_file
+        from multibackend_lstm.migration.verification import VerificationError
+        from multibackend_lstm.migration.verification import verify as compare
 
-    if out is not None:
-        check_out(old, out)
-    migration = migrate_file(
-        old,
-        # A model that turns out to predict otherwise is not written.
-        None if verify else out,
-        upgrade=upgrade,
-        replacements={
-            **{name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
-            **replacements,
-        },
-    )
+        if out is not None:
+            check_out(old, out)
+        migration = migrate_file(
+            old,
+            # A model that turns out to predict otherwise is not written.
+            None if verify else out,
+            upgrade=upgrade,
+            replacements={
+                **{name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
+                **replacements,
+            },
+        )
+        if verify:
+            keras.saving.serialize_keras_object(migration.model)  # Keras looks for TensorFlow here
+    # What verifies looks for TensorFlow too, for a process of its own.
     reports: dict[int, Report] = {}
     failure = None
     if verify and migration.model is not None:
@@ -186,6 +193,15 @@ def migrate(
     if not migration.complete or not all(r.agrees for r in reports.values()):
         raise SystemExit(1)
     raise SystemExit(0 if failure is None else 3)
+
+
+def _unneeded(chosen: str) -> set[str]:
+    """Backends that Keras is to leave alone, where it was not imported before this command.
+
+    No layer that computes with TensorFlow whatever the backend is migrated, and no code of others
+    runs here: what --verify runs, it runs in other processes.
+    """
+    return set() if "keras" in sys.modules else {"jax", "tensorflow"} - {chosen}
 
 
 def _survey(folder: Path, upgrade: bool, as_json: bool) -> int:

@@ -15,6 +15,7 @@ import click
 from multibackend_lstm import environment
 from multibackend_lstm.cli.shared import AnswerIsNo, backend_option
 from multibackend_lstm.files import check_writable, replacing
+from multibackend_lstm.hiding import without_jax
 
 if TYPE_CHECKING:
     import keras
@@ -107,6 +108,8 @@ def port(
     if find_spec("torch") is not None:
         import torch  # noqa: F401  (before TensorFlow, which some builds of both need)
     environment.set_backend(chosen)
+    if module is None:  # no code of others runs here, which may want it
+        click.get_current_context().with_resource(without_jax())
     check_writable(out.parent)
 
     from multibackend_lstm.torch_weights.errors import (

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -70,9 +71,14 @@ def exit_statuses() -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         # Files at --out are a WriteError.
+        reason = os.strerror(error.errno)
+        if _raised_in(error).startswith(("click.", "rich.")):
+            # Python would try again when it ends, and fail in words of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.UsageError(f"cannot write to the standard output: {reason}.") from error
         raise click.UsageError(
-            f"cannot write a temporary file to {tempfile.gettempdir()}: "
-            f"{os.strerror(error.errno)}. Make room there, or set TMPDIR to another folder."
+            f"cannot write a temporary file to {tempfile.gettempdir()}: {reason}. "
+            "Make room there, or set TMPDIR to another folder."
         ) from error
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -80,8 +86,13 @@ def exit_statuses() -> Iterator[None]:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether code of this package raised an exception, not code that it called."""
+    return _raised_in(error).startswith("multibackend_lstm.")
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module of the innermost line of Python."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("multibackend_lstm.")
+    return str(frame.f_globals.get("__name__"))
 
 
 class Commands(click.Group):

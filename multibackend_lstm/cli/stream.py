@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import click
 from multibackend_lstm import environment
 from multibackend_lstm.cli.shared import AnswerIsNo, backend_option
 from multibackend_lstm.files import check_writable
+from multibackend_lstm.hiding import without_jax
 
 if TYPE_CHECKING:
     from multibackend_lstm.streaming.stream import Stream
@@ -69,7 +71,9 @@ def stream(
         raise click.UsageError("standard input is closed, and the samples come from there")
     if state is not None:
         check_writable(state.parent)
-    live = Stream(model, runtime=runtime, window=window)
+    # An export looks for backends, and runs in a process of its own.
+    with without_jax() if runtime is None else nullcontext():
+        live = Stream(model, runtime=runtime, window=window)
     if state is not None and state.exists():
         live.load_state(state)
         seen = int(live.steps[0])

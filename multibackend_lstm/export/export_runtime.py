@@ -13,6 +13,7 @@ from keras import ops
 import multibackend_lstm  # noqa: F401  (registers the layers that the file names)
 from multibackend_lstm.export.exporters import EXPORTERS, Request, Spec, settle
 from multibackend_lstm.export.labels import metadata, output_names
+from multibackend_lstm.hiding import hidden
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.runtimes.artefacts import portable
 from multibackend_lstm.runtimes.errors import InputError
@@ -38,7 +39,13 @@ class Exporter(Runtime):
     @property
     def requests(self) -> Mapping[str, Callable[..., None]]:
         """As in `Runtime`."""
-        return {"export": _export}
+        return {"export": self._export}
+
+    def _export(self, *arguments: Any, **options: Any) -> None:
+        # From torch no other backend is needed, and no code of others runs here.
+        on_torch = keras.backend.backend() == "torch"
+        with hidden(("jax", "tensorflow") if on_torch else ()):
+            _export(*arguments, **options)
 
 
 class ModelError(ValueError):

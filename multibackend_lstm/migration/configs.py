@@ -200,6 +200,11 @@ class _Translator:
             raise ModelFileError(
                 f"{place}: a {name} holds or names code or files of its own, and is not migrated"
             )
+        if name == "Hashing" and keras.backend.backend() != "tensorflow":
+            raise ModelFileError(
+                f"{place}: a Hashing computes with TensorFlow on every backend: migrate the file "
+                "on that (--backend tensorflow)"
+            )
         if name in cudnn.LAYERS and isinstance(config, dict):
             name, fixed = cudnn.LAYERS[name]
             self._note(place, f"{value['class_name']} -> {name}, which computes the same")

@@ -10,6 +10,7 @@ import numpy as np
 from multibackend_lstm.agreement.checking import check_predictions
 from multibackend_lstm.migration.configs import STORED_FUNCTIONS
 from multibackend_lstm.migration.model_files import open_model_file
+from multibackend_lstm.runtimes.loading import check_numbers
 from multibackend_lstm.runtimes.targets import Target
 from multibackend_lstm.runtimes.workers import WorkerError, Workers
 
@@ -92,6 +93,7 @@ def holds_functions(value: Any) -> bool:
 
 def _random(rng: np.random.Generator, batch: int, tensor: Any) -> np.ndarray:
     shape = (tensor.shape[0] or batch, *(7 if size is None else size for size in tensor.shape[1:]))
+    check_numbers(f"input {tensor.name!r}", shape)
     if keras.backend.is_int_dtype(tensor.dtype) or tensor.dtype == "bool":
         return rng.integers(0, 2, size=shape).astype(tensor.dtype)
     return rng.normal(size=shape).astype("float32")

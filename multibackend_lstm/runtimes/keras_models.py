@@ -36,11 +36,14 @@ class KerasModels(Runtime):
 
     def start(self) -> dict[str, Any]:
         """Import Keras, and choose device and precision."""
-        import keras
-
-        import multibackend_lstm  # noqa: F401  (registers the layers that cases name)
         from multibackend_lstm import environment
-        from multibackend_lstm.runtimes import backend_runtime
+        from multibackend_lstm.hiding import without_jax
+
+        with without_jax():  # models come later, whose code may import it
+            import keras
+
+            import multibackend_lstm  # noqa: F401  (registers the layers that cases name)
+            from multibackend_lstm.runtimes import backend_runtime
 
         backend = backend_runtime.active()
         device = backend.use_device(self.kind)

@@ -15,7 +15,7 @@ import stat
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ MAX_EXPANSION, TINY = 100, 16 << 20
 MAX_LARGE_EXPANSION, LARGE = 4, 256 << 20
 #: Numbers that the layers of a model may hold beyond those stored, for what is not saved with it.
 SPARE_NUMBERS = 16 << 20
+#: Numbers of an input that is drawn, or set up, for a model that has this shape.
+MAX_NUMBERS = 32 << 20
 #: Bytes of JSON that are read at most.
 MAX_JSON = 16 << 20
 #: Bytes of a pickle in a `.pt` file, which names the tensors and does not hold them.
@@ -109,7 +111,8 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(mode):  # before it is opened: to open a FIFO is to wait for its other end
-        kind = "folder" if stat.S_ISDIR(mode) else "FIFO" if stat.S_ISFIFO(mode) else "device"
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "device")
         raise ModelFileError(f"{path} must be a regular file, and is a {kind}. Copy it to a file.")
     try:
         with path.open("rb") as file:
@@ -266,6 +269,38 @@ def limited_weights(library: Any, stored: int) -> Iterator[None]:
             yield
         finally:
             layer.add_weight = add_weight
+
+
+def check_numbers(what: str, shape: Sequence[int]) -> None:
+    """Refuse an input that would fill the memory: a file of a few bytes can ask for it.
+
+    Args:
+        what: that the message calls it.
+        shape: with the batch.
+    """
+    numbers = math.prod(shape)
+    if numbers > MAX_NUMBERS:
+        raise InputError(
+            f"{what} of shape {tuple(shape)} has {numbers:,} numbers, more than {MAX_NUMBERS:,}: "
+            "no memory is taken for it because a model says so"
+        )
+
+
+def check_copy(copy: "keras.layers.Layer", layer: "keras.layers.Layer") -> None:
+    """Refuse a layer of a file whose weights are not as wide as its input.
+
+    Keras builds it by a shape that the file states beside, and calls it without comparing them.
+
+    Args:
+        copy: of the layer, built by its input.
+        layer: as the file has it.
+    """
+    built, stored = ([tuple(w.shape) for w in x.weights] for x in (copy, layer))
+    if built != stored:
+        raise ModelFileError(
+            f"the layer {layer.name!r} has weights of the shapes {stored}, and its input needs "
+            f"{built}: the file contradicts itself"
+        )
 
 
 # ---- archives

@@ -23,6 +23,7 @@ import traceback
 from importlib import import_module
 from typing import Any, BinaryIO
 
+from multibackend_lstm.hiding import without_jax
 from multibackend_lstm.runtimes.errors import InputError
 from multibackend_lstm.runtimes.messages import receive, send
 from multibackend_lstm.runtimes.runtime import Answer, Runtime
@@ -33,7 +34,9 @@ def main(name: str, options: str) -> None:
     requests, answer = _streams()
     try:
         module, _, cls = name.partition(":")
-        runtime: Runtime = getattr(import_module(module), cls)(**json.loads(options))
+        with without_jax():
+            made = getattr(import_module(module), cls)
+        runtime: Runtime = made(**json.loads(options))
         ready = runtime.start()
         answer(
             {"ready": name, "parts": runtime.parts, "set_switches": {}, "float64": False, **ready}

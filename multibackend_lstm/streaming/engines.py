@@ -15,7 +15,7 @@ import numpy as np
 from multibackend_lstm.environment import NotInstalledError
 from multibackend_lstm.export.formats import FORMATS, missing, missing_message
 from multibackend_lstm.runtimes.artefacts import WEIGHTS, portable
-from multibackend_lstm.runtimes.loading import ModelFileError, cause, check_file
+from multibackend_lstm.runtimes.loading import ModelFileError, cause, check_file, check_numbers
 from multibackend_lstm.streaming.names import next_of
 
 if TYPE_CHECKING:
@@ -302,4 +302,5 @@ def _sizes(name: str, shape: Any) -> tuple[int, ...]:
         raise ModelFileError(
             f"a step has inputs of known axes behind the batch. '{name}' has {tuple(shape)}."
         )
+    check_numbers(f"the input '{name}' of a step", shape)
     return tuple(int(size) for size in shape)

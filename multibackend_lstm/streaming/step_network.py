@@ -15,7 +15,7 @@ from multibackend_lstm.layers.folding import expand
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.runtimes.artefacts import portable
 from multibackend_lstm.runtimes.execution import with_dtype
-from multibackend_lstm.runtimes.loading import cause
+from multibackend_lstm.runtimes.loading import cause, check_copy
 from multibackend_lstm.streaming.names import next_of
 
 HALF = ("float16", "bfloat16")
@@ -166,6 +166,7 @@ class StepNetwork:
         copy = self._copies[key]
         outputs = copy(*args, **kwargs)
         if fresh:
+            check_copy(copy, layer)
             for copied, weight in zip(copy.weights, layer.weights, strict=True):
                 copied.assign(weight.value)
             for inner in sublayers(copy):

@@ -13,6 +13,7 @@ from multibackend_lstm.agreement.report import Report, TargetResult, findings_of
 from multibackend_lstm.environment import install_command, versions
 from multibackend_lstm.layers.wrapping import sublayers
 from multibackend_lstm.runtimes.execution import layer_config, with_dtype
+from multibackend_lstm.runtimes.loading import check_copy, check_numbers
 from multibackend_lstm.torch_weights.axes import FlattenOrder
 from multibackend_lstm.torch_weights.conversion import keras_value, plan
 from multibackend_lstm.torch_weights.errors import PortingError
@@ -178,6 +179,7 @@ def _check_layer(
 
     found = pair.layer
     shape = found.rule.check_shape(found.layer, found.inputs, _BATCH, _STEPS)
+    check_numbers(f"the input of {found.path!r}", shape)
     layer = _compared_copy(found, dtype)
     if isinstance(found.layer, keras.layers.Embedding):
         x = generator.integers(0, found.layer.input_dim, shape).astype("int32")
@@ -185,6 +187,7 @@ def _check_layer(
         x = generator.normal(size=shape).astype("float32")
     inputs = keras.Input(batch_shape=shape, dtype="int32" if x.dtype.kind == "i" else dtype)
     model = keras.Model(inputs, found.rule.call_keras(layer, inputs, found.layer))
+    check_copy(layer, found.layer)
     if dtype == "float64":
         _assign([pair], found.layer.weights, layer.weights, state)
     else:
@@ -249,6 +252,7 @@ def _drawn(model: keras.Model, generator: np.random.Generator) -> list[np.ndarra
     drawn = []
     for x in model.inputs:
         shape = [_BATCH, *(size or 4 * _STEPS for size in x.shape[1:])]
+        check_numbers(f"input {x.name!r}", shape)
         if keras.backend.is_float_dtype(x.dtype) and not _is_embedded(model, x):
             drawn.append(generator.normal(size=shape).astype("float32"))
         else:

@@ -2,7 +2,9 @@
 
 import inspect
 import os
+import sys
 import time
+from importlib.util import find_spec
 
 import keras
 import numpy as np
@@ -72,6 +74,16 @@ def symbolic(x):
 def sleep(seconds):
     """What a worker can be asked to do too long."""
     time.sleep(seconds)
+
+
+def imported(name):
+    """Whether something has imported a module."""
+    return name in sys.modules
+
+
+def installed(name):
+    """Whether a module could be imported."""
+    return find_spec(name) is not None
 
 
 def end(status):

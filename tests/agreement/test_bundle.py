@@ -1,5 +1,6 @@
 """A bundle: small, shows the fault by itself, and replays."""
 
+import errno
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from multibackend_lstm import agreement
 from multibackend_lstm.agreement.bundle import replayed
 from multibackend_lstm.agreement.fewer_units import _cut
 from multibackend_lstm.cli.agree import agree
+from multibackend_lstm.files import WriteError
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.loading import ModelFileError
 
@@ -184,6 +186,23 @@ def test_a_folder_that_holds_something_is_refused_first(workers, tmp_path):
     (tmp_path / "mine").touch()
     with pytest.raises(ValueError, match="is not empty"):
         agreement.check("no such model", workers=workers, bundle=tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        agreement.check("no such model", workers=workers, bundle=tmp_path / "file")
+
+
+def test_a_full_disk_leaves_no_half_of_a_bundle(workers, tmp_path, monkeypatch):
+    write = Path.write_text
+
+    def full(path, *arguments, **options):
+        if path.name == "repro.py":  # the arrays and case.json are written by then
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(WriteError, match=r"cannot write .*finding-1: No space left on device"):
+        agreement.check(model(), workers=workers, steps=0, bundle=tmp_path, modules=[MODULE])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_class_of_a_module_that_nobody_named_is_refused(out, tmp_path):

@@ -1,12 +1,16 @@
 """Targets that load a file, or call a function, in place of Keras building the model."""
 
+import errno
 from importlib.util import find_spec
 
 import keras
 import numpy as np
 import pytest
+from unit.tools import BACKEND, no_file_beyond
 
 from multibackend_lstm import LSTM, agreement
+from multibackend_lstm.agreement.truth import Truth
+from multibackend_lstm.files import WriteError
 from multibackend_lstm.runtimes.targets import Target
 
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="the module is one of torch")
@@ -122,6 +126,23 @@ def test_a_label_needs_another_python():
         agreement.Workers(["jax@cpu", "jax@cpu#next"])
     with pytest.raises(ValueError, match=r"interpreters.*nonsense#next"):
         agreement.Workers(["jax@cpu"], interpreters={"nonsense#next": "python"})
+
+
+def test_a_truth_that_cannot_be_written_is_named_before_anything_is_computed(workers, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="cannot write to the folder"):
+        agreement.check(
+            "no such model", workers=workers, save_truth=tmp_path / "file" / "truth.npz"
+        )
+
+
+@pytest.mark.parametrize("size", [0, 200, 4096])
+def test_a_full_disk_under_the_truth_is_named(tmp_path, size):
+    """NumPy says "1000 requested and 0 written"."""
+    truth = Truth(tmp_path, "", True, BACKEND)
+    with no_file_beyond(size), pytest.raises(OSError) as raised:  # noqa: PT011
+        truth.add_call({}, {"values": np.ones(10_000, "float32")})
+    assert raised.value.errno == errno.EFBIG
 
 
 def test_a_truth_is_saved_and_compared_with_later(workers, model, tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -108,6 +109,12 @@ def test_an_error_leaves_the_worker_usable(workers):
 def test_a_python_that_is_none_is_named(tmp_path):
     with pytest.raises(WorkerError, match="does not run"):
         Worker(Target.parse(TARGET), str(tmp_path / "python"), "strict", 60)
+
+
+def test_jax_is_left_to_its_own_backend_and_to_models(workers):
+    worker = workers.worker(TARGET, Target.parse(TARGET))
+    assert call(worker, "imported", name="jax")[0]["called"] == (BACKEND == "jax")
+    assert call(worker, "installed", name="jax")[0]["called"] == (find_spec("jax") is not None)
 
 
 def test_a_gpu_that_is_not_there_is_named():

@@ -32,9 +32,7 @@ from typing import Any
 
 STATUSES = {0: "done", 1: "answer is no", 2: "refused", 3: "could not run"}
 SECONDS, OF_WORKERS = 20.0, 120.0  # that a command may take alone, and with processes of its own
-# That the largest of its processes may take. One of torch, Keras and TensorFlow, which export and
-# agree start, takes 1,007 with a sound file.
-MEGABYTES, MEGABYTES_OF_WORKERS = 1000, 1200
+MEGABYTES = 1000  # that the largest of its processes may take
 DEFECT = 70  # the status of a child whose command ended by another exception
 # What no reading of a file needs. Of `pickle` only protocol 2 and above says what it looks up.
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "pickle.find_class", "pty.spawn")
@@ -324,7 +322,7 @@ def broken_rules(
         found.append("not one line")
     if seconds > limit:
         found.append(f"{seconds:.0f} s")
-    if megabytes > (MEGABYTES if limit == SECONDS else MEGABYTES_OF_WORKERS):
+    if megabytes > MEGABYTES:
         found.append(f"{megabytes} MB")
     if any(folder.rglob(f"{_mark()}*")):
         found.append("something in it was run")

@@ -13,7 +13,7 @@ from multibackend_lstm.agreement.bundle import check_empty
 from multibackend_lstm.agreement.checking import check
 from multibackend_lstm.agreement.suite.keras_layers import cases
 from multibackend_lstm.agreement.suite.suite_case import SuiteCase
-from multibackend_lstm.files import check_writable, replacing
+from multibackend_lstm.files import append, check_writable, replacing
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.workers import Workers
 
@@ -73,8 +73,7 @@ def run_suite(
             keras.utils.clear_session(free_memory=False)
             known[name] = {"case": name, "targets": targets, **_compared(case, workers, bundle)}
             if results is not None:
-                with Path(results).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(known[name]) + "\n")
+                append(Path(results), json.dumps(known[name]) + "\n")
         lines.append(known[name])
     return lines
 

@@ -6,8 +6,10 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
+import zipfile
 
 import keras
 import numpy as np
@@ -51,11 +53,10 @@ def good(tmp_path_factory):
     return folder
 
 
-def run(*arguments, **variables):
+def run(*arguments, lines=None, **variables):
     """The status and the output of a command, which must end without a traceback."""
-    result = CliRunner().invoke(
-        main, list(map(str, arguments)), env={"KERAS_BACKEND": BACKEND, **variables}
-    )
+    variables = {"KERAS_BACKEND": BACKEND, **variables}
+    result = CliRunner().invoke(main, list(map(str, arguments)), input=lines, env=variables)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, " ".join(result.output.split())
@@ -260,6 +261,40 @@ def test_what_does_not_run_in_agree(good, monkeypatch):
     assert status == 3, output
 
 
+def test_inputs_that_would_fill_the_memory(tmp_path):
+    """A file of a few bytes asks for petabytes."""
+    path, weights = tmp_path / "wide.keras", tmp_path / "weights.npz"
+    inputs = keras.Input((10**6, 10**6, 2))
+    keras.Model(inputs, keras.layers.Dense(3)(inputs)).save(path)
+    write_state_dict({"fc.weight": normal(3, 2), "fc.bias": normal(3)}, weights)
+    out = tmp_path / "new.keras"
+    for command in (
+        ["agree", path, *HERE],
+        ["migrate", path, "--verify", "--out", out],
+        ["port", weights, path, "--out", out],
+    ):
+        status, output = run(*command)
+        assert status == 2, output
+        assert re.search(r"has [\d,]{13,} numbers, more than 33,554,432", output), output
+    assert not out.exists()
+
+
+def test_a_file_whose_weights_contradict_its_input(tmp_path):
+    good, bad, out = (tmp_path / name for name in ("good.keras", "bad.keras", "w.npz"))
+    keras.Sequential([keras.Input((None, 3)), keras.layers.LSTM(2)]).save(good)
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(bad, "w") as new:
+        for name in old.namelist():
+            shape = b'"batch_shape": [null, null, 3]', b'"batch_shape": [null, null, 5]'
+            content = old.read(name)
+            new.writestr(name, content.replace(*shape) if name == "config.json" else content)
+    for command in (["stream", bad], ["port", bad, "--out", out]):
+        status, output = run(*command)
+        assert status == 2, output
+        assert "(3, 8)" in output
+        assert "(5, 8)" in output
+    assert not out.exists()
+
+
 def test_answers(good, tmp_path):
     model = good / "model.keras"
     status, output = run("explain", model)
@@ -287,6 +322,12 @@ WRITING = {
     ],
     "port back": lambda good, out: ["port", good / "model.keras", "--out", out / "new.npz"],
     "agree": lambda good, out: ["agree", good / "model.keras", "--html", out / "page.html"],
+    "agree --save-truth": lambda good, out: [
+        "agree", good / "model.keras", "--save-truth", out / "truth.npz", *HERE
+    ],
+    "agree --bundle": lambda good, out: [
+        "agree", good / "model.keras", "--bundle", out / "bundle", *HERE
+    ],
     "export": lambda good, out: [
         "export", good / "model.keras", "--format", "torch", "--out", out / "model.pt2"
     ],
@@ -365,6 +406,55 @@ def test_a_disk_that_is_full(good, tmp_path, name, monkeypatch):
     assert status == 2, output
     assert "No space left on device" in output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 300])
+def test_a_disk_that_fills_leaves_the_old_state(good, tmp_path, size):
+    command = WRITING["stream"](good, tmp_path)
+    line = ",".join("1" * 3)
+    assert run(*command, lines=line)[0] == 0
+    before = (tmp_path / "state.npz").read_bytes()
+    with no_file_beyond(size):
+        status, output = run(*command, lines=line)
+    assert status == 2, output
+    assert re.search(r"cannot write \S+state\.npz: File too large", output), output
+    assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
+    assert (tmp_path / "state.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [name for name in WRITING if name not in ("demo", "export")])
+def test_a_folder_in_the_place_of_a_file_is_wrong_use(good, tmp_path, name):
+    command = WRITING[name](good, tmp_path)
+    out = next(
+        path for path in command if isinstance(path, pathlib.Path) and path.parent == tmp_path
+    )
+    (out / "mine").mkdir(parents=True)
+    status, output = run(*command)
+    assert status == 2, output
+    assert re.search("is a directory|is not empty|must be", output), output
+    assert [path.name for path in tmp_path.rglob("*")] == [out.name, "mine"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no place that is always full")
+def test_a_full_disk_behind_the_standard_output():
+    code = (
+        "import click\n"
+        "from multibackend_lstm.cli.shared import Commands\n"
+        "main = Commands()\n"
+        "main.command('say')(lambda: click.echo('words'))\n"
+        "main()\n"
+    )
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code, "say"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 2, ended.stderr
+    *_, line = ended.stderr.splitlines()
+    assert line == "Error: cannot write to the standard output: No space left on device."
 
 
 def test_a_value_error_from_elsewhere_is_no_wrong_use(good, monkeypatch):

@@ -135,6 +135,17 @@ def test_nothing_in_a_configuration_is_imported_or_called(place, thing, where, k
     assert not (place / "new.keras").exists()
 
 
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it is migrated there")
+def test_a_layer_that_computes_with_tensorflow_is_migrated_there(place):
+    layers = [
+        {"class_name": "InputLayer", "config": {"batch_shape": [None, 3], "dtype": "int32"}},
+        {"class_name": "Hashing", "config": {"name": "hash", "num_bins": 4, "dtype": "int32"}},
+    ]
+    config = {"class_name": "Sequential", "config": {"name": "model", "layers": layers}}
+    with pytest.raises(ModelFileError, match=r"hash: a Hashing .*--backend tensorflow"):
+        migrate(h5_file(place / "old.h5", config))
+
+
 def test_a_class_of_keras_is_taken_from_keras_whatever_the_module(place):
     config = config_of("tf_shape.h5")
     config["config"]["layers"][-1]["module"] = "antigravity"

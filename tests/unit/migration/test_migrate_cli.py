@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import sys
+from importlib.util import find_spec
 
 import h5py
 import keras
@@ -18,6 +19,7 @@ from multibackend_lstm.cli import main
 from multibackend_lstm.environment import BACKENDS
 from multibackend_lstm.migration.verification import VerificationError, holds_functions, verify
 from multibackend_lstm.porting import migrate
+from unit.tools import run_python
 
 FOLDER = pathlib.Path(__file__).parent / "files"
 BACKEND = keras.backend.backend()
@@ -95,6 +97,30 @@ def test_table_and_file(tmp_path):
     assert f"Written: {out}" in output.replace("\n", "") or out.exists()
     loaded = keras.saving.load_model(out, safe_mode=True)
     assert type(loaded.get_layer("lstm")).__module__.startswith("multibackend_lstm")
+
+
+def test_no_other_backend_is_imported(tmp_path):
+    """TensorFlow takes 410 MB, and JAX 107: a hostile file may have the rest of a gigabyte."""
+    old, out = tmp_path / "old.keras", tmp_path / "new.keras"
+    # Rescaling asks whether it is within a graph of TensorFlow.
+    keras.Sequential([keras.Input((3, 2)), keras.layers.Rescaling(2.0), keras.layers.LSTM(2)]).save(
+        old
+    )
+    code = (
+        "import sys\n"
+        "from importlib.util import find_spec\n"
+        "from multibackend_lstm.cli import main\n"
+        "try:\n"
+        f"    main(['migrate', {str(old)!r}, '--out', {str(out)!r}])\n"
+        "except SystemExit as ended:\n"
+        "    assert not ended.code, ended.code\n"
+        "print(*{'tensorflow', 'jax', 'torch'} & {*sys.modules})\n"
+        "print(*[name for name in ('tensorflow', 'jax') if find_spec(name)])\n"
+    )
+    imported, installed = run_python(code).splitlines()[-2:]
+    assert imported == BACKEND
+    assert installed.split() == [name for name in ("tensorflow", "jax") if find_spec(name)]
+    assert out.exists()
 
 
 def test_what_is_left_gives_status_1_and_no_file(tmp_path):
