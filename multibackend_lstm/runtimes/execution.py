@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from multibackend_lstm.layers.dropout import RANDOM_RATES, drawing_otherwise, draws_alike, is_known
+from multibackend_lstm.layers.dropout import drawing_otherwise, draws_alike, random_rates
 from multibackend_lstm.runtimes import backend_runtime
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.imports import imported, imported_module
@@ -315,8 +315,9 @@ def silence(model: keras.Model) -> list[str]:
 
     Layers of this package that draw so all start from the same seeds. Keras's dropout and noise
     differ among backends by design, so a training step can only be compared without them: their
-    rates become 0. A layer of somebody else may mean anything by a `rate` or `factor`: it is left
-    alone, and if it has a seed its numbers differ.
+    rates become 0, but for one of 1, which drops everything and leaves nothing to chance. A layer
+    of somebody else may mean anything by a `rate` or `factor`: it is left alone, and if it has a
+    seed its numbers differ.
     """
     for position, layer in enumerate(model._flatten_layers()):
         for generator in vars(layer).values() if draws_alike(layer) else ():
@@ -326,9 +327,9 @@ def silence(model: keras.Model) -> list[str]:
     remaining = []
     for layer in drawing_otherwise(model):
         found = False
-        for name in RANDOM_RATES if is_known(layer) else ():
+        for name, rate in random_rates(layer).items():
             settable = not isinstance(getattr(type(layer), name, None), property)
-            if settable and isinstance(getattr(layer, name, None), (int, float)):
+            if rate and settable and isinstance(rate, (int, float)):
                 setattr(layer, name, 0.0)
                 found = True
         if not found:
@@ -673,8 +674,12 @@ def checkpoints(steps: int) -> list[int]:
     return sorted({round(x) for x in np.geomspace(1, steps, min(steps, 12))}) if steps else []
 
 
-def draw_labels(loss: Any, outputs: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Labels that a loss of this name can take, for outputs of these shapes."""
+def draw_labels(loss: Any, outputs: list[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Labels that a loss of this name can take, for outputs of these shapes.
+
+    Inputs are drawn by the seed alone: labels must not be the same numbers.
+    """
+    rng = np.random.default_rng([seed, 1])
     name = json.dumps(loss).lower()
     labels = []
     for output in outputs:
