@@ -81,6 +81,11 @@ def write_bundles(
             lines.append(f"{start}: no bundle: it did not show again in a call of its own")
             continue
         layer = least.layer or report.layers.get(least.call["path"], {})
+        if isinstance((report.settings["training"] or {}).get("loss"), list) and (
+            least.call["path"] == "loss"
+        ):
+            lines.append(f"{start}: no bundle: it is the sum of several losses")
+            continue
         if what(least.call["path"]) == "layer" and not layer.get("config"):
             lines.append(f"{start}: no bundle: {least.call['path']!r} has no config")
             continue

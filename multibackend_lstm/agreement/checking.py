@@ -93,8 +93,9 @@ def check(
         steps: training steps, on one batch; 0 for the gradients alone, None for no training.
         optimizer: name or config of a Keras optimizer; by default the one that the model is
             compiled with, else `"adam"`.
-        loss: name or config of a Keras loss, of each output, which are added; by default the one
-            that the model is compiled with, else `"mean_squared_error"`.
+        loss: name or config of a Keras loss, of each output, or a list of one an output of a
+            floating dtype; they are added. By default what the model is compiled with, else
+            `"mean_squared_error"`.
         dtype: policy to give every layer, such as `"mixed_bfloat16"`; as it is by default.
         precision: `"strict"` turns TF32 and reduced-precision reductions off.
         twins: how many perturbed runs the noise floor is taken from.
@@ -232,7 +233,9 @@ def _check_on(
 
 
 def _plain(identifier: Any) -> Any:
-    """An optimizer or loss as its name or config."""
+    """An optimizer or a loss, or several, as names or configs."""
+    if isinstance(identifier, list):
+        return [_plain(x) for x in identifier]
     if identifier is None or isinstance(identifier, (str, dict)):
         return identifier
     import keras
@@ -385,7 +388,8 @@ def _trainers(training: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     for kind in ("loss", "optimizer"):
         named = (training or {}).get(kind)
         if named is not None:
-            config = named if isinstance(named, dict) else {"class_name": named, "config": {}}
+            name = "several losses" if isinstance(named, list) else named
+            config = named if isinstance(named, dict) else {"class_name": name, "config": {}}
             found[kind] = {"module": f"keras.{kind}s", **config}
     return found
 

@@ -78,6 +78,8 @@ def least_model(
     settings = {key: report.settings[key] for key in ("dtype", "training", "twins", "seed")}
     if finding.group not in _TRAINED:
         settings["training"] = None
+    elif isinstance(settings["training"]["loss"], list):
+        raise CaseError("a part of the model has other outputs than the several losses are of")
     one = workers.without(
         {r.target for r in report.results} - {finding.target} if report.float64 else ()
     )

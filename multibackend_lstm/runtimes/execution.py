@@ -54,7 +54,7 @@ def check_training(source: dict[str, Any], optimizer: Any, loss: Any) -> None:
     Args:
         source: as for `load`; what it imports may register the two.
         optimizer: name or config.
-        loss: name or config.
+        loss: name or config, or a list of them.
 
     Raises:
         CaseError: if there is none.
@@ -63,9 +63,10 @@ def check_training(source: dict[str, Any], optimizer: Any, loss: Any) -> None:
     for module in [*source.get("modules", []), *(place.partition(":")[0] for place in places)]:
         if module:
             imported_module(module)
+    losses = loss if isinstance(loss, list) else [loss]
     for kind, get, given in (
         ("optimizer", keras.optimizers.get, optimizer),
-        ("loss", keras.losses.get, loss),
+        *(("loss", keras.losses.get, one) for one in losses),
     ):
         try:
             get(given)
@@ -149,16 +150,34 @@ def _places(model: keras.Model, weights: Sequence[Any]) -> list[int]:
 
 
 def compiled(model: keras.Model) -> dict[str, Any]:
-    """Configs of the optimizer and the loss that a model was compiled with.
+    """Configs of the optimizer and the loss that a model was compiled with; None for none.
 
-    One that is not there, or a loss that is several, is None.
+    Several losses are a list, one for each output of a floating dtype.
     """
     config = (model.get_compile_config() if model.compiled else None) or {}
-    found = {key: config.get(key) for key in ("optimizer", "loss")}
+    optimizer, loss = (config.get(key) for key in ("optimizer", "loss"))
     return {
-        key: value if isinstance(value, str) or "class_name" in (value or {}) else None
-        for key, value in found.items()
+        "optimizer": optimizer if _is_one(optimizer) else None,
+        "loss": loss if _is_one(loss) else _by_output(model, loss),
     }
+
+
+def _is_one(config: Any) -> bool:
+    return isinstance(config, str) or (isinstance(config, dict) and "class_name" in config)
+
+
+def _by_output(model: keras.Model, losses: Any) -> list[Any] | None:
+    """Several losses in the order of the outputs; None where they are nested otherwise."""
+    outputs = getattr(model, "outputs", None)
+    if not losses or not outputs:
+        return None
+    if isinstance(losses, dict):
+        named = isinstance(model.output, dict)
+        names = sorted(model.output) if named else model.output_names
+        losses = [losses.get(name) for name in names] if {*losses} <= {*names} else []
+    if len(losses) != len(outputs) or not all(x is None or _is_one(x) for x in losses):
+        return None
+    return [loss for loss, x in zip(losses, outputs, strict=True) if _is_float(x)]
 
 
 def layer_config(layer: Any) -> dict[str, Any]:
@@ -444,7 +463,7 @@ class Execution:
         self._training: dict[str, Any] = training or {}
         self.noisy = noisy
         self.capture = Capture(model)
-        loss = keras.losses.get(self._training.get("loss"))
+        loss = self._training.get("loss")
         dtype = "float64" if noisy else "float32"
         #: Of lists of outputs and labels; None without training.
         self.total_loss = None if loss is None else TotalLoss(loss, dtype)
@@ -614,12 +633,14 @@ class TotalLoss:
     """The losses of all outputs, added.
 
     Args:
-        function: of one output.
+        loss: name or config of each output's, or a list of one an output, None for none.
         dtype: to compute in.
     """
 
-    def __init__(self, function: Any, dtype: str) -> None:
-        self._function, self._dtype = function, dtype
+    def __init__(self, loss: Any, dtype: str) -> None:
+        self._several = isinstance(loss, list)
+        self._functions = [keras.losses.get(x) for x in (loss if self._several else [loss])]
+        self._dtype = dtype
 
     def __call__(self, outputs: Sequence[Any], labels: Sequence[Any]) -> Any:
         """The sum; `call` may have been replaced, as a layer's may."""
@@ -627,9 +648,16 @@ class TotalLoss:
 
     def call(self, outputs: Sequence[Any], labels: Sequence[Any]) -> Any:
         """The sum. Labels have no gradient."""
+        functions = self._functions if self._several else self._functions * len(outputs)
+        if len(functions) != len(outputs):
+            raise CaseError(
+                f"`loss` must have an entry for each output of a floating dtype, of which there "
+                f"are {len(outputs)}. Received {len(functions)}."
+            )
         total = ops.zeros((), self._dtype)
-        for label, output in zip(labels, outputs, strict=True):
-            total += _Loss(self._function, self._dtype)(ops.stop_gradient(label), output)
+        for function, label, output in zip(functions, labels, outputs, strict=True):
+            if function is not None:
+                total += _Loss(function, self._dtype)(ops.stop_gradient(label), output)
         return total
 
 
@@ -680,12 +708,12 @@ def draw_labels(loss: Any, outputs: list[np.ndarray], seed: int) -> list[np.ndar
     Inputs are drawn by the seed alone: labels must not be the same numbers.
     """
     rng = np.random.default_rng([seed, 1])
-    name = json.dumps(loss).lower()
-    labels = []
+    labels: list[np.ndarray] = []
     for output in outputs:
         if not np.issubdtype(output.dtype, np.floating):
             continue
-        shape = output.shape
+        of_output = loss[len(labels)] if isinstance(loss, list) else loss
+        name, shape = json.dumps(of_output).lower(), output.shape
         if "sparse" in name:
             labels.append(rng.integers(0, shape[-1], shape[:-1]))
         elif "categorical" in name:
