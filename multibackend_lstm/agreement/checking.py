@@ -15,7 +15,7 @@ from multibackend_lstm.agreement.bundle import check_empty, write_bundles
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
 from multibackend_lstm.agreement.comparison import ALONE, DISAGREES, GROUPS, compare, missing
 from multibackend_lstm.agreement.fewer_units import with_fewer_units
-from multibackend_lstm.agreement.isolation import compare_alone
+from multibackend_lstm.agreement.isolation import WITNESS, compare_alone
 from multibackend_lstm.agreement.least_models import LeastModel, least_model
 from multibackend_lstm.agreement.more_inputs import check_names, inputs_named
 from multibackend_lstm.agreement.report import (
@@ -32,9 +32,6 @@ from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.noise_floor import compute_dtypes, rounding_of
 from multibackend_lstm.runtimes.targets import Target
 from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
-
-#: The name of the worker that shows what the dtype of the targets does.
-WITNESS = "witness"
 
 
 def check(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from multibackend_lstm.agreement.comparison import (
+    AGREES,
     ALONE,
     DISAGREES,
     SUSPICIOUS,
@@ -25,7 +26,9 @@ from multibackend_lstm.runtimes.workers import Worker, WorkerError
 CONFIRMING_TWINS = 64
 #: Gives a worker that computes as the truth does, but in the dtype of the targets; None for none.
 Witness = Callable[[], Worker | None]
-# As far off as this many times the witness is what the dtype explains, up to so many times its
+#: The name of the worker that shows what the dtype of the targets does.
+WITNESS = "witness"
+# As far off as this many times another backend is what the dtype explains, up to so many times its
 # rounding, relative to the tensor: as a sine is off at that number.
 _AS_FAR_AS, _ROUNDINGS = 4.0, 2**13
 
@@ -43,9 +46,9 @@ def compare_alone(
 
     What is off is confirmed before it counts: the floor is taken from more twins, gradients at 0
     may be those of either side, and the target computes again. If it does not repeat itself to the
-    bit, it is as far off as it may be from itself. What is off on every target, and no farther than
-    on the backend of the truth in the same dtype, is suspicious alone: the dtype rounds what no
-    twin moves, such as a constant inside of the layer. Then the layer is opened, and each of its
+    bit, it is as far off as it may be from itself. What is off by no more than every other backend
+    is, that of the truth in the same dtype too, accuses nobody: the dtype rounds what no twin
+    moves, such as a constant inside of the layer. Then the layer is opened, and each of its
     operations is judged as it was.
 
     Args:
@@ -294,34 +297,37 @@ def _excuse(
     witness: Witness,
     request: Mapping[str, Any],
 ) -> None:
-    """Call suspicious what is off on all targets, and on the witness by as much."""
-    if {target.partition("@")[0] for target in compared} <= {truth.backend}:
-        return  # of whom there is no other witness
+    """Take back what is off by no more than every other backend is, the truth's own too."""
     limit = _ROUNDINGS * ROUNDING.get(truth.calls[number]["dtype"], ROUNDING["float32"])
-    agreeing = {
-        (c.kind, c.path) for found in compared.values() for c in found if c.verdict != DISAGREES
-    }
     places = [
         (target, place)
         for target, found in compared.items()
         for place, c in enumerate(found)
-        if c.verdict == DISAGREES and (c.kind, c.path) not in agreeing
-        if c.problem is None and c.rms <= limit * c.size
+        if c.verdict == DISAGREES and c.problem is None and c.rms <= limit * c.size
     ]
     if not places:
         return
-    own = [target for target in compared if target.partition("@")[0] == truth.backend]
-    beside = compared[own[0]] if own else _witnessed(truth, number, witness, request)
-    by_key = {(c.kind, c.path): c for c in beside if c.problem is None}
+    beside = {**compared}
+    if truth.backend not in {target.partition("@")[0] for target in compared}:
+        beside[f"{truth.backend}@{WITNESS}"] = _witnessed(truth, number, witness, request)
     for target, place in places:
-        c = compared[target][place]
-        seen = by_key.get((c.kind, c.path))
-        if (
-            seen is not None
+        c, backend = compared[target][place], target.partition("@")[0]
+        others = [
+            seen
+            for other, found in beside.items()
+            for seen in found
+            if other.partition("@")[0] != backend and (seen.kind, seen.path) == (c.kind, c.path)
+        ]
+        as_far = all(
+            seen.problem is None
             and c.rms <= _AS_FAR_AS * seen.rms
             and c.max_absolute <= _AS_FAR_AS * seen.max_absolute
-        ):
-            compared[target][place] = replace(c, verdict=SUSPICIOUS, peers=())
+            for seen in others
+        )
+        if others and as_far:
+            alone = all(seen.verdict == AGREES for seen in others)
+            verdict = AGREES if alone else SUSPICIOUS
+            compared[target][place] = replace(c, verdict=verdict, peers=())
 
 
 def _witnessed(

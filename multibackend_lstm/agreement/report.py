@@ -449,9 +449,9 @@ def _alone_findings(
         if off and layer not in doubted:
             finding = _finding(report, result.target, SUSPICIOUS, ALONE, off[0], len(off))
             message = (
-                f"{finding.message}. All targets are off there, and {report.reference_backend} in "
-                "the same dtype by as much: the dtype does more than the twins show, such as to a "
-                "constant"
+                f"{finding.message}. Every other backend is off there by as much, "
+                f"{report.reference_backend} in the same dtype too: the dtype does more than the "
+                "twins show, such as to a constant"
             )
             yield replace(finding, message=message)
         off = [c for c in comparisons if c.verdict == DISAGREES]

@@ -289,7 +289,7 @@ def test_what_the_dtype_rounds_inside_of_a_layer_accuses_nobody(workers):
     report = checked(None)
     assert report.agrees, report.table()
     assert {f.verdict for f in report.findings} == {"suspicious"}
-    assert "in the same dtype by as much" in report.findings[0].message
+    assert "in the same dtype too" in report.findings[0].message
     report = checked(BACKEND)
     assert report.disagreeing == [TARGET]
     assert {f.layer for f in report.findings} == {"Positions"}
