@@ -52,7 +52,8 @@ def random_rates(layer: keras.layers.Layer) -> dict[str, Any]:
         name
         for cls in type(layer).__mro__
         if cls.__module__.partition(".")[0] in ("keras", "multibackend_lstm")
-        for name in inspect.signature(cls.__init__).parameters
+        if "__init__" in vars(cls)
+        for name in inspect.signature(vars(cls)["__init__"]).parameters
     }
     found = {name: getattr(layer, name, None) for name in _RATES if name in arguments}
     return {
