@@ -10,11 +10,15 @@ from multibackend_lstm.agreement.case import Case, case_of
 from multibackend_lstm.agreement.comparison import DISAGREES, GROUPS, Comparison
 from multibackend_lstm.agreement.report import Finding, Report
 from multibackend_lstm.runtimes.errors import CaseError
+from multibackend_lstm.runtimes.loading import cause
 from multibackend_lstm.runtimes.noise_floor import rounding_of
 from multibackend_lstm.runtimes.workers import REFERENCE, Worker, WorkerError, Workers
 
 # Kinds that a script of Keras alone can compute, those that are wrong first in front.
-_KINDS = ("captured output", "output", "output of a second batch", "weight gradient", "loss", "weight")  # noqa: E501  # fmt: skip
+_KINDS = (
+    *("captured output", "output", "output of a second batch"),
+    *("weight gradient", "loss", "weight"),
+)
 _TRAINED = ("gradients", "training")
 
 
@@ -118,19 +122,24 @@ def _rebuilt(case: Case) -> Any:
     import keras
 
     from multibackend_lstm.runtimes.execution import in_order
-    from multibackend_lstm.runtimes.imports import imported
+    from multibackend_lstm.runtimes.imports import imported, imported_module
 
     source = case.source
-    if "function" in source:
-        model = imported(source["function"])()
-        model, inputs = model if isinstance(model, tuple) else (model, None)
-        if not model.built:
-            model(inputs)
-    else:
-        objects = {name: imported(place) for name, place in source.get("objects", {}).items()}
-        model = keras.saving.deserialize_keras_object(
-            source["config"], custom_objects=objects, safe_mode=True
-        )
+    for module in source.get("modules", []):
+        imported_module(module)
+    try:
+        if "function" in source:
+            model = imported(source["function"])()
+            model, inputs = model if isinstance(model, tuple) else (model, None)
+            if not model.built:
+                model(inputs)
+        else:
+            objects = {name: imported(place) for name, place in source.get("objects", {}).items()}
+            model = keras.saving.deserialize_keras_object(
+                source["config"], custom_objects=objects, safe_mode=True
+            )
+    except Exception as error:  # whatever a model of somebody brings up here
+        raise CaseError(f"the model cannot be built in this process: {cause(error)}") from error
     weights = case.weights or []
     variables = in_order(model.weights, case.weight_paths, [x.shape for x in weights])
     for variable, value in zip(variables, weights, strict=True):
