@@ -480,6 +480,13 @@ def _workers_in_turn(workers: Workers) -> list[tuple[str, Target]]:
 
 def _check_training(workers: Workers, case: Case, training: dict[str, Any]) -> None:
     """Ask the first worker that there is whether Keras knows the optimizer and the loss."""
+    assert case.described is not None
+    count, losses = case.described["floating_outputs"], training["loss"]
+    if isinstance(losses, list) and count not in (None, len(losses)):
+        raise CaseError(
+            f"`loss` must have an entry for each output of a floating dtype, of which there are "
+            f"{count}. Received {len(losses)}."
+        )
     imports = {k: v for k, v in case.source.items() if k in ("modules", "objects", "function")}
     arguments = {"source": imports, **{key: training[key] for key in ("optimizer", "loss")}}
     function = "multibackend_lstm.runtimes.execution:check_training"

@@ -126,6 +126,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "structure": tree.pack_sequence_as(model._inputs_struct, list(range(len(specs))))
         if hasattr(model, "_inputs_struct")
         else None,
+        "floating_outputs": sum(map(_is_float, getattr(model, "outputs", None) or [])) or None,
         "compiled": compiled(model),
         "weights": _weights_of_layers(model),
         "trainable": _places(model, model.trainable_weights),

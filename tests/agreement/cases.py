@@ -134,8 +134,8 @@ class Nothing(keras.layers.Layer):
 class Subclassed(keras.Model):
     """Has no weights before its first call."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.nothing = Nothing()
         self.dense = keras.layers.Dense(2)
 
