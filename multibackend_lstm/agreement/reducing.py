@@ -113,7 +113,7 @@ class _Graph:
             found = keras.Model(model.inputs, [*missing.values()])(
                 [ops.convert_to_tensor(x) for x in inputs], training=False
             )
-            self._values |= dict(zip(missing, map(_array, found), strict=True))
+            self._values |= dict(zip(missing, map(_array, tree.flatten(found)), strict=True))
         return [self._values[key] for key in given]
 
     def can_be_left_out(self, place: int) -> bool:
