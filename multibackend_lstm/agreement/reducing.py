@@ -100,8 +100,9 @@ class _Graph:
                 needed.update(map(id, step.input_tensors))
         made = {id(x) for _, step in kept for x in step.outputs}
         given = {id(x): x for _, step in kept for x in step.input_tensors if id(x) not in made}
+        values = self._of(given)
         try:
-            return _called([*given.values()], self._of(given), kept[::-1], outputs, without=without)
+            return _called([*given.values()], values, kept[::-1], outputs, without=without)
         except _REFUSALS:
             return None
 
