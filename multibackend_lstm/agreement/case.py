@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,14 +54,48 @@ class Case:
             for index, array in enumerate(arrays or [])
         }
 
+    def request(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What has a worker run it, with its arrays.
+
+        Args:
+            settings: of the check: dtype, training and seed.
+        """
+        return {
+            "do": "run",
+            "source": self.source,
+            "dtype": settings["dtype"],
+            "structure": self.structure,
+            "training": settings["training"],
+            "seed": settings["seed"],
+            "twins": 0,
+            "rounding": 0.0,
+            "weight_paths": self.weight_paths,
+            "dtypes": None,
+            # For what is no backend of Keras, and knows its inputs by name.
+            "inputs": self._given(),
+        }
+
+    def _given(self) -> list[dict[str, str]]:
+        """Name and dtype of each input."""
+        assert self.described is not None
+        assert self.inputs is not None
+        specs = self.described["inputs"]
+        if len(specs) != len(self.inputs):  # a model that does not tell them
+            specs = [{"name": str(i), "dtype": str(x.dtype)} for i, x in enumerate(self.inputs)]
+        return [{"name": spec["name"], "dtype": spec["dtype"]} for spec in specs]
+
 
 def case_of(model: Any, inputs: Any, labels: Any, modules: Sequence[str]) -> Case:
     """The case of a model, a layer, a `.keras` file or a function's import path.
+
+    A model may come as `(model, inputs)`, as such a function may return it.
 
     Raises:
         CaseError: if it is none of them, or workers could not build it.
         ModelFileError: (a `ValueError`) for a file that is damaged or unsafe.
     """
+    if isinstance(model, tuple) and len(model) == 2 and inputs is None:
+        model, inputs = model
     if isinstance(model, (str, Path)):
         text = str(model)
         if Path(text).exists() and not Path(text).is_dir():
@@ -283,6 +318,11 @@ def draw_inputs(
         check_numbers(f"input {spec['name']!r}", shape)
         if spec.get("categories"):
             drawn = rng.integers(0, spec["categories"], shape).astype(spec["dtype"])
+        elif not re.match("u?int|float|bfloat|bool", spec["dtype"]):
+            raise CaseError(
+                f"input {spec['name']!r} takes {spec['dtype']}, and only numbers and booleans are "
+                "compared. Give the part of the model behind the layers that turn it into numbers."
+            )
         elif "int" in spec["dtype"] or spec["dtype"] == "bool":
             drawn = rng.integers(0, 2, shape).astype(spec["dtype"])
         else:

@@ -1,5 +1,6 @@
 """`check`: run one case on every target, compare with the truth, and report."""
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,9 +13,10 @@ import numpy as np
 
 from multibackend_lstm.agreement.bundle import check_empty, write_bundles
 from multibackend_lstm.agreement.case import Case, case_of, draw_inputs
-from multibackend_lstm.agreement.comparison import ALONE, compare, missing
+from multibackend_lstm.agreement.comparison import ALONE, DISAGREES, GROUPS, compare, missing
 from multibackend_lstm.agreement.fewer_units import with_fewer_units
-from multibackend_lstm.agreement.isolation import compare_alone
+from multibackend_lstm.agreement.isolation import WITNESS, compare_alone
+from multibackend_lstm.agreement.least_models import LeastModel, least_model
 from multibackend_lstm.agreement.more_inputs import check_names, inputs_named
 from multibackend_lstm.agreement.report import (
     FAILED,
@@ -89,8 +91,9 @@ def check(
         steps: training steps, on one batch; 0 for the gradients alone, None for no training.
         optimizer: name or config of a Keras optimizer; by default the one that the model is
             compiled with, else `"adam"`.
-        loss: name or config of a Keras loss, of each output, which are added; by default the one
-            that the model is compiled with, else `"mean_squared_error"`.
+        loss: name or config of a Keras loss, of each output, or a list of one an output of a
+            floating dtype; they are added. By default what the model is compiled with, else
+            `"mean_squared_error"`.
         dtype: policy to give every layer, such as `"mixed_bfloat16"`; as it is by default.
         precision: `"strict"` turns TF32 and reduced-precision reductions off.
         twins: how many perturbed runs the noise floor is taken from.
@@ -107,7 +110,8 @@ def check(
             are then those of the file; only the form of the model is taken from `model`.
         save_truth: an `.npz` file to write the truth to, with the numbers of the case.
         bundle: a new or empty folder, to write a folder to for each layer that is off alone: with
-            its config, the least inputs that show it, a script and an issue for upstream.
+            its config, the least inputs that show it, a script and an issue for upstream. What is
+            off in the whole model alone has one with the least part of the model that shows it.
         progress: is told what is being done.
 
     Returns:
@@ -172,10 +176,35 @@ def check(
                     with_fewer_units(least, leasts, workers, modules, exact=report.float64)
                     for least in leasts.found
                 ]
-            report.bundles = write_bundles(Path(bundle), report, leasts, modules)
+            models = _least_models(report, case, workers, modules, progress)
+            report.bundles = write_bundles(Path(bundle), report, leasts, models, modules)
         for name in more_inputs:
             _check_on(name, report, workers, case, settings, progress)
         return report
+
+
+def _least_models(
+    report: Report,
+    case: Case,
+    workers: Workers,
+    modules: Sequence[str],
+    progress: Callable[[str], None],
+) -> dict[int, LeastModel | str]:
+    """The least part of the model for each finding of the whole, by its number, or why not."""
+    models: dict[int, LeastModel | str] = {}
+    for number, finding in enumerate(report.findings, 1):
+        if finding.verdict == DISAGREES and finding.group in GROUPS and finding.group != ALONE:
+            try:
+                models[number] = least_model(
+                    finding, case, report, workers, modules, _compared, progress
+                )
+            except (CaseError, WorkerError) as reason:
+                models[number] = str(reason)
+    return models
+
+
+def _compared(workers: Workers, case: Case, settings: Mapping[str, Any]) -> Report:
+    return check_case(workers, case, settings)
 
 
 def _check_on(
@@ -204,7 +233,9 @@ def _check_on(
 
 
 def _plain(identifier: Any) -> Any:
-    """An optimizer or loss as its name or config."""
+    """An optimizer or a loss, or several, as names or configs."""
+    if isinstance(identifier, list):
+        return [_plain(x) for x in identifier]
     if identifier is None or isinstance(identifier, (str, dict)):
         return identifier
     import keras
@@ -283,20 +314,7 @@ def _check(
     assert case.described is not None
     layers = {**_trainers(settings["training"]), **case.described["layers"]}
     report = Report(case=case.name, reference="", float64=False, settings=settings, layers=layers)
-    request = {
-        "do": "run",
-        "source": case.source,
-        "dtype": settings["dtype"],
-        "structure": case.structure,
-        "training": settings["training"],
-        "seed": settings["seed"],
-        "twins": 0,
-        "rounding": 0.0,
-        "weight_paths": case.weight_paths,
-        "dtypes": None,
-        # For what is no backend of Keras, and knows its inputs by name.
-        "inputs": _given(case),
-    }
+    request = case.request(settings)
     progress(f"{case.name}: computing")
     started: list[tuple[Target, Worker | str]] = []
     for target in workers.targets:
@@ -334,7 +352,8 @@ def _check(
                 for path, places in case.described["weights"].items()
             }
             leasts.trainable = dict(pairs_of[place] for place in case.described["trainable"])
-        compare_alone(truth, reference, pairs, settings["twins"], progress, leasts)
+        witness = _witness(workers, truth, request, case) if reference is not None else lambda: None
+        compare_alone(truth, reference, pairs, settings["twins"], progress, witness, leasts)
         rounding = rounding_of(settings["dtype"], case.described["layers"], True)
         request |= {"dtype": "float64", "twins": 2, "rounding": rounding, "dtypes": None}
         judged = [result for result, _ in pairs]
@@ -345,29 +364,38 @@ def _check(
     return report
 
 
+def _witness(
+    workers: Workers, truth: Truth, request: Mapping[str, Any], case: Case
+) -> Callable[[], Worker | None]:
+    """Starts, when it is first needed, what computes as the truth does, but as targets run."""
+
+    @functools.cache
+    def witness() -> Worker | None:
+        try:
+            worker = workers.worker(WITNESS, Target(truth.backend))
+            worker.ask({**request, "dtypes": None, "only_load": True}, case.arrays)
+            list(worker.answers("done"))
+        except WorkerError:
+            return None
+        return worker
+
+    return witness
+
+
 def _trainers(training: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """Loss and optimizer, which are called alone too, as a report holds layers."""
     found = {}
     for kind in ("loss", "optimizer"):
         named = (training or {}).get(kind)
         if named is not None:
-            config = named if isinstance(named, dict) else {"class_name": named, "config": {}}
+            name = "several losses" if isinstance(named, list) else named
+            config = named if isinstance(named, dict) else {"class_name": name, "config": {}}
             found[kind] = {"module": f"keras.{kind}s", **config}
     return found
 
 
 def _calls_layers(worker: Worker | str) -> TypeGuard[Worker]:
     return isinstance(worker, Worker) and ALONE in worker.ready["parts"]
-
-
-def _given(case: Case) -> list[dict[str, str]]:
-    """Name and dtype of each input."""
-    assert case.described is not None
-    assert case.inputs is not None
-    specs = case.described["inputs"]
-    if len(specs) != len(case.inputs):  # a model that does not tell them
-        specs = [{"name": str(i), "dtype": str(x.dtype)} for i, x in enumerate(case.inputs)]
-    return [{"name": spec["name"], "dtype": spec["dtype"]} for spec in specs]
 
 
 def _computed_truth(
@@ -455,6 +483,13 @@ def _workers_in_turn(workers: Workers) -> list[tuple[str, Target]]:
 
 def _check_training(workers: Workers, case: Case, training: dict[str, Any]) -> None:
     """Ask the first worker that there is whether Keras knows the optimizer and the loss."""
+    assert case.described is not None
+    count, losses = case.described["floating_outputs"], training["loss"]
+    if isinstance(losses, list) and count not in (None, len(losses)):
+        raise CaseError(
+            f"`loss` must have an entry for each output of a floating dtype, of which there are "
+            f"{count}. Received {len(losses)}."
+        )
     imports = {k: v for k, v in case.source.items() if k in ("modules", "objects", "function")}
     arguments = {"source": imports, **{key: training[key] for key in ("optimizer", "loss")}}
     function = "multibackend_lstm.runtimes.execution:check_training"

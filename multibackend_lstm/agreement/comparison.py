@@ -69,6 +69,7 @@ class Comparison:
         problem: what else is wrong: a shape, a dtype, a missing tensor, a NaN on one side.
         floor: the noise floor, with the rounding of the truth itself to the target's dtype.
         rms: root mean square distance over the elements that are finite in both.
+        size: root mean square of the truth, over the same.
         max_absolute: largest distance.
         max_relative: largest distance over the truth's size, where that is not 0.
         max_ulp: largest distance in units of float32's last place.
@@ -88,6 +89,7 @@ class Comparison:
     problem: str | None = None
     floor: float = 0.0
     rms: float = 0.0
+    size: float = 0.0
     max_absolute: float = 0.0
     max_relative: float = 0.0
     max_ulp: float = 0.0
@@ -230,6 +232,7 @@ def compare(
         problem=problem,
         floor=floor,
         rms=rms,
+        size=_rms(wide[finite]),
         max_absolute=float(distance.max()),
         max_relative=float(np.max(distance[size > 0] / size[size > 0], initial=0.0)),
         max_ulp=float(np.max(distance / unit.astype("float64"))),

@@ -95,16 +95,13 @@ def _made(case: Any, least: Least, workers: Workers, *, exact: bool) -> Least | 
     target = next(t for t in workers.targets if str(t) == least.target)
     worker = workers.worker(least.target, target)
     reference = workers.worker(REFERENCE, workers.reference)
-    request = {
-        "do": "run", "source": case.source, "dtype": None, "structure": case.structure,
-        "training": None, "seed": 0, "twins": 0, "rounding": ROUNDING["float32"],
-        "weight_paths": case.weight_paths, "dtypes": None,
-    }  # fmt: skip
+    request = case.request({"dtype": None, "training": None, "seed": 0})
+    request |= {"rounding": ROUNDING["float32"], "only_load": True}
     wide = {"dtype": "float64", "twins": 2} if exact else {}
     for each, more in ((worker, {}), (reference, wide)):
         each.ask(request | more, case.arrays)
         for _ in each.answers("done"):
-            pass  # only the model is wanted
+            pass
     kinds = {least.comparison.kind}
     return tried(
         least.target, worker, reference, least.call, least.tensors, CONFIRMING_TWINS, exact, kinds,

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from multibackend_lstm.agreement.comparison import (
+    AGREES,
     ALONE,
     DISAGREES,
+    SUSPICIOUS,
     Comparison,
     compare,
     missing,
@@ -17,10 +19,18 @@ from multibackend_lstm.agreement.comparison import (
 from multibackend_lstm.agreement.report import TargetResult
 from multibackend_lstm.agreement.shrinking import Least, Leasts, shrink
 from multibackend_lstm.agreement.truth import Key, Truth
+from multibackend_lstm.runtimes.noise_floor import ROUNDING
 from multibackend_lstm.runtimes.workers import Worker, WorkerError
 
 #: Perturbed runs behind the floor of a tensor before it is accused.
 CONFIRMING_TWINS = 64
+#: Gives a worker that computes as the truth does, but in the dtype of the targets; None for none.
+Witness = Callable[[], Worker | None]
+#: The name of the worker that shows what the dtype of the targets does.
+WITNESS = "witness"
+# As far off as this many times another backend is what the dtype explains, up to so many times its
+# rounding, relative to the tensor: as a sine is off at that number.
+_AS_FAR_AS, _ROUNDINGS = 4.0, 2**13
 
 
 def compare_alone(
@@ -29,13 +39,16 @@ def compare_alone(
     targets: Sequence[tuple[TargetResult, Worker]],
     twins: int,
     progress: Callable[[str], None],
+    witness: Witness = lambda: None,
     leasts: Leasts | None = None,
 ) -> None:
     """Have every layer called alone, and add the comparisons to the targets' results.
 
     What is off is confirmed before it counts: the floor is taken from more twins, gradients at 0
     may be those of either side, and the target computes again. If it does not repeat itself to the
-    bit, it is as far off as it may be from itself. Then the layer is opened, and each of its
+    bit, it is as far off as it may be from itself. What is off by no more than every other backend
+    is, that of the truth in the same dtype too, accuses nobody: the dtype rounds what no twin
+    moves, such as a constant inside of the layer. Then the layer is opened, and each of its
     operations is judged as it was.
 
     Args:
@@ -44,13 +57,14 @@ def compare_alone(
         targets: result and worker of each that can call a layer.
         twins: perturbed runs that the noise floor is taken from.
         progress: is told what is being done.
+        witness: of what the dtype does.
         leasts: gets the least call that shows each layer that is off; None for none.
     """
     for result, _ in targets:
         result.not_compared |= {f"{name} alone": why for name, why in truth.not_alone.items()}
     for number, header in enumerate(truth.calls):
         progress(f"{header['name']} alone")
-        off = _compare_call(truth, reference, targets, twins, number, inside=False)
+        off = _compare_call(truth, reference, targets, twins, number, witness)
         if reference is None:
             continue
         if leasts is not None:
@@ -120,7 +134,7 @@ def _compare_inside(
             opened.append((TargetResult(result.target, result.ready), worker, result))
     pairs = [(found, worker) for found, worker, _ in opened]
     for place in range(len(inside.calls)):
-        _compare_call(inside, reference, pairs, twins, place, inside=True)
+        _compare_call(inside, reference, pairs, twins, place, None)
     for found, _, result in opened:
         result.opened.setdefault(header["path"], []).extend(found.comparisons)
 
@@ -131,12 +145,11 @@ def _compare_call(
     targets: Sequence[tuple[TargetResult, Worker]],
     twins: int,
     number: int,
-    *,
-    inside: bool,
+    witness: Witness | None,
 ) -> list[tuple[TargetResult, Worker]]:
-    """Compare a call; returns the targets that are off."""
+    """Compare a call, without a witness one inside of a layer; returns the targets that are off."""
     header, arrays = truth.calls[number], truth.call_arrays(number)
-    request = {"do": "alone", "call": header, "twins": 0, "inside": inside}
+    request = {"do": "alone", "call": header, "twins": 0, "inside": witness is None}
     # One that has ended is a failure already.
     targets = [(result, worker) for result, worker in targets if worker.alive]
     for _, worker in targets:
@@ -161,6 +174,8 @@ def _compare_call(
                 second = _collected(result, worker, header)
                 compared[result.target] = _compared(result, truth, number, found, second)
         _find_peers(truth, number, compared, {r.target: found for r, _, found in answered})
+        if witness is not None and truth.float64:
+            _excuse(truth, number, compared, witness, request)
     for result, _, _ in answered:
         result.comparisons += compared[result.target]
     return [(r, worker) for r, worker, _ in answered if _is_off(compared[r.target])]
@@ -273,6 +288,61 @@ def _one(
         assigned=assigned,
         of_twins=compared.rms / own if own else 0.0,
     )
+
+
+def _excuse(
+    truth: Truth,
+    number: int,
+    compared: dict[str, list[Comparison]],
+    witness: Witness,
+    request: Mapping[str, Any],
+) -> None:
+    """Take back what is off by no more than every other backend is, the truth's own too."""
+    limit = _ROUNDINGS * ROUNDING.get(truth.calls[number]["dtype"], ROUNDING["float32"])
+    places = [
+        (target, place)
+        for target, found in compared.items()
+        for place, c in enumerate(found)
+        if c.verdict == DISAGREES and c.problem is None and c.rms <= limit * c.size
+    ]
+    if not places:
+        return
+    beside = {**compared}
+    if truth.backend not in {target.partition("@")[0] for target in compared}:
+        beside[f"{truth.backend}@{WITNESS}"] = _witnessed(truth, number, witness, request)
+    for target, place in places:
+        c, backend = compared[target][place], target.partition("@")[0]
+        others = [
+            seen
+            for other, found in beside.items()
+            for seen in found
+            if other.partition("@")[0] != backend and (seen.kind, seen.path) == (c.kind, c.path)
+        ]
+        as_far = all(
+            seen.problem is None
+            and c.rms <= _AS_FAR_AS * seen.rms
+            and c.max_absolute <= _AS_FAR_AS * seen.max_absolute
+            for seen in others
+        )
+        if others and as_far:
+            alone = all(seen.verdict == AGREES for seen in others)
+            verdict = AGREES if alone else SUSPICIOUS
+            compared[target][place] = replace(c, verdict=verdict, peers=())
+
+
+def _witnessed(
+    truth: Truth, number: int, witness: Witness, request: Mapping[str, Any]
+) -> list[Comparison]:
+    """What a witness makes of a call."""
+    worker = witness()
+    if worker is None:
+        return []
+    try:
+        worker.ask(request, truth.call_arrays(number))
+        found = dict(_received(worker))
+    except WorkerError:
+        return []
+    return _compared(TargetResult("witness", worker.ready), truth, number, found)
 
 
 def _find_peers(

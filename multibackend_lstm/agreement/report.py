@@ -445,6 +445,15 @@ def _alone_findings(
     for comparison in result.group(ALONE):
         by_layer.setdefault(comparison.layer, []).append(comparison)
     for layer, comparisons in by_layer.items():
+        off = [c for c in comparisons if c.verdict == SUSPICIOUS]
+        if off and layer not in doubted:
+            finding = _finding(report, result.target, SUSPICIOUS, ALONE, off[0], len(off))
+            message = (
+                f"{finding.message}. Every other backend is off there by as much, "
+                f"{report.reference_backend} in the same dtype too: the dtype does more than the "
+                "twins show, such as to a constant"
+            )
+            yield replace(finding, message=message)
         off = [c for c in comparisons if c.verdict == DISAGREES]
         if off and layer not in doubted:
             finding = _finding(report, result.target, DISAGREES, ALONE, off[0], len(off))
@@ -547,7 +556,7 @@ def _target_findings(report: Report, result: TargetResult) -> Iterator[Finding]:
     for part, reason in result.not_compared.items():
         message = f"{target}: {part} not compared: {reason}"
         yield Finding(target, NOT_COMPARED, part, message)
-    guilty = {c.layer for c in result.group(ALONE) if c.verdict == DISAGREES}
+    guilty = {c.layer for c in result.group(ALONE) if c.verdict != AGREES}
     consequences = {ALONE, *(_FOLLOWING[ALONE] if guilty else ())}
     for group in GROUPS:
         if group in consequences:

@@ -1,6 +1,7 @@
 """The least inputs with which a layer that is off alone is still off."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +135,8 @@ def shrink(
     shrinking = True
     while shrinking and left > 0:
         shrinking = False
-        for tensors in _smaller(least.tensors, call["path"], leasts):
+        is_fixed = functools.partial(leasts.is_fixed, call["path"])
+        for tensors in smaller(least.tensors, is_fixed):
             left -= 1
             found = trial(least.call, tensors, _TWINS)
             if found is not None:
@@ -161,12 +163,17 @@ def _in_inference(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "training": False, "arguments": {"list": [args, {"dict": named}]}}
 
 
-def _smaller(
-    tensors: Sequence[np.ndarray], path: str, leasts: Leasts
+def smaller(
+    tensors: Sequence[np.ndarray], is_fixed: Callable[[int, int], bool]
 ) -> Iterator[list[np.ndarray]]:
-    """The same with an axis cut, in all tensors that are as long there; the batch first."""
+    """The same with an axis cut, in all tensors that are as long there; the batch first.
+
+    Args:
+        tensors: to cut.
+        is_fixed: whether an axis is not to be cut, of tensors with so many axes.
+    """
     for axis in range(max((x.ndim for x in tensors), default=0)):
-        if any(leasts.is_fixed(path, axis, x.ndim) for x in tensors if x.ndim > axis):
+        if any(is_fixed(axis, x.ndim) for x in tensors if x.ndim > axis):
             continue
         size = next(x.shape[axis] for x in tensors if x.ndim > axis)
         for length in sorted({1, 2, 3, size // 2}):

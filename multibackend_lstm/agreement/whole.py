@@ -13,7 +13,6 @@ from multibackend_lstm.agreement.comparison import (
     AGREES,
     AGREES_UP_TO,
     ALONE,
-    DISAGREES,
     GROUPS,
     HEALTHY_ALONE,
     Comparison,
@@ -80,7 +79,7 @@ def _is_open(result: TargetResult, c: Comparison) -> bool:
     """Whether a tensor of the whole model is off by some distance, and no layer alone is."""
     if c.kind in GROUPS[ALONE] or c.verdict == AGREES or c.problem is not None:
         return False
-    return not any(other.verdict == DISAGREES for other in result.group(ALONE))
+    return not any(other.verdict != AGREES for other in result.group(ALONE))
 
 
 def _in_units_of_the_layers(result: TargetResult) -> None:

@@ -73,14 +73,14 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
 @click.option(
     "--replay",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Check the layer of a folder that --bundle wrote, in place of MODEL.",
+    help="Check the layer, or part of a model, of a folder that --bundle wrote, in place of MODEL.",
 )
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path),
-    help="Write a folder for each layer that is off alone to this new folder: its config, the "
-    "least inputs that show it, a script and an issue for upstream. With --suite, in a folder of "
-    "each case.",
+    help="Write a folder for each finding to this new folder: the config of the layer that is off "
+    "alone, or else of the least part of the model that shows it, the least inputs, a script and "
+    "an issue for upstream. With --suite, in a folder of each case.",
 )
 @click.option(
     "--inputs",
@@ -133,8 +133,8 @@ def _interpreters(context: Any, option: Any, values: tuple[str, ...]) -> dict[st
 )
 @click.option(
     "--loss",
-    help="Name of a Keras loss, or its config as JSON. Default: the model's own, else "
-    "mean_squared_error.",
+    help="Name of a Keras loss, or its config as JSON, or a list of these, one an output. Default: "
+    "the model's own, else mean_squared_error.",
 )
 @click.option(
     "--dtype",
@@ -254,6 +254,8 @@ def agree(
         )
     from multibackend_lstm.agreement import WorkerError, check
 
+    if options["bundle"] is not None:
+        set_backend(choose_backend())  # parts of the model are built here
     checked: Any = model
     given: Any = _inputs(inputs) if inputs else inputs_from and _inputs_from(inputs_from)
     if replay is not None:
@@ -444,8 +446,8 @@ def _inputs_from(place: str) -> Any:
 
 
 def _identifier(text: str | None, option: str) -> Any:
-    """A name, or a config in JSON."""
-    if text is None or not text.lstrip().startswith("{"):
+    """A name, or a config in JSON, or a list of both."""
+    if text is None or not text.lstrip().startswith(("{", "[")):
         return text
     try:
         return json.loads(text)

@@ -1,5 +1,6 @@
 """Dropout and noise that draw the same random numbers on every backend."""
 
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +18,8 @@ from multibackend_lstm.random.seeds import SavedState
 # file which names it loads without this package too, with that layer in its place.
 
 
-#: What says how much a layer of Keras or of this package drops or adds; it draws nothing at 0.
-RANDOM_RATES = ("rate", "dropout", "recurrent_dropout", "stddev", "factor")
+# What says how much a layer of Keras or of this package drops or adds; it draws nothing at 0.
+_RATES = ("rate", "dropout", "recurrent_dropout", "stddev", "factor")
 
 
 def draws_alike(layer: keras.layers.Layer) -> bool:
@@ -35,21 +36,36 @@ def drawing_otherwise(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]
     """Layers, it or in it, whose random numbers in training are the backend's own."""
     for inner in layer._flatten_layers():
         draws = any(isinstance(v, keras.random.SeedGenerator) for v in vars(inner).values())
-        rates = [getattr(inner, name, None) for name in RANDOM_RATES if is_known(inner)]
-        never = any(rate is not None for rate in rates) and not any(rates)
+        rates = random_rates(inner)
+        never = bool(rates) and not any(rates.values())
         if draws and not never and not draws_alike(inner):
             yield inner
 
 
-def is_known(layer: keras.layers.Layer) -> bool:
-    """Whether the layer's class, or the one it is derived from, is Keras's or this package's."""
-    bases = (keras.layers.Layer, keras.layers.Wrapper, keras.Model)
-    return any(
-        cls.__module__.partition(".")[0] in ("keras", "multibackend_lstm")
-        and issubclass(cls, keras.layers.Layer)
-        and not any(issubclass(base, cls) for base in bases)
+def random_rates(layer: keras.layers.Layer) -> dict[str, Any]:
+    """How much the layer drops or adds by chance, by attribute; 0 where it leaves nothing to it.
+
+    What drops everything, at 1, does so without a draw. Only arguments of a class of Keras or of
+    this package, the layer's own or one that it is derived from, are known to mean that.
+    """
+    arguments = {
+        name
         for cls in type(layer).__mro__
-    )
+        if cls.__module__.partition(".")[0] in ("keras", "multibackend_lstm")
+        if "__init__" in vars(cls)
+        for name in inspect.signature(vars(cls)["__init__"]).parameters
+    }
+    found = {name: getattr(layer, name, None) for name in _RATES if name in arguments}
+    return {
+        name: 0 if rate == 1 and _drops(layer, name) else rate
+        for name, rate in found.items()
+        if rate is not None
+    }
+
+
+def _drops(layer: keras.layers.Layer, name: str) -> bool:
+    """Whether a rate is the share that becomes 0."""
+    return "dropout" in name or isinstance(layer, keras.layers.Dropout)
 
 
 class _Random:

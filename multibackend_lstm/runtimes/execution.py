@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from multibackend_lstm.layers.dropout import RANDOM_RATES, drawing_otherwise, draws_alike, is_known
+from multibackend_lstm.layers.dropout import drawing_otherwise, draws_alike, random_rates
 from multibackend_lstm.runtimes import backend_runtime
 from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.imports import imported, imported_module
@@ -55,7 +55,7 @@ def check_training(source: dict[str, Any], optimizer: Any, loss: Any) -> None:
     Args:
         source: as for `load`; what it imports may register the two.
         optimizer: name or config.
-        loss: name or config.
+        loss: name or config, or a list of them.
 
     Raises:
         CaseError: if there is none.
@@ -64,9 +64,10 @@ def check_training(source: dict[str, Any], optimizer: Any, loss: Any) -> None:
     for module in [*source.get("modules", []), *(place.partition(":")[0] for place in places)]:
         if module:
             imported_module(module)
+    losses = loss if isinstance(loss, list) else [loss]
     for kind, get, given in (
         ("optimizer", keras.optimizers.get, optimizer),
-        ("loss", keras.losses.get, loss),
+        *(("loss", keras.losses.get, one) for one in losses),
     ):
         try:
             get(given)
@@ -126,6 +127,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "structure": tree.pack_sequence_as(model._inputs_struct, list(range(len(specs))))
         if hasattr(model, "_inputs_struct")
         else None,
+        "floating_outputs": sum(map(_is_float, getattr(model, "outputs", None) or [])) or None,
         "compiled": compiled(model),
         "weights": _weights_of_layers(model),
         "trainable": _places(model, model.trainable_weights),
@@ -150,16 +152,34 @@ def _places(model: keras.Model, weights: Sequence[Any]) -> list[int]:
 
 
 def compiled(model: keras.Model) -> dict[str, Any]:
-    """Configs of the optimizer and the loss that a model was compiled with.
+    """Configs of the optimizer and the loss that a model was compiled with; None for none.
 
-    One that is not there, or a loss that is several, is None.
+    Several losses are a list, one for each output of a floating dtype.
     """
     config = (model.get_compile_config() if model.compiled else None) or {}
-    found = {key: config.get(key) for key in ("optimizer", "loss")}
+    optimizer, loss = (config.get(key) for key in ("optimizer", "loss"))
     return {
-        key: value if isinstance(value, str) or "class_name" in (value or {}) else None
-        for key, value in found.items()
+        "optimizer": optimizer if _is_one(optimizer) else None,
+        "loss": loss if _is_one(loss) else _by_output(model, loss),
     }
+
+
+def _is_one(config: Any) -> bool:
+    return isinstance(config, str) or (isinstance(config, dict) and "class_name" in config)
+
+
+def _by_output(model: keras.Model, losses: Any) -> list[Any] | None:
+    """Several losses in the order of the outputs; None where they are nested otherwise."""
+    outputs = getattr(model, "outputs", None)
+    if not losses or not outputs:
+        return None
+    if isinstance(losses, dict):
+        named = isinstance(model.output, dict)
+        names = sorted(model.output) if named else model.output_names
+        losses = [losses.get(name) for name in names] if {*losses} <= {*names} else []
+    if len(losses) != len(outputs) or not all(x is None or _is_one(x) for x in losses):
+        return None
+    return [loss for loss, x in zip(losses, outputs, strict=True) if _is_float(x)]
 
 
 def layer_config(layer: Any) -> dict[str, Any]:
@@ -324,8 +344,9 @@ def silence(model: keras.Model) -> list[str]:
 
     Layers of this package that draw so all start from the same seeds. Keras's dropout and noise
     differ among backends by design, so a training step can only be compared without them: their
-    rates become 0. A layer of somebody else may mean anything by a `rate` or `factor`: it is left
-    alone, and if it has a seed its numbers differ.
+    rates become 0, but for one of 1, which drops everything and leaves nothing to chance. A layer
+    of somebody else may mean anything by a `rate` or `factor`: it is left alone, and if it has a
+    seed its numbers differ.
     """
     for position, layer in enumerate(model._flatten_layers()):
         for generator in vars(layer).values() if draws_alike(layer) else ():
@@ -335,9 +356,9 @@ def silence(model: keras.Model) -> list[str]:
     remaining = []
     for layer in drawing_otherwise(model):
         found = False
-        for name in RANDOM_RATES if is_known(layer) else ():
+        for name, rate in random_rates(layer).items():
             settable = not isinstance(getattr(type(layer), name, None), property)
-            if settable and isinstance(getattr(layer, name, None), (int, float)):
+            if rate and settable and isinstance(rate, (int, float)):
                 setattr(layer, name, 0.0)
                 found = True
         if not found:
@@ -452,7 +473,7 @@ class Execution:
         self._training: dict[str, Any] = training or {}
         self.noisy = noisy
         self.capture = Capture(model)
-        loss = keras.losses.get(self._training.get("loss"))
+        loss = self._training.get("loss")
         dtype = "float64" if noisy else "float32"
         #: Of lists of outputs and labels; None without training.
         self.total_loss = None if loss is None else TotalLoss(loss, dtype)
@@ -622,12 +643,14 @@ class TotalLoss:
     """The losses of all outputs, added.
 
     Args:
-        function: of one output.
+        loss: name or config of each output's, or a list of one an output, None for none.
         dtype: to compute in.
     """
 
-    def __init__(self, function: Any, dtype: str) -> None:
-        self._function, self._dtype = function, dtype
+    def __init__(self, loss: Any, dtype: str) -> None:
+        self._several = isinstance(loss, list)
+        self._functions = [keras.losses.get(x) for x in (loss if self._several else [loss])]
+        self._dtype = dtype
 
     def __call__(self, outputs: Sequence[Any], labels: Sequence[Any]) -> Any:
         """The sum; `call` may have been replaced, as a layer's may."""
@@ -635,9 +658,16 @@ class TotalLoss:
 
     def call(self, outputs: Sequence[Any], labels: Sequence[Any]) -> Any:
         """The sum. Labels have no gradient."""
+        functions = self._functions if self._several else self._functions * len(outputs)
+        if len(functions) != len(outputs):
+            raise CaseError(
+                f"`loss` must have an entry for each output of a floating dtype, of which there "
+                f"are {len(outputs)}. Received {len(functions)}."
+            )
         total = ops.zeros((), self._dtype)
-        for label, output in zip(labels, outputs, strict=True):
-            total += _Loss(self._function, self._dtype)(ops.stop_gradient(label), output)
+        for function, label, output in zip(functions, labels, outputs, strict=True):
+            if function is not None:
+                total += _Loss(function, self._dtype)(ops.stop_gradient(label), output)
         return total
 
 
@@ -682,14 +712,18 @@ def checkpoints(steps: int) -> list[int]:
     return sorted({round(x) for x in np.geomspace(1, steps, min(steps, 12))}) if steps else []
 
 
-def draw_labels(loss: Any, outputs: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Labels that a loss of this name can take, for outputs of these shapes."""
-    name = json.dumps(loss).lower()
-    labels = []
+def draw_labels(loss: Any, outputs: list[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Labels that a loss of this name can take, for outputs of these shapes.
+
+    Inputs are drawn by the seed alone: labels must not be the same numbers.
+    """
+    rng = np.random.default_rng([seed, 1])
+    labels: list[np.ndarray] = []
     for output in outputs:
         if not np.issubdtype(output.dtype, np.floating):
             continue
-        shape = output.shape
+        of_output = loss[len(labels)] if isinstance(loss, list) else loss
+        name, shape = json.dumps(of_output).lower(), output.shape
         if "sparse" in name:
             labels.append(rng.integers(0, shape[-1], shape[:-1]))
         elif "categorical" in name:

@@ -24,6 +24,7 @@ class KerasModels(Runtime):
     {"do": "describe", "source", "dtype"} -> {"described": inputs, layers, weights, ...} + arrays
     {"do": "run", "source", "dtype", "structure", "training", "twins", "seed", "rounding",
      "weight_paths", "dtypes"} -> tensors; with "dtypes", {"call"} or {"cannot", "reason"} for each
+    ... with "only_load", for its layers to be called alone, nothing but {"done"}
     ... with "flips" -> {"flips": {"kind", "path", "size"}}
     {"do": "alone", "call", "twins", "inside", "kinks"} -> tensors of a layer of the model run last
     {"do": "open", "call", "record"} -> {"call"}, ... of the operations inside of a layer; {"done"}
@@ -84,6 +85,7 @@ class KerasModels(Runtime):
         weight_paths: list[str],
         dtypes: dict[str, str] | None = None,
         flips: int = 0,
+        only_load: bool = False,
         **_: Any,
     ) -> None:
         """Every tensor of a case; with `twins`, in float64 with each tensor's noise floor.
@@ -105,7 +107,9 @@ class KerasModels(Runtime):
             execution = Execution(model, structure, training, forms, noisy=self._wide)
             case = _RunParts(execution, arrays, training, seed, self._wide)
             self._isolation = Isolation(execution, weights, weight_paths)
-            if flips:
+            if only_load:
+                pass
+            elif flips:
                 _send_flips(answer, case, flips, rounding)
             elif twins:
                 _send_truth(answer, case, twins, rounding)
@@ -114,7 +118,8 @@ class KerasModels(Runtime):
                     _send_part(answer, part)
             if dtypes is not None:
                 _send_calls(answer, case, self._isolation, dtypes)
-        answer({"done": {"seconds": time.perf_counter() - start, "notes": case.notes()}})
+            notes = [] if only_load else case.notes()
+        answer({"done": {"seconds": time.perf_counter() - start, "notes": notes}})
 
     def _open(
         self, answer: Answer, arrays: dict[str, np.ndarray], *, call: dict[str, Any], record: bool
@@ -278,9 +283,7 @@ class _RunParts:
             return None
         if self.labels:
             return self.labels
-        # Inputs are drawn by the seed alone: labels must not be the same numbers.
-        rng = np.random.default_rng([self.seed, 1])
-        return draw_labels(self.training["loss"], execution.output_forms, rng)
+        return draw_labels(self.training["loss"], execution.output_forms, self.seed)
 
     def calls(self, isolation: Any, dtypes: dict[str, str]) -> Iterator[Any]:
         """What goes into each layer, from the start's weights.

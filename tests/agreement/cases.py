@@ -146,8 +146,8 @@ class Nothing(keras.layers.Layer):
 class Subclassed(keras.Model):
     """Has no weights before its first call."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.nothing = Nothing()
         self.dense = keras.layers.Dense(2)
 
@@ -301,3 +301,50 @@ class OffDense(keras.layers.Dense):
 
     def call(self, x):
         return super().call(x) * (1.001 if self.compute_dtype == "float32" else 1)
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class LosesMask(keras.layers.Layer):
+    """Passes its input on, and its mask but on one backend; the float64 run does always."""
+
+    def __init__(self, backend=None, **kwargs):
+        super().__init__(**kwargs)
+        self.backend, self.supports_masking = backend, True
+
+    def call(self, x):
+        return x * 1.0
+
+    def compute_mask(self, x, previous_mask=None):
+        wrong = self.backend == keras.backend.backend() and self.compute_dtype != "float64"
+        return None if wrong else previous_mask
+
+    def get_config(self):
+        return {**super().get_config(), "backend": self.backend}
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class LateSGD(keras.optimizers.SGD):
+    """A hundredth off from the third update on, but in the float64 run."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        late = ops.cast(self.iterations > 1, gradient.dtype)
+        super().update_step(gradient * (1 + 10 * (_off() - 1) * late), variable, learning_rate)
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class Positions(keras.layers.Layer):
+    """Adds sines of up to thousands, of which float32 has few digits; off on one backend."""
+
+    def __init__(self, backend=None, **kwargs):
+        super().__init__(**kwargs)
+        self.backend = backend
+
+    def call(self, x):
+        position = ops.arange(x.shape[1], dtype=self.compute_dtype)[:, None]
+        rate = ops.power(ops.cast(0.7, self.compute_dtype), ops.arange(x.shape[2]))
+        y = x + ops.sin(position * ops.cast(rate, self.compute_dtype))
+        wrong = self.backend == keras.backend.backend() and self.compute_dtype != "float64"
+        return y * (1.003 if wrong else 1)
+
+    def get_config(self):
+        return {**super().get_config(), "backend": self.backend}

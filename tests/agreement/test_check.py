@@ -273,10 +273,22 @@ def test_a_compiled_model_is_trained_as_it_was_compiled(workers):
     assert check(workers, model, optimizer="adam").settings["training"]["optimizer"] == "adam"
 
 
-def test_of_several_losses_none_is_the_models_own(workers):
+def test_several_losses_are_those_of_the_outputs(workers):
     inputs = keras.Input((3,))
-    model = keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(1)(inputs)])
-    model.compile("sgd", ["mean_absolute_error", "mean_squared_error"])
+    classes = layers.Dense(4, activation="softmax", name="classes")(inputs)
+    outputs = [layers.Dense(2, name="numbers")(inputs), keras.ops.argmax(classes, -1), classes]
+    model = keras.Model(inputs, outputs)
+    of_classes = "sparse_categorical_crossentropy"
+    model.compile("sgd", ["mean_absolute_error", None, of_classes])
     report = check(workers, model)
-    assert not report.findings
-    assert report.settings["training"]["loss"] == "mean_squared_error"
+    assert not report.findings, report.table()
+    assert report.settings["training"]["loss"] == ["mean_absolute_error", of_classes]
+    named = keras.Model(inputs, {"b": outputs[0], "a": classes})
+    named.compile("sgd", {"b": "mean_absolute_error", "a": of_classes})
+    report = check(workers, named)
+    assert not report.findings, report.table()
+    assert report.settings["training"]["loss"] == [of_classes, "mean_absolute_error"]
+    (loss,) = [c for c in report.results[0].comparisons if c.kind == "loss"]
+    assert loss.values[1] > 0.5
+    with pytest.raises(agreement.CaseError, match=r"of which there are 2\. Received 1"):
+        check(workers, named, loss=["mae"])

@@ -274,3 +274,22 @@ def test_an_element_beside_a_long_softmax_is_moved_by_the_sum_alone():
     assert 2**-24 < relative < 2**-24 * 64
     assert not sums.axes_of(type("Softmax", (), {"axis": -1})(), [x[:, :256]])
     assert sums.axes_of(type("Moments", (), {"axes": [0, -1]})(), [x]) == (0, 1)
+
+
+def test_what_the_dtype_rounds_inside_of_a_layer_accuses_nobody(workers):
+    """float32 has few digits of a large angle, which no twin moves; TensorFlow in it shows that."""
+    if BACKEND == "tensorflow":
+        pytest.skip("there is no other witness than the target")
+
+    def checked(backend):
+        layer = cases.Positions(backend, name="positions")
+        model = keras.Sequential([keras.Input((3000, 4)), layer, keras.layers.Dense(2)])
+        return check(model, workers=workers, batch=2, steps=1)
+
+    report = checked(None)
+    assert report.agrees, report.table()
+    assert {f.verdict for f in report.findings} == {"suspicious"}
+    assert "in the same dtype too" in report.findings[0].message
+    report = checked(BACKEND)
+    assert report.disagreeing == [TARGET]
+    assert {f.layer for f in report.findings} == {"Positions"}

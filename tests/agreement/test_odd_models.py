@@ -65,6 +65,18 @@ def test_a_model_that_its_first_call_builds_with_a_layer_that_returns_none(worke
         check("agreement.cases:subclassed_alone", workers=workers, steps=1)
 
 
+def test_a_model_and_its_inputs_in_one(workers):
+    check(cases.subclassed(), workers=workers, steps=1).raise_if_disagrees()
+
+
+def test_inputs_that_are_no_numbers_are_refused_in_a_line(workers):
+    inputs = keras.Input((1,), dtype="string", name="words")
+    model = keras.Model(inputs, keras.layers.Flatten()(inputs))
+    with pytest.raises(CaseError, match=r"'words' takes string.*the part of the model") as caught:
+        check(model, workers=workers)
+    assert "\n" not in str(caught.value)
+
+
 def test_outputs_without_a_loss_or_a_gradient(workers):
     report = check("agreement.cases:classes", workers=workers, steps=1)
     assert report.agrees

@@ -73,6 +73,28 @@ def test_what_draws_alike_stays_on_and_starts_alike():
     assert states() == first
 
 
+def test_an_attribute_of_a_derived_class_is_left_alone():
+    """Of `Dropout` only what Keras's class is given means something random."""
+
+    class Scaling(keras.layers.Dropout):
+        factor = 1.5
+
+    layer = Scaling(0.5)
+    assert silence(model_of(layer)) == []
+    assert (layer.rate, layer.factor) == (0, 1.5)
+
+
+@pytest.mark.parametrize("name", ["dropout", "recurrent_dropout"])
+def test_what_drops_everything_leaves_nothing_to_chance(name):
+    """So that it is compared, of which some backend may make another number."""
+    layer, dropout = keras.layers.LSTM(2, **{name: 1.0}), keras.layers.Dropout(1.0)
+    both = keras.layers.GRU(2, dropout=0.3, recurrent_dropout=1.0)
+    for each in (layer, dropout, both):
+        assert silence(model_of(each)) == []
+    assert (getattr(layer, name), getattr(layer.cell, name), dropout.rate) == (1, 1, 1)
+    assert (both.cell.dropout, both.cell.recurrent_dropout) == (0, 1)
+
+
 @pytest.mark.parametrize("kind", [keras.layers.LSTM, keras.layers.GRU])
 def test_dropout_of_recurrent_layers_is_silenced(kind):
     layer = kind(2, dropout=0.4, recurrent_dropout=0.3, return_sequences=True)
