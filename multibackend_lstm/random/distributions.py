@@ -2,11 +2,11 @@
 
 import itertools
 import math
+import struct
 from numbers import Integral, Real
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from multibackend_lstm import backends
@@ -130,7 +130,8 @@ def bernoulli(shape: Any, p: Any = 0.5, *, seed: Seed, start: Any = 0) -> Any:
     if not 0 <= float(p) <= 1:
         raise ValueError(f"bernoulli: `p` must be a probability, in [0, 1]. Received {p}.")
     # The same in integers, in fewer passes: which words, taken without their sign, are below p.
-    bound = 2**8 * math.ceil(float(np.float32(p)) * 2**24)
+    (rounded,) = struct.unpack("f", struct.pack("f", p))  # to float32
+    bound = 2**8 * math.ceil(rounded * 2**24)
     words = bits(shape, seed, start=start)
     if bound in (0, 2**32):
         return ops.full_like(words, bound > 0, dtype="bool")
@@ -295,7 +296,7 @@ def _entries(owner: str, argument: str, given: Any) -> Any:
     count = _integer(given)
     if count is not None and count >= 0:
         return ops.arange(count, dtype="int32")
-    if count is not None or not getattr(given, "shape", np.shape(given)):
+    if count is not None or not getattr(given, "shape", isinstance(given, (list, tuple))):
         raise ValueError(
             f"{owner}: `{argument}` must be a whole number of 0 or more, or a tensor with an axis. "
             f"Received {given!r}."

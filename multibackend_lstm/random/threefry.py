@@ -1,10 +1,10 @@
 """Threefry-2x32, the generator of random bits: a function of a key and a counter, with no state."""
 
 import operator
+from numbers import Integral, Real
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from multibackend_lstm import backends
@@ -107,8 +107,10 @@ def sizes(shape: Any) -> tuple[Any, ...]:
     except TypeError:
         found = (None,)
     for size in found:
-        negative = isinstance(size, (int, np.integer)) and size < 0
-        if negative or size is None or isinstance(size, (bool, float, str, np.floating)):
+        refused = size is None or isinstance(size, (bool, str))
+        if not refused and isinstance(size, Real):  # not a tensor
+            refused = not isinstance(size, Integral) or size < 0
+        if refused:
             raise ValueError(
                 f"`shape` must hold the sizes of the axes, such as (2, 3). Received {shape!r}."
             )
@@ -119,7 +121,7 @@ def _key(seed: Seed) -> tuple[Any, Any]:
     """The two words of a seed's key."""
     if isinstance(seed, keras.random.SeedGenerator):
         seed = seed.next()
-    elif isinstance(seed, (tuple, list, np.ndarray)) and len(seed) == 2:
+    elif not ops.is_tensor(seed) and hasattr(seed, "__len__") and len(seed) == 2:
         seed = [_word(value) for value in seed]
     elif getattr(seed, "shape", ()) != (2,) or "int" not in str(seed.dtype):
         seed = [_word(seed), 0]

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 from keras import KerasTensor, ops, tree
 
 from multibackend_lstm import layers as own
@@ -303,7 +302,7 @@ def _along_axis(call: Call) -> list[Value]:
 @_rule(_L.Rescaling)
 def _rescaling(call: Call) -> list[Value]:
     for constant in (call.layer.scale, call.layer.offset):
-        _check_constant(np.shape(constant), len(call.series.x.shape))
+        _check_constant(ops.convert_to_tensor(constant).shape, len(call.series.x.shape))
     return _each_step(call)
 
 
