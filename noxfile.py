@@ -235,8 +235,7 @@ def agreement(session: nox.Session, device: str) -> None:
 def gpu_dry_run(session: nox.Session) -> None:
     """Lower and trace every layer for a GPU, on a machine that has none.
 
-    An environment of its own: torch's build for CUDA, which differentiates such tensors too, is
-    large.
+    An environment of its own, for torch's build for CUDA too, which is large.
     """
     install(session, *group("test"), *group("backends"))
     for backend in BACKENDS:
