@@ -129,11 +129,12 @@ class LiteRT(InferenceRuntime):
         order = _in_order(names, found)
         outputs = runner(**{name: inputs[place] for name, place in zip(found, order, strict=True)})
         ordered = flat_order(outputs)
-        if not _numbered(ordered):
-            places = [tensor["index"] for tensor in interpreter.get_output_details()]
-            details = runner.get_output_details()
-            ordered.sort(key=lambda name: places.index(details[name]["index"]))
-        return [outputs[name] for name in ordered]
+        if _numbered(ordered):
+            return [outputs[name] for name in ordered]
+        # By tensor, since one may come out under several names.
+        details = runner.get_output_details()
+        tensors = {details[name]["index"]: x for name, x in outputs.items()}
+        return [tensors[tensor["index"]] for tensor in interpreter.get_output_details()]
 
 
 class OpenVINOModel(InferenceRuntime):
