@@ -5,8 +5,8 @@
     python benchmarks/keras_suite.py --again               # what differs in the committed results
 
 Every case of the suite is compared on every installed backend. Written down is what differs, as
-JSON and as docs/keras_suite.md, which this script makes, and a bundle of each layer that disagrees
-alone, in docs/bundles.
+JSON and as docs/keras_suite.md, which this script makes, and a bundle of each finding that has one,
+in docs/bundles.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from multibackend_lstm.agreement.suite import run_suite
 NAME = "keras_suite"
 PAGE = Path(__file__).parents[1] / "docs" / f"{NAME}.md"
 BUNDLES = PAGE.with_name("bundles")
+SCRIPT = "repro.py"  # the same in every bundle: here there is one for all
 _KEYS = (
     "cannot be told from this: the truth is TensorFlow's, whose weights are 2e-3 off Keys's, which "
     "JAX follows to 2e-6"
@@ -92,17 +93,17 @@ def page(document: dict[str, Any]) -> str:
         fault = JUDGE.get((row["case"], row["target"]))
         if fault is not None:
             upstream, found = "none", f"{fault} ({found})"
-        files = [
-            f"[{file}]({BUNDLES.name}/{row['bundle']}/{file})"
-            for file in ("issue.md", "repro.py", "case.json", "arrays.npz")
-            if row["bundle"]
+        paths = [f"{row['bundle']}/{name}" for name in ("issue.md", "case.json", "arrays.npz")]
+        links = [
+            f"[{path.rpartition('/')[2]}]({BUNDLES.name}/{path})"
+            for path in ((*paths, SCRIPT) if row["bundle"] else ())
         ]
         cells = (
             f"`{row['case']}`",
             row["target"],
             row["verdict"],
             found,
-            " ".join(files),
+            " ".join(links),
             upstream,
         )
         table.append(f"| {' | '.join(cells)} |")
@@ -115,7 +116,7 @@ def page(document: dict[str, Any]) -> str:
             "below. What a verdict means: [agreement](agreement.md). A case is in float32, with "
             "one training step; `multibackend-lstm agree --suite keras --only NAME` shows it in "
             "full. With the files of a bundle in one folder `repro.py` shows it by Keras and NumPy "
-            "alone; what fails, and what is off in the whole model alone, has none."
+            "alone; what fails or is only suspicious has none."
             + (f" {note}" if (note := results.get("note")) else ""),
             "",
             *table,
@@ -149,6 +150,8 @@ def main() -> None:
                 bundle=BUNDLES,
                 progress=status.update,
             )
+        for script in BUNDLES.glob(f"*/*/{SCRIPT}"):
+            script.replace(BUNDLES / SCRIPT)
         differ = rows(lines)
         known = {line["case"] for line in lines}
         agree = len(known - {row["case"] for row in differ})
