@@ -143,33 +143,30 @@ def migrate(
         )
     chosen = environment.choose_backend(backend)
     environment.set_backend(chosen)
-    with hidden(_unneeded(chosen)):
-        if dry_run:
-            raise SystemExit(_survey(old, upgrade, as_json))
-        if out is not None:
-            check_writable(out.parent)
-        import keras
+    click.get_current_context().with_resource(hidden(_unneeded(chosen)))
+    if dry_run:
+        raise SystemExit(_survey(old, upgrade, as_json))
+    if out is not None:
+        check_writable(out.parent)
+    import keras
 
-        from multibackend_lstm.migration.migration import check_out
-        from multibackend_lstm.migration.migration import migrate as migrate_file
-        from multibackend_lstm.migration.verification import VerificationError
-        from multibackend_lstm.migration.verification import verify as compare
+    from multibackend_lstm.migration.migration import check_out
+    from multibackend_lstm.migration.migration import migrate as migrate_file
+    from multibackend_lstm.migration.verification import VerificationError
+    from multibackend_lstm.migration.verification import verify as compare
 
-        if out is not None:
-            check_out(old, out)
-        migration = migrate_file(
-            old,
-            # A model that turns out to predict otherwise is not written.
-            None if verify else out,
-            upgrade=upgrade,
-            replacements={
-                **{name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
-                **replacements,
-            },
-        )
-        if verify:
-            keras.saving.serialize_keras_object(migration.model)  # Keras looks for TensorFlow here
-    # What verifies looks for TensorFlow too, for a process of its own.
+    if out is not None:
+        check_out(old, out)
+    migration = migrate_file(
+        old,
+        # A model that turns out to predict otherwise is not written.
+        None if verify else out,
+        upgrade=upgrade,
+        replacements={
+            **{name: keras.layers.Reshape(sizes) for name, sizes in reshapes.items()},
+            **replacements,
+        },
+    )
     reports: dict[int, Report] = {}
     failure = None
     if verify and migration.model is not None:
