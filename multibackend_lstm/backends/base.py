@@ -114,7 +114,7 @@ class Backend:
         """A function of tensors, defined at module level, as one program where that is faster."""
         return function
 
-    def rotated(self, words: Any, places: int) -> Any:
+    def rotate_left(self, words: Any, places: int) -> Any:
         """The bits of int32 words moved to the left, the first ones to the end.
 
         Args:

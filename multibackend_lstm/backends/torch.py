@@ -171,7 +171,7 @@ class TorchBackend(Backend):
             return "Apple's GPUs have no float64"
         return "Keras normalises in float32 there" if statistics else None
 
-    def rotated(self, words: torch.Tensor, places: int) -> torch.Tensor:
+    def rotate_left(self, words: torch.Tensor, places: int) -> torch.Tensor:
         """See `Backend`; eager, where each operation costs more than what it computes."""
         carried = torch.bitwise_right_shift(words, 32 - places)
         carried &= (1 << places) - 1

@@ -40,7 +40,7 @@ def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, A
 
 
 def _rounds(key0: Any, key1: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
-    rotated = backends.active().rotated
+    rotate_left = backends.active().rotate_left
     keys = (key0, key1, key0 ^ key1 ^ _PARITY)
     x0 = x0 + keys[0]
     x1 = x1 + keys[1]
@@ -48,7 +48,7 @@ def _rounds(key0: Any, key1: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
             x0 += x1
-            x1 = rotated(x1, rotation)
+            x1 = rotate_left(x1, rotation)
             x1 ^= x0
         x0 += keys[(group + 1) % 3]
         x1 += keys[(group + 2) % 3]
