@@ -120,34 +120,24 @@ def _write(
     modules: Sequence[str],
     message: str,
 ) -> None:
-    path, compared = least.call["path"], least.comparison
+    path = least.call["path"]
     if report.settings["dtype"] is not None:
         from multibackend_lstm.runtimes.execution import with_dtype
 
         layer = with_dtype(dict(layer), report.settings["dtype"])
     dtype = least.call["dtype"]
-    versions = next(dict(r.versions) for r in report.results if r.target == least.target)
     weights = least.weights or leasts.weights.get(path, {})
     if what(path) == "optimizer":
         weights = leasts.trainable
     of_keras = layer["module"].split(".")[0] == "keras"
     number, step = _place_of(least, [*weights])
-    header = {
-        "version": _VERSION,
+    header = _found(report, least, modules) | {
         "layer": {**layer, "registered_name": None if of_keras else layer["class_name"]},
-        "modules": [*modules],
         "call": dict(least.call),
         "weights": [*weights],
         "what": what(path),
         "place": number,
         "step": step,
-        "kind": compared.kind,
-        "path": compared.path,
-        "target": least.target,
-        "versions": versions,
-        "reference": report.reference,
-        "settings": {key: report.settings[key] for key in ("dtype", "precision", "seed")},
-        "floor": compared.floor,
         "limit": limit_alone(dtype),
         "worst_limit": ALONE_WORST_UP_TO.get(dtype, ALONE_WORST_UP_TO["float32"]),
     }
@@ -164,15 +154,10 @@ def _write_model(
     """Write the folder of a part of the whole model."""
     from multibackend_lstm.runtimes.execution import with_dtype
 
-    case, compared = least.case, least.comparison
-    if "config" not in case.source:
-        raise CaseError("a model without a config")
-    layer, dtype = case.source["config"], report.settings["dtype"]
-    versions = next(dict(r.versions) for r in report.results if r.target == least.target)
-    header = {
-        "version": _VERSION,
+    case, dtype = least.case, report.settings["dtype"]
+    layer = case.source["config"]
+    header = _found(report, least, modules) | {
         "layer": layer if dtype is None else with_dtype(layer, dtype),
-        "modules": [*modules],
         "call": {"path": case.name, "name": case.name, "training": False, "dtype": "float32"},
         "structure": case.structure,
         "training": least.training,
@@ -180,13 +165,6 @@ def _write_model(
         "what": "model",
         "place": least.place,
         "step": 0,
-        "kind": compared.kind,
-        "path": compared.path,
-        "target": least.target,
-        "versions": versions,
-        "reference": report.reference,
-        "settings": {key: report.settings[key] for key in ("dtype", "precision", "seed")},
-        "floor": compared.floor,
         "limit": DISAGREES_ABOVE,
         "worst_limit": None,
     }
@@ -196,6 +174,21 @@ def _write_model(
     arrays = {f"{name}{i}": x for name, found in named.items() for i, x in enumerate(found)}
     arrays |= {"expected": least.expected, "received": least.received, "elements": np.zeros(())}
     _save(place, header, arrays, _issue(header, least, message))
+
+
+def _found(report: Report, least: Least | LeastModel, modules: Sequence[str]) -> dict[str, Any]:
+    """What case.json says of where it was found, alike for all that is called."""
+    return {
+        "version": _VERSION,
+        "modules": [*modules],
+        "kind": least.comparison.kind,
+        "path": least.comparison.path,
+        "target": least.target,
+        "versions": next(dict(r.versions) for r in report.results if r.target == least.target),
+        "reference": report.reference,
+        "settings": {key: report.settings[key] for key in ("dtype", "precision", "seed")},
+        "floor": least.comparison.floor,
+    }
 
 
 def _save(

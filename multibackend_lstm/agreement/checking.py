@@ -196,15 +196,11 @@ def _least_models(
         if finding.verdict == DISAGREES and finding.group in GROUPS and finding.group != ALONE:
             try:
                 models[number] = least_model(
-                    finding, case, report, workers, modules, _compared, progress
+                    finding, case, report, workers, modules, check_case, progress
                 )
             except (CaseError, WorkerError) as reason:
                 models[number] = str(reason)
     return models
-
-
-def _compared(workers: Workers, case: Case, settings: Mapping[str, Any]) -> Report:
-    return check_case(workers, case, settings)
 
 
 def _check_on(

@@ -113,6 +113,8 @@ def least_model(
     if part is None:
         raise CaseError("it does not show again in a model that its config builds")
     least = case_of_part(part)
+    if "config" not in least.source:
+        raise CaseError("the least model that shows it has no config")
     found = again(one, least, settings)
     return _with_values(finding, least, [*calls(part.model)], found, settings, one)
 

@@ -1,6 +1,10 @@
 """One set of workers for all tests: starting one takes seconds."""
 
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import pytest
@@ -24,3 +28,14 @@ def workers():
     """A worker on the backend of these tests, and the reference."""
     with Workers([TARGET], timeout=120) as workers:
         yield workers
+
+
+def repro(folder):
+    """Run the script of a bundle, on this backend."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "KERAS_BACKEND": BACKEND,
+    }
+    command = [sys.executable, str(folder / "repro.py")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

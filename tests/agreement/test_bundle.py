@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from multibackend_lstm.runtimes.errors import CaseError
 from multibackend_lstm.runtimes.loading import ModelFileError
 
 from . import cases
-from .conftest import BACKEND, TARGET
+from .conftest import BACKEND, TARGET, repro
 
 MODULE = "zoo.graded"
 
@@ -41,16 +40,6 @@ def out(workers, tmp_path_factory):
     (line,) = report.bundles
     assert str(out / "finding-1") in line
     return out / "finding-1"
-
-
-def repro(folder):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "KERAS_BACKEND": BACKEND,
-    }
-    command = [sys.executable, str(folder / "repro.py")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def copied(folder, to, **changes):

@@ -1,10 +1,6 @@
 """A model is reduced to the least part, and the least inputs, that show what is wrong with it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,7 +12,7 @@ from multibackend_lstm.agreement.bundle import replayed
 from multibackend_lstm.agreement.reducing import Part, calls, reduced
 
 from . import cases
-from .conftest import BACKEND, TARGET
+from .conftest import BACKEND, TARGET, repro
 
 RNG = np.random.default_rng(0)
 MODULE = "agreement.cases"
@@ -108,16 +104,6 @@ def test_of_a_model_that_is_no_graph_the_inputs_are_cut():
     part = reduced(Part(model, inputs), lambda part: True)
     assert part.model is model
     assert part.inputs[0].shape == (1, 4)
-
-
-def repro(folder):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "KERAS_BACKEND": BACKEND,
-    }
-    command = [sys.executable, str(folder / "repro.py")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def masked(backend):
