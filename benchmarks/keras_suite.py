@@ -150,9 +150,13 @@ def main() -> None:
                 bundle=BUNDLES,
                 progress=status.update,
             )
+        differ = rows(lines)
         for script in BUNDLES.glob(f"*/*/{SCRIPT}"):
             script.replace(BUNDLES / SCRIPT)
-        differ = rows(lines)
+        shown = {row["bundle"] for row in differ}
+        for bundle in BUNDLES.glob("*/*/"):
+            if f"{bundle.parent.name}/{bundle.name}" not in shown:
+                shutil.rmtree(bundle)  # of another finding of a case and target that have a row
         known = {line["case"] for line in lines}
         agree = len(known - {row["case"] for row in differ})
         results = {
