@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,8 +122,15 @@ def match(
         PortingError: if anything is left over or missing, does not fit, or is ambiguous.
     """
     parts = parts_of(state)
+    calls = sum(layer.calls for layer in layers)
+    if len(parts) == calls > len(layers):  # modules of several names, layers called so often
+        modules = {prefix: id(module) for prefix, module in state.modules.items()}
+        parts = _together(parts, lambda part: (part.number, modules.get(part.prefix, part.prefix)))
     if len(parts) > len(layers):
-        parts = _tied_together(parts, state.ties)
+        ties = state.ties
+        parts = _together(
+            parts, lambda part: tuple((k, ties.get(name, name)) for k, name in part.names.items())
+        )
     matching = _Matching(list(layers), parts, state)
     for part in parts:
         matching.check_supported(part)
@@ -135,12 +142,11 @@ def match(
     return [Pair(layer, matching.found[i]) for i, layer in enumerate(layers)]
 
 
-def _tied_together(parts: Sequence[Part], ties: Mapping[str, str]) -> list[Part]:
-    """Parts of which each has weights of its own, with those tied to it."""
-    kept: dict[tuple[tuple[str, str], ...], Part] = {}
+def _together(parts: Sequence[Part], what: Callable[[Part], Hashable]) -> list[Part]:
+    """The first part of each that are the same, with the others tied to it."""
+    kept: dict[Hashable, Part] = {}
     for part in parts:
-        tensors = tuple((leaf, ties.get(name, name)) for leaf, name in part.names.items())
-        first = kept.setdefault(tensors, part)
+        first = kept.setdefault(what(part), part)
         if first is not part:
             first.tied.append(part)
     return list(kept.values())

@@ -97,6 +97,36 @@ def test_tied_weights_become_equal_ones():
     assert torch.equal(back.decoder.weight, module.decoder.weight)
 
 
+class Translator(nn.Module):
+    """One embedding under two names, and its weight in the last layer too."""
+
+    def __init__(self):
+        super().__init__()
+        self.source = self.target = nn.Embedding(7, 4)
+        self.rnn = nn.LSTM(4, 4, batch_first=True)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.source.weight
+
+    def forward(self, x):
+        return self.head(self.rnn(self.source(x) + self.target(x))[0])
+
+
+@needs_gradients
+def test_a_module_of_two_names_is_one_layer_and_a_weight_tied_to_it_another():
+    module = seeded(Translator)
+    embed = layers.Embedding(7, 4, name="embedding")
+    inputs = keras.Input((5,), dtype="int32")
+    x = LSTM(4, return_sequences=True, name="rnn")(embed(inputs) + embed(inputs))
+    model = keras.Model(inputs, layers.Dense(7, use_bias=False, name="head")(x))
+    from_torch(module, model)
+    check_port(module, model).raise_if_disagrees()
+    back = to_torch(model, seeded(Translator))
+    assert back.head.weight is back.target.weight
+    randomise_weights(model)
+    with pytest.raises(PortingError, match=r"head\.weight and source\.weight are tied"):
+        to_torch(model, module)
+
+
 @needs_gradients
 def test_a_tie_that_pytorch_does_not_use_is_found():
     module, model = seeded(LanguageModel), language_model()
