@@ -153,8 +153,9 @@ def reshape(axes: Sequence[Axis], target: Sequence[int | None]) -> list[Axis]:
                 parts.append(sizes.pop(0))
             else:
                 raise UnknownOrder(f"{axes} cannot be followed into the shape {tuple(target)}")
-        if len(parts) == 1:
-            result.append(merge(group) if group else Axis(parts[0]))
+        whole = next((i for i, part in enumerate(parts) if part != 1), 0)
+        if group and all(part == 1 for part in parts[whole + 1 :]):
+            result += [merge(group) if i == whole else Axis(1) for i in range(len(parts))]
         elif any(axis.filters or axis.order for axis in group):
             raise UnknownOrder("an axis that holds the filters of a convolution is split")
         else:

@@ -89,6 +89,8 @@ WHOLE = {
     "glu": (lambda x: ops.glu(x, -1)[:, 0], lambda x: nn.functional.glu(x, 1)[..., 0]),
     "expand and squeeze": (
         lambda x: ops.squeeze(ops.expand_dims(x[:, 1], 1), 1), lambda x: x[..., 1]),
+    "reshaped by axes of one": (
+        lambda x: layers.Reshape((T, 1, F, 1))(x)[:, 0, 0, :, 0], lambda x: x[..., 0]),
     "first and last": (
         lambda x: ops.concatenate([x[:, 0], x[:, -1]], -1),
         lambda x: torch.cat([x[..., 0], x[..., -1]], 1),
