@@ -294,6 +294,7 @@ def legacy(session: nox.Session) -> None:
         session,
         "tensorflow",
         "tests/unit/migration/test_migrate_cli.py",
+        "tests/unit/migration/test_layers_of_keras_2.py",
         TF_KERAS_PYTHON=str(interpreter),
     )
 

@@ -67,12 +67,41 @@ _DROPPED: dict[str, tuple[Any, ...]] = {
     "adjustment": (None,),
     "batch_size": (None,),
     "input_dtype": ("float32", None),
+    "softmax_robust_masking": (False,),
+    # How the random numbers of training were drawn.
+    "rng_type": ("stateful", "stateless", "legacy_stateful"),
 }
+# The same for one kind of layer.
+_DROPPED_OF: dict[tuple[str, str], tuple[Any, ...]] = {
+    **{(f"SpatialDropout{n}D", "noise_shape"): (None,) for n in (1, 2, 3)},
+}
+_RESIZES = ("bicubic", "lanczos3", "lanczos5")
 # Arguments that say nothing once the model has an input layer.
-_REDUNDANT = ("batch_input_shape", "input_shape", "input_length")
+_REDUNDANT = (
+    "batch_input_shape",
+    "input_shape",
+    "input_length",
+    "query_shape",
+    "key_shape",
+    "value_shape",
+)
+# Of a SeparableConv, which Keras 2 wrote beside those of its two kernels, and did not use.
+_UNUSED = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
 _RENAMED = {
     ("LeakyReLU", "alpha"): "negative_slope",
     ("InputLayer", "batch_input_shape"): "batch_shape",
+}
+# Classes of Keras 2 under the names, and with the arguments, by which Keras 3 computes the same.
+_RENAMED_LAYERS: dict[str, tuple[str, Mapping[str, str], Mapping[str, Any]]] = {
+    **{name: (kind, {}, fixed) for name, (kind, fixed) in cudnn.LAYERS.items()},
+    "UnifiedLSTM": ("LSTM", {}, {}),
+    "UnifiedGRU": ("GRU", {}, {}),
+    "BatchNormalizationV1": ("BatchNormalization", {}, {}),
+    "BatchNormalizationV2": ("BatchNormalization", {}, {}),
+    # Statistics of all replicas, in training: Keras 3 has that on TensorFlow alone.
+    "SyncBatchNormalization": ("BatchNormalization", {}, {}),
+    # x where it is greater, else 0, in both.
+    "ThresholdedReLU": ("ReLU", {"theta": "threshold"}, {}),
 }
 
 
@@ -169,6 +198,8 @@ class _Translator:
             return value
         if "class_name" in value:
             return self._object(value, place)
+        if value.keys() == {"type", "value"} and value["type"] == "ndarray":
+            return value["value"]  # as Keras before 2.3 wrote numbers of NumPy
         return {key: self.value(item, place) for key, item in value.items()}
 
     def _object(self, value: dict[str, Any], place: str | None) -> dict[str, Any]:
@@ -205,19 +236,20 @@ class _Translator:
                 f"{place}: a Hashing computes with TensorFlow on every backend: migrate the file "
                 "on that (--backend tensorflow)"
             )
-        if name in cudnn.LAYERS and isinstance(config, dict):
-            name, fixed = cudnn.LAYERS[name]
+        if name in _RENAMED_LAYERS and self.keras_2 and isinstance(config, dict):
+            name, renamed, fixed = _RENAMED_LAYERS[name]
             self._note(place, f"{value['class_name']} -> {name}, which computes the same")
-            return self._resolved(
-                {**value, "config": {**config, **fixed}}, name, "keras.layers", None, place
-            )
+            config = {renamed.get(key, key): item for key, item in config.items()} | fixed
+            return self._resolved({**value, "config": config}, name, "keras.layers", None, place)
         module = str(value.get("module"))
         if module.startswith("keras.src.ops."):
             # Keras 3's operations outside of layers. Loaded already: nothing is imported.
             found = getattr(sys.modules.get(module), name, None)
             if inspect.isclass(found) and issubclass(found, keras.Operation):
                 return self._resolved(value, name, module, None, place)
-        for namespace in _NAMESPACES:
+        # A layer has a name: the initializer Identity has none.
+        named = isinstance(config, dict) and "name" in config
+        for namespace in _NAMESPACES if named else (*_NAMESPACES[1:], _NAMESPACES[0]):
             found = getattr(getattr(keras, namespace), name, None)
             if inspect.isclass(found):
                 # By the class's own name: Keras 3.3 to 3.6 wrote OrthogonalInitializer, and Keras
@@ -238,6 +270,11 @@ class _Translator:
             raise ModelFileError(f"{place}: the configuration of a {name} is no object")
         if module == "keras.layers":
             config = self._arguments(name, config, place)
+        elif module == "keras.initializers" and self.keras_2:
+            # That of TensorFlow 1.13 to 2.0. Values come from the file.
+            config = {key: item for key, item in config.items() if key != "dtype"}
+            if config.get("distribution") == "normal":
+                config["distribution"] = "truncated_normal"
         translated = _public(module, name, self.value(config, place), registered)
         for key in ("name", "shared_object_id"):
             if key in value and (key == "name" or not self.keras_2):
@@ -286,15 +323,15 @@ class _Translator:
         for key, value in config.items():
             if (name, key) in _RENAMED:
                 translated[_RENAMED[name, key]] = value
-            elif key in _DROPPED:
-                if value not in _DROPPED[key]:
+            elif (accepted := _DROPPED_OF.get((name, key), _DROPPED.get(key))) is not None:
+                if value not in accepted:
                     raise ModelFileError(
                         f"{place}: Keras 3 has no `{key}={value!r}` of a {name} layer"
                         + _REMEDIES.get(key, "")
                     )
                 if key == "time_major":
                     self._note(place, "time_major=False dropped, the only order of Keras 3")
-            elif key not in _REDUNDANT:
+            elif not _says_nothing(name, key):
                 translated[key] = value
         if self.keras_2:
             self._keras_2_meaning(name, translated, place)
@@ -303,7 +340,7 @@ class _Translator:
     def _keras_2_meaning(self, name: str, config: dict[str, Any], place: str) -> None:
         """What Keras 3 would read, but otherwise than Keras 2 meant it."""
         for key, value in config.items():
-            if key.endswith("activation") and value == "hard_sigmoid":
+            if key.endswith("activation") and self._is_hard_sigmoid(value):
                 # Keras 3 has the slope 1/6 in place of 0.2.
                 config[key] = self._hard_sigmoid(name, config.get("dtype"))
                 self._note(place, f"{key}: hard_sigmoid as Keras 2 computes it, 0.2 * x + 0.5")
@@ -315,8 +352,19 @@ class _Translator:
             if len(axis) != 1:
                 raise ModelFileError(f"{place}: Keras 3 normalises one axis, not {axis}")
             config["axis"] = axis[0]
+        if config.get("interpolation") in _RESIZES and keras.backend.backend() != "tensorflow":
+            self._note(
+                place,
+                f"{config['interpolation']} interpolation, which backends of Keras compute "
+                "otherwise than TensorFlow, that the old model ran on: compare predictions",
+            )
         if config.get("groups") == 1 and not _takes(name, "groups"):
             del config["groups"]
+
+    def _is_hard_sigmoid(self, value: Any) -> bool:
+        if isinstance(value, dict) and value.get("class_name") == "function":
+            value = value.get("config")
+        return value == "hard_sigmoid" and value not in self.custom_objects
 
     def _hard_sigmoid(self, name: str, dtype: Any) -> dict[str, Any]:
         """Keras 2's, of Keras's own layers or operations where these can stand for a function.
@@ -471,6 +519,13 @@ _REMEDIES = {
     "time_major": ": its input is (time, batch, features). Build the model anew with "
     "(batch, time, features) and carry the weights over with `set_weights`; they are the same.",
 }
+
+
+def _says_nothing(name: str, key: str) -> bool:
+    """Whether an argument of a layer of Keras 2 changes nothing that it computes or learns."""
+    if key == "trainable":  # of layers without weights
+        return not _takes(name, key) and not _takes(name, "kwargs")
+    return key in _REDUNDANT or (name.startswith("Separable") and key in _UNUSED)
 
 
 def _takes(name: str, argument: str) -> bool:

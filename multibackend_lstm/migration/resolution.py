@@ -14,7 +14,7 @@ from multibackend_lstm.migration.configs import MODELS, STORED_FUNCTIONS, makes_
 from multibackend_lstm.migration.lambdas import Evidence, Shape, Verdict
 from multibackend_lstm.migration.model_files import ModelFile
 from multibackend_lstm.migration.operations import Operation
-from multibackend_lstm.runtimes.loading import ModelFileError
+from multibackend_lstm.runtimes.loading import ModelFileError, cause
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,19 @@ def instantiate(config: dict[str, Any], custom_objects: Mapping[str, Any], place
             copy.deepcopy(config), custom_objects=dict(custom_objects), safe_mode=True
         )
     except Exception as error:  # whatever a constructor raises on arguments from a file
-        raise ModelFileError(f"{place}: Keras cannot build it: {_first_line(error)}") from error
+        raise ModelFileError(f"{place}: Keras cannot build it: {cause(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+def _without_state(config: dict[str, Any]) -> dict[str, Any]:
+    """A layer of the same shapes and weights whose states are no variables.
+
+    Keras gives those their values as it creates them, which a stateless scope does not allow.
+    """
+    config = copy.deepcopy(config)
+    for item in objects(config):
+        if item["config"].get("stateful"):
+            item["config"]["stateful"] = False
+    return config
 
 
 class Resolver:
@@ -195,13 +203,15 @@ class Resolver:
         if stored or any(tensor is None for tensor in tensors):
             return None
         if id(layer) not in self.instances:
-            self.instances[id(layer)] = instantiate(layer, self.custom_objects, place)
+            self.instances[id(layer)] = instantiate(
+                _without_state(layer), self.custom_objects, place
+            )
         instance = self.instances[id(layer)]
         try:
             args, kwargs = _arguments(node, tensors)
             made = instance(*args, **kwargs)
         except Exception as error:  # whatever a layer raises on shapes and arguments from a file
-            raise ModelFileError(f"{place}: Keras cannot call it: {_first_line(error)}") from error
+            raise ModelFileError(f"{place}: Keras cannot call it: {cause(error)}") from error
         if not frame["scope"]:
             stored_weights.check(instance, self.file, frame["prefixes"][id(layer)], name_of(layer))
         return keras.tree.flatten(made)
@@ -275,7 +285,7 @@ class Resolver:
         try:
             model = operations.as_model(computed, tuple(tensors[0].shape), dtype, name_of(layer))
         except ValueError as error:
-            self._note(place, "left", f"{text}, {reason}, does not fit: {_first_line(error)}")
+            self._note(place, "left", f"{text}, {reason}, does not fit: {cause(error)}")
             return
         config = keras.saving.serialize_keras_object(model)
         for key in ("build_config", "compile_config"):

@@ -74,7 +74,7 @@ def check(layer: Any, file: ModelFile, prefix: str, name: str) -> None:
         found = [array.shape for _, array in stored]
         _check_names(layer, stored, name)
     else:
-        wanted = sorted(tuple(v.shape) for v in layer.weights)
+        wanted = sorted(tuple(v.shape) for v in _in_order(layer))
         found = sorted(array.shape for _, array in stored)
     if wanted != found:
         raise ModelFileError(
@@ -84,12 +84,16 @@ def check(layer: Any, file: ModelFile, prefix: str, name: str) -> None:
 
 def _in_order(layer: Any) -> list[Any]:
     """The variables of a layer as Keras orders them in HDF5 files, since version 2."""
+    if not isinstance(layer, keras.Layer):  # an operation outside of layers
+        return []
     return [*layer.trainable_weights, *layer.non_trainable_weights]
 
 
 def _check_names(layer: Any, stored: list[tuple[str, np.ndarray]], name: str) -> None:
     """Refuse another order: `kernel` and `recurrent_kernel` may well have one shape."""
     wanted = [v.name for v in _in_order(layer)]
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        wanted = ["depthwise_kernel" if name == "kernel" else name for name in wanted]
     found = [path.split("/")[-1].partition(":")[0] for path, _ in stored]
     if wanted != found:
         raise ModelFileError(
@@ -146,6 +150,11 @@ def _fill(path: Path, arrays: dict[str, np.ndarray]) -> None:
                 wanted[name] = item
 
         file.visititems(collect)
+        # Keras 2 wrote private attributes, `_query_dense`, which Keras 3 has public names for.
+        arrays = {
+            place if place in wanted else place.replace("/_", "/"): array
+            for place, array in arrays.items()
+        }
         if set(wanted) != set(arrays):
             raise ModelFileError(
                 "the weights stand elsewhere than Keras 3 looks for them: the file lacks "
