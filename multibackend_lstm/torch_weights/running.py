@@ -1,6 +1,7 @@
 """Outputs and gradients of a Keras model, and of a torch module, for the same inputs."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def run_torch(
     """
     import torch
 
-    dtype = next(module.parameters()).dtype
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    dtype = next((x.dtype for x in tensors if x.is_floating_point()), torch.get_default_dtype())
     inputs = [
         torch.tensor(x) if x.dtype.kind in "iub" else torch.tensor(x, dtype=dtype).requires_grad_()
         for x in arrays

@@ -334,3 +334,12 @@ def test_every_kind_of_layer_is_compared_with_a_torch_module(shape, layer):
 def test_the_cases_above_are_of_every_kind():
     kinds = {type(rule) for rule in RULES.values()}
     assert {type(rule_of(layer)) for _, layer in LAYERS} == kinds
+
+
+def test_a_module_without_parameters():
+    module = nn.BatchNorm1d(4, affine=False).eval()
+    norm = layers.BatchNormalization(epsilon=1e-5, momentum=0.9, center=False, scale=False)
+    model = keras.Sequential([keras.Input((4,)), norm])
+    randomise_weights(model)
+    to_torch(model, module)
+    check_port(module, model).raise_if_disagrees()
