@@ -21,7 +21,8 @@ import pictures
 from rich.console import Console
 from rich.progress import Progress
 
-from multibackend_lstm import LSTM, FlattenFeatures, Normalization, Stream, windows
+from multibackend_lstm import LSTM, Dropout, FlattenFeatures, Normalization, Stream, windows
+from multibackend_lstm.agreement import initialize
 from multibackend_lstm.data import split_windows
 from multibackend_lstm.environment import versions
 from multibackend_lstm.files import check_writable, replacing
@@ -113,17 +114,17 @@ def build(classes: int, statistics: tuple[np.ndarray, np.ndarray]) -> keras.Mode
     x = FlattenFeatures()(x)
     for _ in range(2):
         x = keras.layers.Conv1D(32, 5, padding="causal", activation="relu")(x)
-    x = keras.layers.Dropout(0.3)(x)
+    x = Dropout(0.3)(x)
     x = LSTM(64, return_sequences=True)(x)
-    x = keras.layers.Dropout(0.5)(x)
+    x = Dropout(0.5)(x)
     outputs = keras.layers.Dense(classes, activation="softmax")(x)
     return keras.Model(inputs, outputs, name="live_exercises")
 
 
 def train_model(train: Any, classes: int, epochs: int, advance: Callable[[], Any]) -> keras.Model:
     """A trained model; `advance` is called after each batch."""
-    keras.utils.set_random_seed(0)
     model = build(classes, train.statistics())
+    initialize(model, seed=0)  # the same first weights and dropout masks on every backend
     rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * len(train))
     model.compile(
         optimizer=keras.optimizers.Adam(rate, clipnorm=1.0),
