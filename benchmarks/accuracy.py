@@ -603,7 +603,6 @@ def page(document: Mapping[str, Any]) -> str:
                 for found in summaries(rows)
                 if len(found.by_subject) < 2 * FOLDS
             ],
-            "- Training on other backends than those in the first table.",
             "- The choice of recipes with this package's dropout: it was made when that was "
             "Keras's.",
             "- More than one seed, and MiniRocket on mirrored left arms.",
