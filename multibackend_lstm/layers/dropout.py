@@ -12,7 +12,7 @@ from multibackend_lstm import random
 from multibackend_lstm.layers.dtypes import to_compute_dtype
 from multibackend_lstm.layers.folding import drawing_axes
 from multibackend_lstm.layers.replicas import first_entry
-from multibackend_lstm.random.seeds import SavedState
+from multibackend_lstm.random.seeds import SavedState, checked_seed
 
 # Each takes the arguments of the Keras layer of its name and has its configuration, so that a
 # file which names it loads without this package too, with that layer in its place.
@@ -75,7 +75,10 @@ class _Random:
     seed_generator: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        given = inspect.signature(super().__init__).bind(*args, **kwargs)
+        seed = checked_seed(type(self).__name__, given.arguments.get("seed"))
+        given.arguments["seed"] = seed
+        super().__init__(*given.args, **given.kwargs)
         if hasattr(self, "seed_generator"):  # there is none for a rate of 0
             _save_seeds(self)
 

@@ -9,6 +9,7 @@ from keras import KerasTensor, ops
 from multibackend_lstm.layers.dropout import draw_alike
 from multibackend_lstm.layers.dtypes import check_float64
 from multibackend_lstm.layers.validation import Shape, check_mask, reduce_mask
+from multibackend_lstm.random.seeds import checked_seed
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class RecurrentBase:
     _state_names: tuple[str, ...] = ("h", "c")
     _report: ImplementationReport | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, seed: int | None = None, **kwargs: Any) -> None:
+        seed = checked_seed(type(self).__name__, seed)
+        super().__init__(*args, seed=seed, **kwargs)
         draw_alike(self.cell)
         # From 3.16 on Keras's recurrent layers drop the mask unless told otherwise (keras#23235).
         self.supports_masking = True

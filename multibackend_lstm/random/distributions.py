@@ -182,9 +182,15 @@ def permutation(x: Any, axis: int = 0, *, seed: Seed) -> Any:
         seed: see `bits`.
 
     Raises:
-        ValueError: for a number that is no count, or a seed that is none.
+        ValueError: for a number that is no count, an axis that the tensor has not, or a seed that
+            is none.
     """
     x = _entries("permutation", "x", x)
+    if not -len(x.shape) <= axis < len(x.shape):
+        raise ValueError(
+            f"permutation: `axis` must be one of the {len(x.shape)} axes of `x`, which has the "
+            f"shape {tuple(x.shape)}. Received {axis}."
+        )
     order = backends.active().stable_argsort(bits((ops.shape(x)[axis],), seed))
     return ops.take(x, order, axis=axis)
 
@@ -262,6 +268,7 @@ def dropout(
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"dropout: `rate` must be in [0, 1]. Received {rate}.")
+    inputs = ops.convert_to_tensor(inputs)
     _floating(inputs.dtype)
     if rate == 0:
         return inputs

@@ -1,6 +1,7 @@
 """Seeds: a generator that counts what was drawn, and one seed for all that get none."""
 
 import random
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -47,11 +48,30 @@ class SeedGenerator(keras.random.SeedGenerator, SavedState):
     Args:
         seed: an integer from 0 to 2**31 - 1. By default one that `set_random_seed` determines.
         name: of its variable's scope.
+
+    Raises:
+        ValueError: for another seed.
     """
 
     def __init__(self, seed: int | None = None, name: str | None = None, **kwargs: Any) -> None:
+        seed = checked_seed(type(self).__name__, seed)
         keras.Operation.__init__(self, name=name)
         keras.random.SeedGenerator.__init__(self, seed, name=self.name, **kwargs)
+
+
+def checked_seed(owner: str, seed: Any) -> int | None:
+    """A seed that every backend's state can hold: torch's and JAX's differ beyond it.
+
+    Raises:
+        ValueError: for another one.
+    """
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**31:
+        raise ValueError(
+            f"{owner}: `seed` must be an integer from 0 to 2**31 - 1, or None. Received {seed!r}."
+        )
+    return int(seed)
 
 
 def set_random_seed(seed: int) -> None:

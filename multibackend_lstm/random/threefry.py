@@ -71,15 +71,19 @@ def bits(shape: Any, seed: Seed, *, start: Any = 0) -> Any:
         shape: sizes of the axes; on TensorFlow and JAX they may be unknown while tracing.
         seed: an integer from 0 to 2**32 - 1; a pair `(seed, counter)` of such integers, or as
             an integer tensor `(2,)`; or a `keras.random.SeedGenerator`, whose counter it advances.
-        start: the first word: those of a part, such as some rows of a batch that several devices
-            share, without those before it.
+        start: the first word, from 0 to 2**32 - 1: those of a part, such as some rows of a batch
+            that several devices share, without those before it.
 
     Returns:
         int32, of that shape: the bits of unsigned words.
 
     Raises:
-        ValueError: for something else as a seed.
+        ValueError: for something else as a seed or start.
     """
+    if isinstance(start, Integral):
+        start = operator.index(start)
+        if not 0 <= start < 2**32:
+            raise ValueError(f"`start` must be from 0 to 2**32 - 1. Received {start}.")
     key = _key(seed)
     shape = sizes(shape)
     size = 1

@@ -270,3 +270,13 @@ def test_dropout_with_a_mask_of_another_shape():
 def test_dropout_of_nothing_and_of_all(rate, expected):
     x = ops.ones((3, 4))
     assert_equal(random.dropout(x, rate, seed=0), np.full((3, 4), expected, "float32"))
+
+
+def test_an_axis_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="`axis` must be one of the 2 axes"):
+        random.permutation(np.ones((2, 3)), axis=2, seed=0)
+
+
+def test_dropout_of_a_list():
+    found = random.dropout([1.0, 2.0, 3.0, 4.0], 0.5, seed=0)
+    assert_equal(found, random.dropout(ops.convert_to_tensor([1.0, 2.0, 3.0, 4.0]), 0.5, seed=0))

@@ -90,3 +90,25 @@ def test_one_seed_for_all_that_get_none():
     assert (np.random.get_state()[1] == state).all()
     with pytest.raises(ValueError, match=r"`seed` must be an integer.*Received -1"):
         random.set_random_seed(-1)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**40, True, 1.5, "a"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda seed: random.SeedGenerator(seed),
+        lambda seed: ml.Dropout(0.5, seed=seed),
+        lambda seed: ml.GaussianNoise(0.5, seed),
+        lambda seed: ml.SpatialDropout1D(0.5, seed=seed),
+        lambda seed: ml.LSTM(3, dropout=0.5, seed=seed),
+    ],
+)
+def test_seeds_that_not_every_backend_holds_are_refused(make, seed):
+    with pytest.raises(ValueError, match=r"`seed` must be an integer from 0 to 2\*\*31 - 1"):
+        make(seed)
+
+
+def test_whole_numbers_of_numpy_are_seeds():
+    assert ml.GaussianDropout(0.5, np.int64(3)).seed == 3
+    assert ml.Dropout(0.5, None, np.uint8(3)).get_config()["seed"] == 3
+    assert ml.LSTM(3, dropout=0.5, seed=2**31 - 1).get_config()["seed"] == 2**31 - 1

@@ -157,3 +157,15 @@ def test_keras_seeds_of_its_own_dtype():
 
 def test_it_may_be_what_imports_keras():
     run_python("from multibackend_lstm import random; random.bits((2,), seed=0)")
+
+
+@pytest.mark.parametrize("start", [-1, 2**32, np.int64(2**40)])
+def test_a_start_beyond_the_counter_is_refused(start):
+    with pytest.raises(ValueError, match=r"`start` must be from 0 to 2\*\*32 - 1"):
+        random.bits((2,), 0, start=start)
+
+
+def test_the_last_words_before_the_counter_ends():
+    found = random.bits((4,), 0, start=2**32 - 4)
+    whole = random.bits((20,), 0, start=2**32 - 20)
+    assert_equal(found, whole[16:])
