@@ -282,6 +282,8 @@ class _Saving(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save, but for the last step: what belongs to the end of an epoch follows it."""
+        if batch + 1 == self.params["steps"]:
+            return
         steps = self.before + batch + 1
         if steps // self.frequency > self.training.steps // self.frequency:
             self.training.steps = steps
@@ -404,9 +406,18 @@ def _without_an_end(optimizer: Any) -> Iterator[None]:
 
 def _described(optimizer: Any) -> dict[str, Any]:
     """An optimizer and its settings, as JSON has them, the same on every backend."""
-    config = {name: value for name, value in optimizer.get_config().items() if name != "name"}
-    described = {"class": type(optimizer).__name__, **config}
-    return dict(json.loads(json.dumps(described, default=str)))
+    described = {"class_name": type(optimizer).__name__, "config": optimizer.get_config()}
+    return dict(json.loads(json.dumps(_settings(described), default=str)))
+
+
+def _settings(value: Any) -> Any:
+    """A configuration without names and modules, which differ from run to run and by backend."""
+    if isinstance(value, dict):
+        if "class_name" in value and isinstance(value.get("config"), dict):
+            config = {key: item for key, item in value["config"].items() if key != "name"}
+            return {"class": value["class_name"], **_settings(config)}
+        return {key: _settings(item) for key, item in value.items()}
+    return value
 
 
 def _title(loss: Any) -> str:

@@ -63,9 +63,10 @@ class RecurrentBase:
     _state_names: tuple[str, ...] = ("h", "c")
     _report: ImplementationReport | None = None
 
-    def __init__(self, *args: Any, seed: int | None = None, **kwargs: Any) -> None:
-        seed = checked_seed(type(self).__name__, seed)
-        super().__init__(*args, seed=seed, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "seed" in kwargs:
+            kwargs["seed"] = checked_seed(type(self).__name__, kwargs["seed"])
+        super().__init__(*args, **kwargs)
         draw_alike(self.cell)
         # From 3.16 on Keras's recurrent layers drop the mask unless told otherwise (keras#23235).
         self.supports_masking = True

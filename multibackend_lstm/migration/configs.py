@@ -92,7 +92,7 @@ _RENAMED = {
     ("InputLayer", "batch_input_shape"): "batch_shape",
 }
 # Classes of Keras 2 under the names, and with the arguments, by which Keras 3 computes the same.
-_RENAMED_LAYERS: dict[str, tuple[str, Mapping[str, str], Mapping[str, Any]]] = {
+_RENAMED_LAYERS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     **{name: (kind, {}, fixed) for name, (kind, fixed) in cudnn.LAYERS.items()},
     "UnifiedLSTM": ("LSTM", {}, {}),
     "UnifiedGRU": ("GRU", {}, {}),

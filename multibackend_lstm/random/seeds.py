@@ -67,7 +67,8 @@ def checked_seed(owner: str, seed: Any) -> int | None:
     """
     if seed is None:
         return None
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**31:
+    is_whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not is_whole or not 0 <= int(seed) < 2**31:
         raise ValueError(
             f"{owner}: `seed` must be an integer from 0 to 2**31 - 1, or None. Received {seed!r}."
         )

@@ -115,6 +115,37 @@ def test_it_goes_on_within_an_epoch(tmp_path, save_freq):
     ]
 
 
+@pytest.mark.parametrize("save_freq", [1, 3])
+def test_a_kill_between_the_last_step_of_an_epoch_and_its_end(tmp_path, save_freq):
+    unbroken, expected = train()
+
+    def end(epoch, logs):
+        raise Killed
+
+    kill = keras.callbacks.LambdaCallback(on_epoch_end=end)
+    with pytest.raises(Killed):
+        train(checkpoint=tmp_path, save_freq=save_freq, callbacks=[kill])
+    model, history = train(checkpoint=tmp_path, save_freq=save_freq)
+    assert history == expected
+    assert_same_weights(model, unbroken)
+
+
+def test_an_optimizer_within_another_goes_on(tmp_path):
+    def run(**arguments):
+        model = new_model()
+        inner = keras.optimizers.Adam(0.01)
+        model.compile(keras.optimizers.LossScaleOptimizer(inner), "sparse_categorical_crossentropy")
+        history = same_run(model, X, Y, seed=3, epochs=3, batch_size=4, verbose=0, **arguments)
+        return model, history
+
+    unbroken, expected = run()
+    with pytest.raises(Killed):
+        run(checkpoint=tmp_path, callbacks=[Kill(4)])
+    model, history = run(checkpoint=tmp_path)
+    assert history == expected
+    assert_same_weights(model, unbroken)
+
+
 def test_a_kill_while_weights_are_written(tmp_path, monkeypatch):
     _, expected = train()
     write = keras.Model.save_weights
