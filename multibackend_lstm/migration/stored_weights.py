@@ -92,9 +92,10 @@ def _in_order(layer: Any) -> list[Any]:
 def _check_names(layer: Any, stored: list[tuple[str, np.ndarray]], name: str) -> None:
     """Refuse another order: `kernel` and `recurrent_kernel` may well have one shape."""
     wanted = [v.name for v in _in_order(layer)]
-    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
-        wanted = ["depthwise_kernel" if name == "kernel" else name for name in wanted]
     found = [path.split("/")[-1].partition(":")[0] for path, _ in stored]
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        # As Keras 2 calls it.
+        found = ["kernel" if name == "depthwise_kernel" else name for name in found]
     if wanted != found:
         raise ModelFileError(
             f"{name}: the layer has weights named {wanted}, and the file holds {found}"

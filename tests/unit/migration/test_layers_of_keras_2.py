@@ -286,6 +286,19 @@ def test_an_argument_that_keras_3_does_not_have_is_named(tmp_path):
         migrate(path)
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_files_of_keras_3_with_the_same_layers(tmp_path, suffix):
+    inputs = keras.Input(SEQUENCE)
+    x = keras.layers.SpatialDropout1D(0.2)(keras.layers.DepthwiseConv1D(3)(inputs))
+    x = keras.layers.MultiHeadAttention(2, 3)(keras.layers.SeparableConv1D(4, 2)(x), x)
+    model = keras.Model(inputs, keras.layers.ReLU(threshold=0.1)(x))
+    path = tmp_path / f"new{suffix}"
+    model.save(path)
+    migrated = migrate(path).model
+    np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (model(X), migrated(X))))
+
+
 def test_operations_outside_of_layers_have_no_weights(tmp_path):
     inputs = keras.Input(SEQUENCE)
     x = keras.layers.LSTM(5, return_sequences=True)(inputs)
