@@ -3,14 +3,14 @@
 import itertools
 import math
 import struct
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import keras
 from keras import ops
 
 from multibackend_lstm import backends
-from multibackend_lstm.random.threefry import Seed, bits, sizes
+from multibackend_lstm.random.threefry import Seed, bits, integer, sizes
 
 # How many bits a number in [0, 1) has, so that it is exact in its dtype. float64 has those of
 # float32: layers then draw the same in a float64 run that others are compared with.
@@ -155,7 +155,7 @@ def randint(shape: Any, minval: int, maxval: int, *, seed: Seed) -> Any:
     Raises:
         ValueError: for an empty range, or one beyond int32.
     """
-    low, high = _integer(minval), _integer(maxval)
+    low, high = integer(minval), integer(maxval)
     if (
         low is None
         or high is None
@@ -292,15 +292,9 @@ def _floating(dtype: Any) -> str:
     return str(dtype)
 
 
-def _integer(value: Any) -> int | None:
-    """A whole number as Python's, whatever kind it is of; None for anything else."""
-    is_whole = not isinstance(value, bool) and isinstance(value, Integral)
-    return int(value) if is_whole else None
-
-
 def _entries(owner: str, argument: str, given: Any) -> Any:
     """A tensor with at least an axis, of a tensor or of how many numbers from 0."""
-    count = _integer(given)
+    count = integer(given)
     if count is not None and count >= 0:
         return ops.arange(count, dtype="int32")
     if count is not None or not getattr(given, "shape", isinstance(given, (list, tuple))):

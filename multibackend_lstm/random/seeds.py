@@ -1,11 +1,12 @@
 """Seeds: a generator that counts what was drawn, and one seed for all that get none."""
 
 import random
-from numbers import Integral
 from typing import Any
 
 import keras
 from keras import ops
+
+from multibackend_lstm.random.threefry import integer
 
 
 class SavedState(keras.Operation):
@@ -67,12 +68,12 @@ def checked_seed(owner: str, seed: Any) -> int | None:
     """
     if seed is None:
         return None
-    is_whole = isinstance(seed, Integral) and not isinstance(seed, bool)
-    if not is_whole or not 0 <= int(seed) < 2**31:
+    found = integer(seed)
+    if found is None or not 0 <= found < 2**31:
         raise ValueError(
             f"{owner}: `seed` must be an integer from 0 to 2**31 - 1, or None. Received {seed!r}."
         )
-    return int(seed)
+    return found
 
 
 def set_random_seed(seed: int) -> None:

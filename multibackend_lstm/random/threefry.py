@@ -121,6 +121,12 @@ def sizes(shape: Any) -> tuple[Any, ...]:
     return found
 
 
+def integer(value: Any) -> int | None:
+    """A whole number as Python's, whatever kind it is of; None for anything else."""
+    is_whole = not isinstance(value, bool) and isinstance(value, Integral)
+    return int(value) if is_whole else None
+
+
 def _key(seed: Seed) -> tuple[Any, Any]:
     """The two words of a seed's key."""
     if isinstance(seed, keras.random.SeedGenerator):
