@@ -73,9 +73,10 @@ _DROPPED: dict[str, tuple[Any, ...]] = {
 }
 # The same for one kind of layer.
 _DROPPED_OF: dict[tuple[str, str], tuple[Any, ...]] = {
-    **{(f"SpatialDropout{n}D", "noise_shape"): (None,) for n in (1, 2, 3)},
+    (f"SpatialDropout{n}D", "noise_shape"): (None,) for n in (1, 2, 3)
 }
-_RESIZES = ("bicubic", "lanczos3", "lanczos5")
+# Interpolations that backends of Keras compute each in its own way.
+_OWN_INTERPOLATIONS = ("bicubic", "lanczos3", "lanczos5")
 # Arguments that say nothing once the model has an input layer.
 _REDUNDANT = (
     "batch_input_shape",
@@ -352,7 +353,10 @@ class _Translator:
             if len(axis) != 1:
                 raise ModelFileError(f"{place}: Keras 3 normalises one axis, not {axis}")
             config["axis"] = axis[0]
-        if config.get("interpolation") in _RESIZES and keras.backend.backend() != "tensorflow":
+        if (
+            config.get("interpolation") in _OWN_INTERPOLATIONS
+            and keras.backend.backend() != "tensorflow"
+        ):
             self._note(
                 place,
                 f"{config['interpolation']} interpolation, which backends of Keras compute "

@@ -153,9 +153,10 @@ def reshape(axes: Sequence[Axis], target: Sequence[int | None]) -> list[Axis]:
                 parts.append(sizes.pop(0))
             else:
                 raise UnknownOrder(f"{axes} cannot be followed into the shape {tuple(target)}")
-        whole = next((i for i, part in enumerate(parts) if part != 1), 0)
-        if group and all(part == 1 for part in parts[whole + 1 :]):
-            result += [merge(group) if i == whole else Axis(1) for i in range(len(parts))]
+        # Beside the one part that holds all of the group, axes of one may come and go.
+        place = next((i for i, part in enumerate(parts) if part != 1), 0)
+        if group and all(part == 1 for part in parts[place + 1 :]):
+            result += [merge(group) if i == place else Axis(1) for i in range(len(parts))]
         elif any(axis.filters or axis.order for axis in group):
             raise UnknownOrder("an axis that holds the filters of a convolution is split")
         else:

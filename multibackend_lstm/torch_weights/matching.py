@@ -142,11 +142,11 @@ def match(
     return [Pair(layer, matching.found[i]) for i, layer in enumerate(layers)]
 
 
-def _together(parts: Sequence[Part], what: Callable[[Part], Hashable]) -> list[Part]:
-    """The first part of each that are the same, with the others tied to it."""
+def _together(parts: Sequence[Part], identity: Callable[[Part], Hashable]) -> list[Part]:
+    """One part for all of the same identity, the first, with the others tied to it."""
     kept: dict[Hashable, Part] = {}
     for part in parts:
-        first = kept.setdefault(what(part), part)
+        first = kept.setdefault(identity(part), part)
         if first is not part:
             first.tied.append(part)
     return list(kept.values())
